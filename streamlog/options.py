@@ -1,0 +1,483 @@
+"""The machinery under config.py: rules that parse one value, and the class that turns a table into a config.
+
+A role is a frozen struct whose fields are written once each: `name: Annotated[type, rule, "doc"] = default`.
+From that one line come the typed attribute, the parser, the error message and the documentation.
+
+1. Input is read as Kafka reads it: text is parsed ("5000", "true", "-1"); a bool is not a number; a float
+   is not a whole number; None is taken only where the rule says so.
+2. Keywords are snake_case; `config` mappings may be dotted or snake_case; a keyword wins over the mapping.
+3. Nothing is ever ignored silently: an option is known, or known to mean nothing here (one debug log line),
+   or ConfigError.
+4. ConfigError always carries option, value, allowed, suggestion, as fields and in the message.
+
+Source: Kafka's ConfigDef; SEMANTICS 1.1 to 1.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, get_args, get_type_hints
+
+import msgspec
+from typing_extensions import Self
+
+from streamlog.errors import ConfigError
+
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+
+_SHORT_MAX = 80  # characters of a refused value worth showing
+
+
+class Refused(Exception):
+    """A rule does not take the value; raised by rules, turned into ConfigError by the role."""
+
+    def __init__(self, suggestion: str | None = None, remark: str = "") -> None:
+        super().__init__(remark)
+        self.suggestion = suggestion
+        self.remark = remark
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """What one option takes."""
+
+    @property
+    def allowed(self) -> str:
+        raise NotImplementedError
+
+    def parse(self, value: object) -> object:
+        raise NotImplementedError
+
+
+class Whole(Rule, frozen=True):
+    """A whole number in [minimum, maximum]."""
+
+    minimum: int = 0
+    maximum: int = INT64_MAX
+
+    @property
+    def allowed(self) -> str:
+        if self.maximum >= INT64_MAX:
+            return f"a whole number >= {self.minimum}"
+        return f"a whole number from {self.minimum} to {self.maximum}"
+
+    def parse(self, value: object) -> int:
+        if isinstance(value, str):
+            try:
+                value = int(value)
+            except ValueError:
+                raise Refused from None
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise Refused
+        if not self.minimum <= value <= self.maximum:
+            raise Refused
+        return value
+
+
+class Real(Rule, frozen=True):
+    """A number in [minimum, maximum]."""
+
+    minimum: float
+    maximum: float
+
+    @property
+    def allowed(self) -> str:
+        return f"a number from {self.minimum:g} to {self.maximum:g}"
+
+    def parse(self, value: object) -> float:
+        if isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                raise Refused from None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise Refused
+        if not self.minimum <= value <= self.maximum:  # NaN ends here too
+            raise Refused
+        return float(value)
+
+
+class Flag(Rule, frozen=True):
+    """True or False."""
+
+    @property
+    def allowed(self) -> str:
+        return 'True or False (or the text "true", "false")'
+
+    def parse(self, value: object) -> bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+            return value.strip().lower() == "true"
+        raise Refused
+
+
+class Text(Rule, frozen=True):
+    """Text that is not empty."""
+
+    @property
+    def allowed(self) -> str:
+        return "text that is not empty"
+
+    def parse(self, value: object) -> str:
+        if not isinstance(value, str) or not value.strip():
+            raise Refused
+        return value
+
+
+class Choice(Rule, frozen=True):
+    """One of a few words. `habits` maps words people try to the right word or to a remark about it."""
+
+    words: tuple[str, ...]
+    habits: Mapping[str, str] = {}
+    needs: Mapping[str, str] = {}  # word -> the package it needs, which the extra `kafka` brings
+    pattern: str = ""  # an additional form, e.g. "by_duration:PT1H"
+    pattern_shown: str = ""
+    or_callable: bool = False
+
+    @property
+    def allowed(self) -> str:
+        forms = [f'"{word}"' for word in self.words]
+        if self.pattern_shown:
+            forms.append(self.pattern_shown)
+        if self.or_callable:
+            forms.append("a callable")
+        return "one of " + ", ".join(forms)
+
+    def parse(self, value: object) -> object:
+        if self.or_callable and callable(value):
+            return value
+        if not isinstance(value, str):
+            raise Refused
+        word = value.strip()
+        if word in self.words:
+            self._check_needs(word)
+            return word
+        if self.pattern:
+            import re
+
+            if re.fullmatch(self.pattern, word):
+                return word
+        folded = word.lower()
+        raise Refused(self.habits.get(folded) or closest(folded, self.words))
+
+    def _check_needs(self, word: str) -> None:
+        if word in self.needs:
+            import importlib.util
+
+            if importlib.util.find_spec(self.needs[word]) is None:
+                raise Refused(
+                    remark=f"{word} needs {self.needs[word]}: pip install 'streamlog-embedded[kafka]'"
+                )
+
+
+class Words(Rule, frozen=True):
+    """A list of words: a list, a tuple, or text with commas. `long_names` are other spellings."""
+
+    choice: Choice
+    long_names: Mapping[str, str] = {}
+    or_empty: bool = False
+
+    @property
+    def allowed(self) -> str:
+        least = "a list (it may be empty)" if self.or_empty else "a list of at least one"
+        return f"{least} out of " + ", ".join(f'"{word}"' for word in self.choice.words)
+
+    def parse(self, value: object) -> tuple[str, ...]:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if not isinstance(value, (list, tuple, set, frozenset)):
+            raise Refused
+        given = [self.long_names.get(part, part) if isinstance(part, str) else part for part in value]
+        if isinstance(value, (set, frozenset)):
+            given.sort(key=str)
+        words = tuple(str(self.choice.parse(part)) for part in given)
+        if not words and not self.or_empty:
+            raise Refused
+        if len(set(words)) < len(words):
+            raise Refused(remark="a word stands there twice")
+        return words
+
+
+class Acks(Rule, frozen=True):
+    """Kafka's acks, kept as its number: "all" is -1."""
+
+    @property
+    def allowed(self) -> str:
+        return '"all" (or -1), 0, 1'
+
+    def parse(self, value: object) -> int:
+        if isinstance(value, str):
+            number = {"all": -1, "-1": -1, "0": 0, "1": 1}.get(value.strip().lower())
+        else:
+            number = value if isinstance(value, int) and not isinstance(value, bool) else None
+        if number not in (-1, 0, 1):
+            raise Refused("all" if isinstance(number, int) and number > 1 else None)
+        return number
+
+
+class SerdeRule(Rule, frozen=True):
+    """A serializer or deserializer: a callable, an object with that method, or the name of a known one."""
+
+    method: str
+
+    @property
+    def allowed(self) -> str:
+        return f"None, a callable, an object with .{self.method}(), or the name of a serde"
+
+    def parse(self, value: object) -> object:
+        known = isinstance(value, str) and bool(value.strip())
+        if value is None or known or callable(value) or callable(getattr(value, self.method, None)):
+            return value
+        raise Refused
+
+
+class Maybe(Rule, frozen=True):
+    """Another rule, or None (which text cannot spell)."""
+
+    rule: Rule
+
+    @property
+    def allowed(self) -> str:
+        return f"None or {self.rule.allowed}"
+
+    def parse(self, value: object) -> object:
+        return None if value is None else self.rule.parse(value)
+
+
+class Option(msgspec.Struct, frozen=True):
+    """One row of a role's table."""
+
+    name: str
+    dotted: str
+    type: str
+    default: object
+    allowed: str
+    doc: str
+    rule: Rule
+
+
+class Role(msgspec.Struct, frozen=True):
+    """What the config structs share. Build them with `from_options`; plain construction checks nothing."""
+
+    ROLE: ClassVar[str] = ""
+    DOTTED: ClassVar[Mapping[str, str]] = {}  # name -> dotted, where dots for underscores is not enough
+    ALIASES: ClassVar[
+        Mapping[str, tuple[str, int]]
+    ] = {}  # dotted -> (name, factor): the same thing, other spelling
+    HABITS: ClassVar[Mapping[str, str]] = {}  # name -> remark: what people bring from elsewhere
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ()  # dotted names, or prefixes ending in "."
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, object], config: Mapping[str, object] | None = None) -> Self:
+        """Parse keywords and a dotted mapping into a config. A keyword wins over the mapping."""
+        return cls._build(cls._parse(options, config))
+
+    @classmethod
+    def options(cls) -> list[Option]:
+        """The table, in the order it is written."""
+        return list(_table(cls).values())
+
+    def dotted(self) -> dict[str, str]:
+        """Every option under Kafka's name, as Kafka's text; None and callables are left out."""
+        texts = {}
+        for option in self.options():
+            value = getattr(self, option.name)
+            if value is not None and not callable(value):
+                texts[option.dotted] = _kafka_text(value)
+        return texts
+
+    def replaced(self, options: Mapping[str, object], config: Mapping[str, object] | None = None) -> Self:
+        """A copy with these options set, checked as in `from_options`."""
+        return self._build(self._parse(options, config), self)
+
+    @classmethod
+    def overrides(cls, config: Mapping[str, object]) -> dict[str, str]:
+        """Checked options as text under Kafka's names, and only those given: what is worth storing."""
+        table = _table(cls)
+        return {table[name].dotted: _kafka_text(value) for name, value in cls._parse({}, config).items()}
+
+    @classmethod
+    def dotted_names(cls, names: Iterable[str]) -> list[str]:
+        """Kafka's names of options given in either spelling. Raises ConfigError for an unknown one."""
+        table = _table(cls)
+        found = (cls._find(name, None, table, [])[0] for name in names)
+        return [option.dotted for option in found if option is not None]
+
+    @classmethod
+    def _parse(cls, options: Mapping[str, object], config: Mapping[str, object] | None) -> dict[str, object]:
+        table = _table(cls)
+        values: dict[str, object] = {}
+        idle: list[str] = []
+        for given in (config or {}, options):
+            spelled: dict[str, str] = {}
+            for key, value in given.items():
+                option, factor = cls._find(key, value, table, idle)
+                if option is None:
+                    continue
+                if option.name in spelled:
+                    raise ConfigError(
+                        f"{cls.ROLE} option {option.name} is given twice,"
+                        f" as {spelled[option.name]!r} and {key!r}; keep one of them",
+                        option=option.name,
+                        value=value,
+                        allowed="each option once",
+                    )
+                spelled[option.name] = key
+                parsed = cls._parse_one(option, key, value)
+                if factor != 1 and isinstance(parsed, int) and parsed > 0:  # -1 means "never" in every unit
+                    parsed *= factor
+                values[option.name] = parsed
+        if idle:
+            import logging
+
+            logging.getLogger("streamlog").debug(
+                "%s options accepted without effect: %s", cls.ROLE, ", ".join(sorted(idle))
+            )
+        return values
+
+    @classmethod
+    def _find(
+        cls, key: object, value: object, table: Mapping[str, Option], idle: list[str]
+    ) -> tuple[Option | None, int]:
+        if not isinstance(key, str):
+            raise ConfigError(
+                f"{cls.ROLE} option names are text, not {key!r}", option=str(key), value=value, allowed="text"
+            )
+        dotted = key.replace("_", ".")
+        name = dotted.replace(".", "_")
+        if name in table:
+            return table[name], 1
+        for option in table.values():
+            if option.dotted == dotted:
+                return option, 1
+        if dotted in cls.ALIASES:
+            name, factor = cls.ALIASES[dotted]
+            return table[name], factor
+        if name in cls.HABITS:
+            raise ConfigError(
+                f"unknown {cls.ROLE} option {key!r} (given {_brief(value)}): {cls.HABITS[name]}",
+                option=key,
+                value=value,
+                allowed=f"the options of streamlog.config.describe({cls.ROLE!r})",
+                suggestion=cls.HABITS[name],
+            )
+        if any(
+            dotted.startswith(idler) if idler.endswith(".") else dotted == idler
+            for idler in cls.WITHOUT_EFFECT
+        ):
+            idle.append(dotted)
+            return None, 1
+        raise cls._unknown(key, value, table)
+
+    @classmethod
+    def _unknown(cls, key: str, value: object, table: Mapping[str, Option]) -> ConfigError:
+        wanted_dotted = "." in key
+        spellings = {
+            option.name: option.dotted if wanted_dotted else option.name for option in table.values()
+        }
+        spellings.update(
+            {option.dotted.replace(".", "_"): spellings[option.name] for option in table.values()}
+        )
+        near = closest(key.replace(".", "_").lower(), spellings)
+        suggestion = spellings[near] if near else None
+        hint = (
+            f"did you mean {suggestion!r}?"
+            if suggestion
+            else f"streamlog.config.describe({cls.ROLE!r}) lists what there is"
+        )
+        return ConfigError(
+            f"unknown {cls.ROLE} option {key!r} (given {_brief(value)}); {hint}",
+            option=key,
+            value=value,
+            allowed=f"the options of streamlog.config.describe({cls.ROLE!r})",
+            suggestion=suggestion,
+        )
+
+    @classmethod
+    def _parse_one(cls, option: Option, key: str, value: object) -> object:
+        try:
+            return option.rule.parse(value)
+        except Refused as refused:
+            given = f"{_brief(value)} ({type(value).__name__})"
+            message = f"{cls.ROLE} option {key!r} is {given}; allowed is {option.allowed}"
+            if refused.remark:
+                message += f"; {refused.remark}"
+            if refused.suggestion:
+                message += f"; did you mean {refused.suggestion!r}?"
+            raise ConfigError(
+                message,
+                option=option.name,
+                value=value,
+                allowed=option.allowed,
+                suggestion=refused.suggestion,
+            ) from None
+
+    @classmethod
+    def _build(cls, values: Mapping[str, Any], defaults: Self | None = None) -> Self:
+        made = msgspec.structs.replace(defaults, **values) if defaults is not None else cls(**values)
+        return made._checked(frozenset(values))
+
+    def _checked(self, given: frozenset[str]) -> Self:
+        """Rules between options. `given` are what the user set; the rest are defaults that may give way."""
+        return self
+
+    def _conflict(self, option: str, allowed: str, remedy: str) -> ConfigError:
+        value = getattr(self, option)
+        return ConfigError(
+            f"{self.ROLE} option {option!r} is {_brief(value)}; allowed here is {allowed}; {remedy}",
+            option=option,
+            value=value,
+            allowed=allowed,
+        )
+
+
+def closest(word: str, words: Iterable[str]) -> str | None:
+    """The most similar of the words, if one is similar at all."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return near[0] if near else None
+
+
+_tables: dict[type[Role], dict[str, Option]] = {}
+
+
+def _table(role: type[Role]) -> dict[str, Option]:
+    """The role's options by name; read from its annotations once, at the first use."""
+    table = _tables.get(role)
+    if table is None:
+        hints = get_type_hints(role, include_extras=True)
+        table = {}
+        for field in msgspec.structs.fields(role):
+            kind, rule, doc = get_args(hints[field.name])
+            table[field.name] = Option(
+                name=field.name,
+                dotted=role.DOTTED.get(field.name, field.name.replace("_", ".")),
+                type=_type_name(kind),
+                default=field.default,
+                allowed=rule.allowed,
+                doc=" ".join(doc.split()),
+                rule=rule,
+            )
+        _tables[role] = table
+    return table
+
+
+def _type_name(kind: object) -> str:
+    return (
+        kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+    )
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHORT_MAX else text[: _SHORT_MAX - 3] + "..."
+
+
+def _kafka_text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
