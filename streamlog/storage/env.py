@@ -1,0 +1,500 @@
+"""The environment: one LMDB file, its transactions, and a name for everything that can go wrong with them.
+
+The only module that imports lmdb. Above it there are keys and values (`keys`) and logs (`log`), nothing else.
+
+    Environment.write()    -> WriteTransaction   one at a time, its owner's turn lock sees to that
+    Environment.snapshot() -> Snapshot           any number, from any thread, short: begin, copy, end
+
+Invariants:
+ 1. A commit is whole or did not happen; its number, `WriteTransaction.id`, is `last_transaction_id()`
+    afterwards.
+ 2. Memory handed out by a cursor belongs to its transaction: whoever reads copies before the transaction
+    ends.
+ 3. The engine's environment is closed by nobody while a snapshot is open: `close()` refuses new snapshots at
+    once and the last open one closes the file. Readers announce themselves (append to `_readers`) before they
+    look at `_begin`, and `close()` replaces `_begin` before it looks at `_readers`; so one of the two sees
+    the other.
+ 4. A forked child never touches the engine: its copy of the environment only raises StoreForkedError.
+ 5. Every engine error leaves this floor under a streamlog name.
+
+Sources: lmdb.h "Caveats"; ECOSYSTEM 3.2, whose row numbers stand at the branches below.
+Not implemented: growing the map (it is reserved large at opening; row 1, 2), named databases (row 13), write
+access by several processes (the directory has one owner).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import weakref
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
+
+import lmdb
+import msgspec
+
+from streamlog.errors import (
+    ClosedError,
+    ConfigError,
+    CorruptStoreError,
+    ReadOnlyError,
+    StorageError,
+    StoreForkedError,
+    StoreFullError,
+)
+from streamlog.storage import filesystem
+from streamlog.storage.failure import named
+from streamlog.storage.statistics import EnvironmentStats, live_pages, read_stats
+
+if TYPE_CHECKING:
+    Cursor = lmdb.Cursor[memoryview]
+    Transaction = lmdb.Transaction[memoryview]
+
+Sync = Literal["full", "normal", "off"]
+
+DATA_FILE: Final = "data.mdb"
+LIB_VERSION: Final = 0  # row 22: LMDB 0.9's file format, whatever LMDB_DEFAULT_LIB_VERSION says
+MAP_BYTES: Final = (1 << 40, 1 << 38, 1 << 34, 1 << 30)
+DISK_BYTES_MIN: Final = 1 << 20
+RECLAIM_RESERVE_SHARE: Final = 16
+RECLAIM_RESERVE_BYTES: Final = (1 << 18, 1 << 26)
+"""Of `disk_bytes_max`, 1/16 but between these two is kept for deleting: copy-on-write needs pages to free
+pages.
+"""
+
+EngineError = lmdb.Error
+
+
+class Snapshot(msgspec.Struct, gc=False, eq=False):
+    """A read transaction: the store as one commit left it. `with` it, copy what you need, leave."""
+
+    environment: Environment
+    transaction: Any  # lmdb.Transaction[memoryview]; Any is a field type msgspec need not look at
+    readers: deque[None] | None
+
+    def get(self, key: bytes) -> bytes | None:
+        found: memoryview | None = self.transaction.get(key)
+        return None if found is None else bytes(found)
+
+    def cursor(self) -> Cursor:
+        cursor: Cursor = self.transaction.cursor()
+        return cursor
+
+    def close(self) -> None:
+        """End the snapshot; every memoryview of its cursors is invalid from now on. May be called twice."""
+        readers = self.readers
+        if readers is None:
+            return
+        self.readers = None
+        self.transaction.abort()
+        readers.pop()
+        if self.environment.closing and not readers:
+            self.environment._close_engine()
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.close()
+        if error is not None and isinstance(error, EngineError):
+            raise self.environment.named(error) from error
+
+
+class WriteTransaction(msgspec.Struct, gc=False, eq=False):
+    """The write transaction. Ends with `commit()` or `abort()`; after an error only `abort()` is left."""
+
+    environment: Environment
+    transaction: Any
+    id: int
+
+    def put(self, key: bytes, value: bytes) -> None:
+        try:
+            self.transaction.put(key, value)
+        except EngineError as error:
+            raise self.environment.named(error) from error
+
+    def get(self, key: bytes) -> bytes | None:
+        try:
+            found: memoryview | None = self.transaction.get(key)
+        except EngineError as error:
+            raise self.environment.named(error) from error
+        return None if found is None else bytes(found)
+
+    def delete(self, key: bytes) -> bool:
+        """Remove a key; False if it was not there."""
+        try:
+            deleted: bool = self.transaction.delete(key)
+        except EngineError as error:
+            raise self.environment.named(error) from error
+        return deleted
+
+    def cursor(self) -> Cursor:
+        cursor: Cursor = self.transaction.cursor()
+        return cursor
+
+    def commit(self) -> None:
+        """Make it so. An error means that nothing of it is in the store."""
+        try:
+            self.transaction.commit()
+        except EngineError as error:
+            raise self.environment.named(error) from error
+
+    def abort(self) -> None:
+        """Drop it; a no-op after `commit()` or `abort()`."""
+        self.transaction.abort()
+
+
+class Environment:
+    """One LMDB environment. See the module's invariants."""
+
+    __slots__ = (
+        "__weakref__",
+        "_begin",
+        "_begin_write",
+        "_close_token",
+        "_engine",
+        "_forked",
+        "_last_write",
+        "_live_pages_max",
+        "_readers",
+        "closed",
+        "closing",
+        "disk_bytes_max",
+        "path",
+        "read_only",
+        "sync_mode",
+    )
+
+    def __init__(
+        self, path: Path, engine: lmdb.Environment, sync: Sync, read_only: bool, disk_bytes_max: int | None
+    ) -> None:
+        """Use `open`."""
+        self.path = path
+        self.sync_mode: Sync = sync
+        self.read_only = read_only
+        self.disk_bytes_max = disk_bytes_max
+        self.closing = False
+        self.closed = False
+        self._engine = engine
+        # The hot path's only check for "closed", "forked" and "read-only" is which function stands here.
+        self._begin: Any = engine.begin
+        self._begin_write: Any = self._refuse_write if read_only else engine.begin
+        self._readers: deque[None] = deque()  # its length counts open snapshots; append and pop are atomic
+        self._last_write: WriteTransaction | None = None
+        self._live_pages_max = (0, 0)  # (for everybody, for reclaiming transactions); 0 = no bound
+        self._close_token = [None]
+        self._forked = False
+        if disk_bytes_max is not None:
+            page_bytes = engine.stat()["psize"]
+            low, high = RECLAIM_RESERVE_BYTES
+            reserve_bytes = min(max(disk_bytes_max // RECLAIM_RESERVE_SHARE, low), high)
+            self._live_pages_max = (
+                (disk_bytes_max - reserve_bytes) // page_bytes,
+                disk_bytes_max // page_bytes,
+            )
+        _environments[id(self)] = self
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        sync: Sync = "full",
+        read_only: bool = False,
+        map_bytes: int | None = None,
+        disk_bytes_max: int | None = None,
+        max_readers: int = 1024,
+        allow_network_fs: bool = False,
+    ) -> Environment:
+        """Open the environment in directory `path`; create it unless `read_only`.
+
+        sync:           "full": an acknowledged commit survives power loss; "normal": the store stays intact,
+                        the last commits may be missing; "off": survives `kill -9` only.
+        map_bytes:      address space to reserve; None: the largest that works, up to 1 TiB.
+        disk_bytes_max: bound of the data file; a share of it is kept for deleting (`write(reclaiming=True)`).
+        Raises          NotAStreamlogDirectoryError, NetworkFileSystemError, UnsupportedFormatError,
+                        CorruptStoreError, IllegalStateError (open in this process already), StorageError.
+        """
+        path = Path(path)
+        if disk_bytes_max is not None and disk_bytes_max < DISK_BYTES_MIN:
+            raise ConfigError(
+                f"disk_bytes_max={disk_bytes_max} is too small: a store needs at least {DISK_BYTES_MIN}",
+                option="disk_bytes_max",
+                value=disk_bytes_max,
+            )
+        if sync not in ("full", "normal", "off"):
+            raise ConfigError(
+                f'sync={sync!r}: allowed are "full", "normal", "off"', option="sync", value=sync
+            )
+        filesystem.prepare_directory(path, DATA_FILE, read_only)
+        if not allow_network_fs:
+            filesystem.refuse_network_file_system(path)  # row 18
+        candidates = (map_bytes,) if map_bytes is not None else MAP_BYTES
+        if disk_bytes_max is not None:
+            candidates = (min(disk_bytes_max, candidates[0]) & ~4095, *candidates[1:])
+        engine = _open_engine(path, candidates, sync, read_only, max_readers)
+        try:
+            _check_complete(path, engine)
+            environment = cls(path, engine, sync, read_only, disk_bytes_max)
+            environment.release_stale_readers()
+        except BaseException:
+            engine.close()
+            raise
+        return environment
+
+    # -- transactions ------------------------------------------------------------------------------
+
+    def write(self, *, reclaiming: bool = False) -> WriteTransaction:
+        """Begin the write transaction. The caller owns the right to write (its turn lock).
+
+        reclaiming: the transaction mostly deletes and may use the pages kept for that.
+        A transaction that its turn left open when it was cut short (Ctrl-C) is aborted first.
+        Raises StoreFullError, ReadOnlyError, ClosedError, StoreForkedError.
+        """
+        left_open = self._last_write
+        if left_open is not None:
+            left_open.transaction.abort()
+        if self._live_pages_max[0]:
+            self._check_room(reclaiming)
+        try:
+            # No local name for the transaction: an interrupt between here and `return` must find it in
+            # `_last_write`, or nowhere.
+            self._last_write = _begin_write_transaction(self, self._begin_write(None, None, True, True))
+            return self._last_write
+        except EngineError as error:
+            raise self.named(error) from error
+
+    def snapshot(self) -> Snapshot:
+        """Begin a read transaction. Raises ReadersFullError, ClosedError, StoreForkedError."""
+        readers = self._readers
+        readers.append(None)
+        try:
+            return Snapshot(self, self._begin(None, None, False, True), readers)
+        except BaseException as error:
+            try:
+                if isinstance(error, EngineError):
+                    return self._snapshot_after(error)
+                raise
+            except BaseException:
+                readers.pop()
+                if self.closing and not readers:
+                    self._close_engine()
+                raise
+
+    def last_transaction_id(self) -> int:
+        """The number of the newest commit."""
+        return self._live_engine().info()["last_txnid"]
+
+    # -- care --------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Force everything committed so far to the disk."""
+        try:
+            self._live_engine().sync(True)
+        except EngineError as error:
+            raise self.named(error) from error
+
+    def release_stale_readers(self) -> int:
+        """Free the reader slots of killed processes (row 7); how many there were."""
+        return self._live_engine().reader_check()
+
+    def backup(self, path: Path, compact: bool = True) -> None:
+        """Copy the environment, as the newest commit left it, into a new or empty directory, while others
+        write.
+
+        compact: leave out free pages. The copy is complete when this returns, or the directory is not there.
+        """
+        engine = self._live_engine()
+        made = not path.exists()
+        path.mkdir(mode=filesystem.DIRECTORY_MODE, parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise StorageError(f"cannot back up into {path}: it is not empty", path=str(path))
+        file = path / DATA_FILE
+        try:
+            engine.copy(str(path), compact=compact)
+            file.chmod(filesystem.FILE_MODE)
+            with open(file, "rb+") as copied:
+                os.fsync(copied.fileno())
+            filesystem.sync_directory(path)
+        except BaseException as error:
+            file.unlink(missing_ok=True)
+            if made:
+                path.rmdir()
+            if isinstance(error, EngineError):
+                raise named(error, path, path / DATA_FILE) from error
+            raise
+
+    def stats(self) -> EnvironmentStats:
+        """What it holds and how far it may grow."""
+        return read_stats(self._live_engine(), self.path, self.disk_bytes_max, len(self._readers))
+
+    def close(self, *, force: bool = False) -> bool:
+        """Refuse everything from now on and close the file; True if it is closed when this returns.
+
+        With snapshots open in other threads it answers False, and the last of them closes the file (invariant
+        3; row 24). force: close in spite of them. Only for an owner that knows that no thread is reading.
+        """
+        if self._forked:
+            return True
+        self.closing = True
+        self._begin = self._begin_write = self._refuse
+        if self.closed:
+            return True
+        left_open = self._last_write
+        if left_open is not None:
+            left_open.transaction.abort()
+        try:
+            if self.sync_mode != "full" and not self.read_only:
+                self._engine.sync(True)
+        except EngineError as error:
+            raise self.named(error) from error
+        finally:
+            if force or not self._readers:
+                self._close_engine()
+        return self.closed
+
+    def check_process(self) -> None:
+        """Raises StoreForkedError in a child process that inherited this environment."""
+        if self._forked:
+            self._refuse()
+
+    # -- private -----------------------------------------------------------------------------------
+
+    def named(self, error: lmdb.Error) -> Exception:
+        """The streamlog error for an engine error."""
+        return named(error, self.path, self.path / DATA_FILE)
+
+    def _close_engine(self) -> None:
+        try:
+            self._close_token.pop()  # of several threads that come here, one goes on
+        except IndexError:
+            return
+        self._engine.close()
+        self.closed = True
+
+    def _live_engine(self) -> lmdb.Environment:
+        if self.closing or self._forked:
+            self._refuse()
+        return self._engine
+
+    def _refuse(self, *_: object) -> NoReturn:
+        if self._forked:
+            raise StoreForkedError(
+                f"{self.path} was opened before this process was forked from its parent. Open it after the "
+                "fork, use the 'spawn' start method, or connect through the parent's listener",
+                path=str(self.path),
+            )
+        raise ClosedError(f"the store {self.path} is closed", path=str(self.path))
+
+    def _refuse_write(self, *_: object) -> NoReturn:
+        raise ReadOnlyError(f'{self.path} is open for reading only (mode="r")', path=str(self.path))
+
+    def _check_room(self, reclaiming: bool) -> None:
+        """Row 1: `disk_bytes_max` is the map's size, so the engine holds it; this keeps pages for
+        deleting.
+        """
+        stat = self._live_engine().stat()
+        pages = live_pages(stat)  # type: ignore[arg-type]
+        if pages > self._live_pages_max[reclaiming]:
+            raise StoreFullError(
+                f"{self.path} holds {pages * stat['psize']} bytes; disk_bytes_max is {self.disk_bytes_max}, "
+                "what is left is kept for deleting. Shorten retention, delete records or topics, or raise it",
+                path=str(self.path),
+                disk_bytes_max=self.disk_bytes_max,
+            )
+
+    def _snapshot_after(self, error: lmdb.Error) -> Snapshot:
+        """Once more, after what stood in the way is removed. The reader is announced already."""
+        if isinstance(error, lmdb.ReadersFullError):  # row 6
+            self.release_stale_readers()
+        elif isinstance(error, lmdb.MapResizedError) and len(self._readers) == 1:  # row 3
+            self._engine.set_mapsize(0)
+        else:
+            raise self.named(error) from error
+        try:
+            return Snapshot(self, self._begin(None, None, False, True), self._readers)
+        except EngineError as again:
+            raise self.named(again) from again
+
+
+def _begin_write_transaction(environment: Environment, transaction: Transaction) -> WriteTransaction:
+    return WriteTransaction(environment, transaction, transaction.id())
+
+
+# -- opening ---------------------------------------------------------------------------------------
+
+
+def _open_engine(
+    path: Path, candidates: tuple[int, ...], sync: Sync, read_only: bool, max_readers: int
+) -> lmdb.Environment:
+    for index, map_bytes in enumerate(candidates):
+        try:
+            return lmdb.Environment(
+                str(path),
+                map_size=map_bytes,
+                readonly=read_only,
+                sync=sync != "off",
+                metasync=sync == "full",
+                mode=filesystem.DIRECTORY_MODE,
+                create=not read_only,
+                writemap=False,  # row 17: a full disk would kill the process
+                max_readers=max_readers,
+                max_spare_txns=0,  # row 5: a cached reader would keep its slot across a fork
+                lib_version=LIB_VERSION,
+            )
+        except lmdb.Error as error:
+            # row 1: RLIMIT_AS, a container or an old kernel may refuse a large map
+            no_memory = isinstance(error, lmdb.MemoryError) or error.code == errno.ENOMEM
+            if no_memory and index + 1 < len(candidates):
+                continue
+            raise named(error, path, path / DATA_FILE) from error
+    raise AssertionError("no candidate for the size of the map")
+
+
+def _check_complete(path: Path, engine: lmdb.Environment) -> None:
+    """A file that lost its tail would kill the process with SIGBUS at the first touch of a lost page."""
+    file_bytes_expected = (engine.info()["last_pgno"] + 1) * engine.stat()["psize"]
+    if (path / DATA_FILE).stat().st_size >= file_bytes_expected:
+        return
+    # Pages at the end that were allocated and freed in one transaction are never written: only a walk can
+    # tell.
+    problems = verify_file(path)
+    if problems:
+        raise CorruptStoreError(
+            f"{path / DATA_FILE} is torn: it should have {file_bytes_expected} bytes ({problems[0]}). "
+            "Restore a backup",
+            path=str(path),
+            problems=problems[:10],
+        )
+
+
+def verify_file(path: Path) -> list[str]:
+    """Walk the pages of an environment nobody writes to, without the engine: what is wrong with them (row
+    21).
+    """
+    from lmdb.verify import VerifyError, verify
+
+    try:
+        problems: list[object] = verify(str(path / DATA_FILE), subdir=False)  # type: ignore[no-untyped-call]
+        return [str(problem) for problem in problems]
+    except (VerifyError, OSError) as error:
+        return [str(error)]
+
+
+# -- fork ------------------------------------------------------------------------------------------
+
+_environments: weakref.WeakValueDictionary[int, Environment] = weakref.WeakValueDictionary()
+
+
+def _mark_forked() -> None:
+    """Row 5: in a child the engine would silently work, and closing it there would free the parent's reader
+    slots.
+    """
+    for environment in list(_environments.values()):
+        environment._forked = True
+        environment._begin = environment._begin_write = environment._refuse
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_mark_forked)

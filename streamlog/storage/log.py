@@ -1,0 +1,495 @@
+"""One log in a transaction: append, read, cut at both ends, find an offset by time. Bytes only; who may do it
+is decided above.
+
+    log start offset          start_offset                end_offset (exclusive)      log end offset
+          |                        |                            |                          |
+    [ batch 0..9 ][ batch 10..19 ] . . hole . . [ batch 30..30 ][ batch 31..44 ]  checkpoints
+                                     (compacted)
+
+A log is a run of keys of one environment (see `keys`); every function takes the transaction it works in,
+which outlives the call. `Reader` means: a snapshot, or a write transaction that sees its own writes.
+
+Invariants:
+ 1. The key of a batch is its last offset, and batches do not overlap: base offset > last offset of the one
+    before.
+ 2. Running maximum timestamps never fall from batch to batch, and are at least the batch's own maximum.
+ 3. What leaves this module is bytes or parsed values, never memory of the engine.
+ 4. Batches are deleted whole, oldest first at the head and newest first at the tail: after any slice the rest
+    is a log.
+
+Sources: KIP-74 (the first batch is always returned), KIP-101 (truncation), KIP-79 (offsets by time).
+Not implemented: segments and index files; LMDB's tree is the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import msgspec
+
+from streamlog.batch import Batch, BatchHeader, parse_batch, parse_header
+from streamlog.errors import CorruptRecordError, CorruptStoreError, InvalidRecordError
+from streamlog.record import OffsetAndTimestamp
+from streamlog.storage.env import EngineError, Snapshot, WriteTransaction
+from streamlog.storage.keys import (
+    BATCH_START,
+    CHECKPOINT_BASE,
+    CHECKPOINT_VERSION,
+    LOG_CHECKPOINT,
+    LOG_ID_MAX,
+    CheckpointKind,
+    checkpoint_key,
+    pack_key,
+    pack_running_max,
+    unpack_key,
+    unpack_running_max,
+)
+
+if TYPE_CHECKING:
+    from streamlog.storage.env import Cursor
+
+Reader: TypeAlias = Snapshot | WriteTransaction
+
+SLICE_BATCHES_MAX: Final = 4096
+"""Small batches cost by number, not by bytes: 4,096 deletions take about 4 ms."""
+
+
+class LogCheckpoint(msgspec.Struct, frozen=True, gc=False):
+    """What a log is without reading it (LOG_CHECKPOINT_LAYOUT); written in the transaction of the batches it
+    covers.
+    """
+
+    log_start_offset: int = 0
+    log_end_offset: int = 0
+    high_watermark: int = 0
+    size_bytes: int = 0
+    max_timestamp: int = -1
+    leader_epoch: int = -1
+
+
+class StoredBatch(msgspec.Struct, frozen=True, gc=False):
+    """A batch and what the store adds to it."""
+
+    running_max_timestamp: int
+    batch: Batch
+
+
+class StoredHeader(msgspec.Struct, frozen=True, gc=False):
+    """The header of a stored batch, its body not read."""
+
+    running_max_timestamp: int
+    header: BatchHeader
+
+
+class DeletedSlice(msgspec.Struct, frozen=True, gc=False):
+    """What one slice of deleting removed; `done`: nothing is left to delete."""
+
+    bytes: int
+    batches: int
+    done: bool
+
+
+class TruncatedTail(msgspec.Struct, frozen=True, gc=False):
+    """What cutting the tail removed, and where the log ends now."""
+
+    bytes: int
+    batches: int
+    log_end_offset: int  # from_offset, or the base of the batch that held it: batches go whole
+    max_timestamp: int  # running maximum of the newest batch left; -1 = none
+    done: bool
+
+
+# -- appending and checkpoints ---------------------------------------------------------------------
+
+
+def append(
+    transaction: WriteTransaction,
+    log_id: int,
+    batch: Batch,
+    base_offset: int,
+    leader_epoch: int,
+    max_timestamp: int,
+) -> int:
+    """Store a batch at `base_offset`, the log end offset, and return its size in bytes.
+
+    max_timestamp:  the running maximum of the log including this batch; never below the previous one.
+    One put. The caller writes the checkpoint in the same transaction.
+    """
+    payload = batch.payload
+    transaction.put(
+        pack_key(log_id, base_offset + batch.last_offset_delta),
+        b"".join((pack_running_max(max_timestamp), batch.prefix(base_offset, leader_epoch), payload)),
+    )
+    return batch.size_bytes
+
+
+def put_checkpoint(transaction: WriteTransaction, log_id: int, checkpoint: LogCheckpoint) -> None:
+    """Store the checkpoint of a log."""
+    transaction.put(
+        checkpoint_key(log_id, 0),
+        LOG_CHECKPOINT.pack(
+            CHECKPOINT_VERSION,
+            checkpoint.leader_epoch,
+            checkpoint.log_start_offset,
+            checkpoint.log_end_offset,
+            checkpoint.high_watermark,
+            checkpoint.size_bytes,
+            checkpoint.max_timestamp,
+        ),
+    )
+
+
+def load_checkpoint(reader: Reader, log_id: int) -> LogCheckpoint | None:
+    """The checkpoint of a log; None if it was never written."""
+    value = reader.get(checkpoint_key(log_id, CheckpointKind.LOG))
+    if value is None:
+        return None
+    if len(value) != LOG_CHECKPOINT.size or value[0] != CHECKPOINT_VERSION:
+        raise CorruptStoreError(
+            f"the checkpoint of log {log_id} begins {value[:1]!r} and has {len(value)} bytes, expected "
+            f"version {CHECKPOINT_VERSION} and {LOG_CHECKPOINT.size} bytes",
+            log_id=log_id,
+        )
+    _, leader_epoch, start, end, high_watermark, size_bytes, max_timestamp = LOG_CHECKPOINT.unpack(value)
+    return LogCheckpoint(start, end, high_watermark, size_bytes, max_timestamp, leader_epoch)
+
+
+def put_extra(transaction: WriteTransaction, log_id: int, kind: int, value: bytes) -> None:
+    """Store another checkpoint (CheckpointKind, or any kind the floors above agree on) beside the log's
+    own.
+    """
+    transaction.put(checkpoint_key(log_id, kind), value)
+
+
+def get_extra(reader: Reader, log_id: int, kind: int) -> bytes | None:
+    """A checkpoint stored by `put_extra`; None if there is none."""
+    return reader.get(checkpoint_key(log_id, kind))
+
+
+def delete_extra(transaction: WriteTransaction, log_id: int, kind: int) -> bool:
+    """Remove a checkpoint; False if there was none."""
+    return transaction.delete(checkpoint_key(log_id, kind))
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read(
+    snapshot: Reader, log_id: int, start_offset: int, end_offset: int, bytes_max: int, check_crcs: bool = True
+) -> list[Batch]:
+    """The batches that hold offsets of [start_offset, end_offset), whole, up to `bytes_max` but at least the
+    first.
+
+    start_offset:  may lie inside a batch (its earlier records come along) or in a hole (the next batch
+                   follows).
+    end_offset:    a batch that reaches beyond it is not returned.
+    Raises         CorruptRecordError with `log_id` and `last_offset`.
+    """
+    batches: list[Batch] = []
+    bytes_left = bytes_max
+    try:
+        cursor: Cursor = snapshot.transaction.cursor()
+        found = cursor.set_range(pack_key(log_id, start_offset))
+        while found:
+            key, value = cursor.item()
+            found_log_id, last_offset = unpack_key(key)
+            # A checkpoint's number is above every offset, so one comparison ends the log in both ways.
+            if last_offset >= end_offset or found_log_id != log_id:
+                break
+            bytes_left -= len(value) - BATCH_START
+            if bytes_left < 0 and batches:
+                break
+            # The one copy of the bytes is the slice inside:
+            batch = parse_batch(value, check_crc=check_crcs, position=BATCH_START)
+            if batch.base_offset + batch.last_offset_delta != last_offset:
+                raise CorruptRecordError(f"the batch stored there ends at offset {batch.last_offset}")
+            batches.append(batch)
+            if bytes_left <= 0:
+                break
+            found = cursor.next()
+    except EngineError as error:
+        raise snapshot.environment.named(error) from error
+    except (CorruptRecordError, InvalidRecordError) as error:
+        raise _corrupt(log_id, last_offset, error) from error
+    return batches
+
+
+def first_batch(reader: Reader, log_id: int) -> StoredBatch | None:
+    """The oldest stored batch; it may begin below the log start offset."""
+    try:
+        cursor = reader.cursor()
+        if not cursor.set_range(pack_key(log_id, 0)):
+            return None
+        return _stored_batch(cursor, log_id)
+    except EngineError as error:
+        raise reader.environment.named(error) from error
+
+
+def last_batch(reader: Reader, log_id: int) -> StoredBatch | None:
+    """The newest stored batch."""
+    try:
+        cursor = reader.cursor()
+        return _stored_batch(cursor, log_id) if _to_newest(cursor, log_id) else None
+    except EngineError as error:
+        raise reader.environment.named(error) from error
+
+
+def iterate_headers(reader: Reader, log_id: int, start_offset: int = 0) -> Iterator[StoredHeader]:
+    """The headers of the batches that end at or behind `start_offset`, in order. Use them while the
+    transaction lives.
+    """
+    try:
+        cursor = reader.cursor()
+        found = cursor.set_range(pack_key(log_id, start_offset))
+        while found:
+            key, value = cursor.item()
+            found_log_id, last_offset = unpack_key(key)
+            if found_log_id != log_id or last_offset >= CHECKPOINT_BASE:
+                return
+            try:
+                header = parse_header(value, BATCH_START)
+            except (CorruptRecordError, InvalidRecordError) as error:
+                raise _corrupt(log_id, last_offset, error) from error
+            yield StoredHeader(unpack_running_max(value)[0], header)
+            found = cursor.next()
+    except EngineError as error:
+        raise reader.environment.named(error) from error
+
+
+def log_ids(reader: Reader) -> list[int]:
+    """The ids of all logs that hold anything, batches or checkpoints; without the environment's own."""
+    found: list[int] = []
+    try:
+        cursor = reader.cursor()
+        log_id = 1
+        while log_id <= LOG_ID_MAX and cursor.set_range(pack_key(log_id, 0)):
+            log_id = unpack_key(cursor.key())[0]
+            found.append(log_id)
+            log_id += 1
+    except EngineError as error:
+        raise reader.environment.named(error) from error
+    return found
+
+
+# -- offsets by time
+# ------------------------------------------------------------------------------------------
+#
+# Timestamps need not rise with offsets, but the running maximum that every batch stores does:
+#
+#     offset       0..9   10..19   20..29   30..39
+#     max            10       30       20       40
+#     running max    10       30       30       40      lookup 15 -> batch 10..19, then its records
+#
+# The first batch that reaches a time is found by halving the offset range; from there the batches' own maxima
+# are scanned. The scan passes more than one batch only if the record that raised the running maximum is gone.
+# With LogAppendTime the batch's maximum is the timestamp of each record; control records count, as in Kafka.
+
+
+def offset_for_timestamp(
+    reader: Reader, log_id: int, start_offset: int, end_offset: int, timestamp: int
+) -> OffsetAndTimestamp | None:
+    """The first record of [start_offset, end_offset), in offset order, that is not older than `timestamp`."""
+    first = _first_reaching(reader, log_id, start_offset, end_offset, timestamp)
+    for header in _headers(reader, log_id, first, end_offset):
+        if header.max_timestamp >= timestamp:
+            batch = _batch(reader, log_id, header)
+            for offset, time in _times(batch, start_offset, end_offset):
+                if time >= timestamp:
+                    return OffsetAndTimestamp(offset, time, header.leader_epoch)
+    return None
+
+
+def offset_of_max_timestamp(
+    reader: Reader, log_id: int, start_offset: int, end_offset: int
+) -> OffsetAndTimestamp | None:
+    """The first record of [start_offset, end_offset) that carries their largest timestamp (ListOffsets
+    -3).
+    """
+    bound = _running_max(reader, log_id, end_offset)
+    if bound is None:
+        return None
+    found = offset_for_timestamp(reader, log_id, start_offset, end_offset, bound)
+    if found is not None:
+        return found  # nothing is above the bound, so this is the first that reaches it
+    best: OffsetAndTimestamp | None = None
+    for header in _headers(reader, log_id, start_offset, end_offset):
+        if best is not None and header.max_timestamp <= best.timestamp:
+            continue
+        for offset, time in _times(_batch(reader, log_id, header), start_offset, end_offset):
+            if best is None or time > best.timestamp:
+                best = OffsetAndTimestamp(offset, time, header.leader_epoch)
+    return best
+
+
+def _first_reaching(reader: Reader, log_id: int, start_offset: int, end_offset: int, timestamp: int) -> int:
+    """The lowest offset such that it, or the batch behind it, has a running maximum of at least
+    `timestamp`.
+    """
+    low, high = start_offset, end_offset
+    try:
+        cursor = reader.cursor()
+        while low < high:
+            middle = (low + high) // 2
+            if not cursor.set_range(pack_key(log_id, middle)):
+                high = middle
+                continue
+            key, value = cursor.item()
+            found_log_id, last_offset = unpack_key(key)
+            beyond = found_log_id != log_id or last_offset >= CHECKPOINT_BASE
+            if beyond or unpack_running_max(value)[0] >= timestamp:
+                high = middle
+            else:
+                low = last_offset + 1
+    except EngineError as error:
+        raise reader.environment.named(error) from error
+    return low
+
+
+def _running_max(reader: Reader, log_id: int, end_offset: int) -> int | None:
+    """A bound of all timestamps below `end_offset`; None if the log holds nothing."""
+    try:
+        cursor = reader.cursor()
+        if end_offset > 0 and cursor.set_range(pack_key(log_id, end_offset - 1)):
+            key, value = cursor.item()
+            found_log_id, last_offset = unpack_key(key)
+            if found_log_id == log_id and last_offset < CHECKPOINT_BASE and len(value) > BATCH_START:
+                bound: int = unpack_running_max(value)[0]
+                return bound
+    except EngineError as error:
+        raise reader.environment.named(error) from error
+    newest = last_batch(reader, log_id)
+    return None if newest is None else newest.running_max_timestamp
+
+
+def _headers(reader: Reader, log_id: int, start_offset: int, end_offset: int) -> Iterator[BatchHeader]:
+    """Headers of the batches with records that reach into [start_offset, end_offset)."""
+    for stored in iterate_headers(reader, log_id, start_offset):
+        if stored.header.base_offset >= end_offset:
+            return
+        if stored.header.record_count:
+            yield stored.header
+
+
+def _batch(reader: Reader, log_id: int, header: BatchHeader) -> Batch:
+    return read(reader, log_id, header.last_offset, header.next_offset, 1)[0]
+
+
+def _times(batch: Batch, start_offset: int, end_offset: int) -> Iterator[tuple[int, int]]:
+    """(offset, timestamp) of the records of a batch that lie in [start_offset, end_offset)."""
+    columns = batch.columns()
+    for delta, time in zip(columns.offsets, columns.timestamps, strict=True):
+        if start_offset <= batch.base_offset + delta < end_offset:
+            yield batch.base_offset + delta, time
+
+
+# -- deleting --------------------------------------------------------------------------------------
+
+
+def delete_head(
+    transaction: WriteTransaction,
+    log_id: int,
+    below_offset: int,
+    bytes_max: int,
+    batches_max: int = SLICE_BATCHES_MAX,
+) -> DeletedSlice:
+    """Delete the oldest batches that end below `below_offset`: one slice of at least one batch, about
+    `bytes_max` bytes.
+
+    A batch that holds `below_offset` stays whole; its earlier records are hidden by the log start offset
+    (SEMANTICS 3.8.3).
+    """
+    return _delete_forward(transaction, log_id, below_offset, bytes_max, batches_max)
+
+
+def delete_all_slice(
+    transaction: WriteTransaction, log_id: int, bytes_max: int, batches_max: int = SLICE_BATCHES_MAX
+) -> bool:
+    """Delete a slice of everything a log has, its checkpoints last; True when nothing is left."""
+    return _delete_forward(transaction, log_id, None, bytes_max, batches_max).done
+
+
+def truncate_tail(
+    transaction: WriteTransaction, log_id: int, from_offset: int, bytes_max: int | None = None
+) -> TruncatedTail:
+    """Delete the batches that end at or behind `from_offset`, newest first.
+
+    bytes_max:  stop after about so many bytes; not `done` then, and `log_end_offset` is where the log ends
+                meanwhile.
+    """
+    deleted_bytes = deleted_batches = 0
+    end_offset, max_timestamp, done = from_offset, -1, True
+    try:
+        cursor = transaction.cursor()
+        while _to_newest(cursor, log_id):
+            last_offset = unpack_key(cursor.key())[1]
+            value = cursor.value()
+            if last_offset < from_offset:
+                max_timestamp = unpack_running_max(value)[0]
+                if not done:
+                    end_offset = last_offset + 1
+                break
+            if bytes_max is not None and deleted_batches and deleted_bytes >= bytes_max:
+                max_timestamp, end_offset, done = unpack_running_max(value)[0], last_offset + 1, False
+                break
+            base_offset = parse_header(value, BATCH_START).base_offset
+            end_offset = min(end_offset, base_offset)
+            deleted_bytes += len(value) - BATCH_START
+            deleted_batches += 1
+            cursor.delete()
+    except EngineError as error:
+        raise transaction.environment.named(error) from error
+    return TruncatedTail(deleted_bytes, deleted_batches, end_offset, max_timestamp, done)
+
+
+def _delete_forward(
+    transaction: WriteTransaction, log_id: int, below_number: int | None, bytes_max: int, batches_max: int
+) -> DeletedSlice:
+    """Delete keys of a log in order while their number is below `below_number` (None: checkpoints too)."""
+    deleted_bytes = deleted_batches = 0
+    done = True
+    try:
+        cursor = transaction.cursor()
+        cursor.set_range(pack_key(log_id, 0))
+        while key := cursor.key():  # empty behind the last key
+            found_log_id, number = unpack_key(key)
+            if found_log_id != log_id or (below_number is not None and number >= below_number):
+                break
+            if deleted_batches and (deleted_bytes >= bytes_max or deleted_batches >= batches_max):
+                done = False
+                break
+            size = len(cursor.value())
+            cursor.delete()  # the cursor stands on the next key now
+            deleted_bytes += size - BATCH_START
+            deleted_batches += 1
+    except EngineError as error:
+        raise transaction.environment.named(error) from error
+    return DeletedSlice(deleted_bytes, deleted_batches, done)
+
+
+# -- private ---------------------------------------------------------------------------------------
+
+
+def _to_newest(cursor: Cursor, log_id: int) -> bool:
+    """Put the cursor on the newest batch of a log; False if it has none."""
+    found = cursor.prev() if cursor.set_range(pack_key(log_id, CHECKPOINT_BASE)) else cursor.last()
+    return found and unpack_key(cursor.key())[0] == log_id
+
+
+def _stored_batch(cursor: Cursor, log_id: int) -> StoredBatch | None:
+    key, value = cursor.item()
+    found_log_id, last_offset = unpack_key(key)
+    if found_log_id != log_id or last_offset >= CHECKPOINT_BASE:
+        return None
+    try:
+        return StoredBatch(unpack_running_max(value)[0], parse_batch(value, position=BATCH_START))
+    except (CorruptRecordError, InvalidRecordError) as error:
+        raise _corrupt(log_id, last_offset, error) from error
+
+
+def _corrupt(log_id: int, last_offset: int, error: Exception) -> CorruptRecordError:
+    return CorruptRecordError(
+        f"log {log_id}, batch that ends at offset {last_offset}: {error}",
+        log_id=log_id,
+        last_offset=last_offset,
+    )
