@@ -1,0 +1,219 @@
+"""The bytes of `__consumer_offsets`: Kafka's own layouts, so that Kafka's tools and habits apply.
+
+    key                                       value (None = tombstone)
+    OffsetCommitKey v1                        OffsetCommitValue v3 (v0-v3 are read)
+      int16 version = 1 (0 is read alike)       int16 version = 3
+      string group                              int64 offset
+      string topic                              int32 leader_epoch        from v3
+      int32 partition                           string metadata
+                                                int64 commit_timestamp    wall clock, ms
+                                                int64 expire_timestamp    v1 only, ignored
+    GroupMetadataKey v2                       GroupMetadataValue v3 (v0-v3 are read)
+      int16 version = 2                         int16 version = 3
+      string group                              string protocol_type      "" = none
+                                                int32 generation
+                                                string? protocol
+                                                string? leader
+                                                int64 state_timestamp     from v2; wall ms, -1 = unknown
+                                                [member]
+      member: string member_id | string? group_instance_id (from v3) | string client_id
+              | string client_host | int32 rebalance_timeout_ms (from v1) | int32 session_timeout_ms
+              | bytes subscription | bytes assignment
+
+The incarnation. Kafka has no field for the opening of the cluster an in-process member belongs to. It
+stands in `client_host` as `streamlog/<incarnation>`: there Kafka writes an address, which always begins
+with "/" for members that came over the wire, so the two cannot be mistaken, and `kafka-consumer-groups
+--describe` shows something sensible.
+
+Of a member's protocols only the chosen one's bytes are stored, as in Kafka: after loading a member supports
+just that one.
+
+Sources: OffsetCommitKey.json, OffsetCommitValue.json, GroupMetadataKey.json, GroupMetadataValue.json.
+Not implemented: OffsetCommitValue v4 and GroupMetadataValue v4 (flexible, topic ids), the records of
+KIP-848 and share groups (key versions 3 and above: `decode_key` gives None, the caller steps over them).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from streamlog.core.kafka_types import TypesReader, TypesWriter
+from streamlog.errors import CorruptRecordError
+from streamlog.record import TopicPartition
+
+OFFSET_COMMIT_KEY_VERSION: Final = 1
+GROUP_METADATA_KEY_VERSION: Final = 2
+OFFSET_COMMIT_VALUE_VERSION: Final = 3
+GROUP_METADATA_VALUE_VERSION: Final = 3
+NO_TIMESTAMP: Final = -1
+_IN_PROCESS_HOST: Final = "streamlog/"
+
+
+class OffsetKey(msgspec.Struct, frozen=True, gc=False):
+    group_id: str
+    partition: TopicPartition
+
+
+class GroupKey(msgspec.Struct, frozen=True, gc=False):
+    group_id: str
+
+
+class CommittedOffset(msgspec.Struct, frozen=True, gc=False):
+    offset: int
+    leader_epoch: int
+    metadata: str
+    commit_timestamp_ms: int
+
+
+class StoredMember(msgspec.Struct, frozen=True, gc=False):
+    member_id: str
+    group_instance_id: str | None
+    client_id: str
+    client_host: str
+    rebalance_timeout_ms: int
+    session_timeout_ms: int
+    subscription: bytes
+    assignment: bytes
+
+
+class StoredGroup(msgspec.Struct, frozen=True):
+    protocol_type: str | None
+    generation: int
+    protocol: str | None
+    leader: str | None
+    state_timestamp_ms: int
+    members: tuple[StoredMember, ...]
+
+
+def client_host_of(incarnation: str) -> str:
+    """What an in-process member's client_host says: which opening of the cluster it belongs to."""
+    return _IN_PROCESS_HOST + incarnation
+
+
+def incarnation_of(client_host: str) -> str:
+    """The incarnation in a client_host; "" for members that came over the wire."""
+    return client_host[len(_IN_PROCESS_HOST) :] if client_host.startswith(_IN_PROCESS_HOST) else ""
+
+
+# -- keys --------------------------------------------------------------------------------------------------
+
+
+def encode_offset_key(group_id: str, partition: TopicPartition) -> bytes:
+    writer = TypesWriter()
+    writer.int16(OFFSET_COMMIT_KEY_VERSION)
+    writer.string(group_id)
+    writer.string(partition[0])
+    writer.int32(partition[1])
+    return writer.finish()
+
+
+def encode_group_key(group_id: str) -> bytes:
+    writer = TypesWriter()
+    writer.int16(GROUP_METADATA_KEY_VERSION)
+    writer.string(group_id)
+    return writer.finish()
+
+
+def decode_key(key: bytes) -> OffsetKey | GroupKey | None:
+    """What the record is about; None for kinds this version does not know. Raises CorruptRecordError."""
+    reader = TypesReader(key)
+    try:
+        version = reader.int16()
+        if version in (0, OFFSET_COMMIT_KEY_VERSION):
+            return OffsetKey(reader.string(), TopicPartition(reader.string(), reader.int32()))
+        if version == GROUP_METADATA_KEY_VERSION:
+            return GroupKey(reader.string())
+    except ValueError as error:
+        raise CorruptRecordError(f"key of a __consumer_offsets record: {error}", key=key) from error
+    return None
+
+
+# -- values ------------------------------------------------------------------------------------------------
+
+
+def encode_offset_value(committed: CommittedOffset) -> bytes:
+    writer = TypesWriter()
+    writer.int16(OFFSET_COMMIT_VALUE_VERSION)
+    writer.int64(committed.offset)
+    writer.int32(committed.leader_epoch)
+    writer.string(committed.metadata)
+    writer.int64(committed.commit_timestamp_ms)
+    return writer.finish()
+
+
+def decode_offset_value(value: bytes) -> CommittedOffset:
+    reader = TypesReader(value)
+    try:
+        version = _known_version(reader, OFFSET_COMMIT_VALUE_VERSION)
+        offset = reader.int64()
+        leader_epoch = reader.int32() if version >= 3 else -1
+        return CommittedOffset(offset, leader_epoch, reader.string(), reader.int64())
+    except ValueError as error:
+        raise CorruptRecordError(f"OffsetCommitValue: {error}", value=value) from error
+
+
+def encode_group_value(group: StoredGroup) -> bytes:
+    writer = TypesWriter()
+    writer.int16(GROUP_METADATA_VALUE_VERSION)
+    writer.string(group.protocol_type or "")
+    writer.int32(group.generation)
+    writer.string(group.protocol)
+    writer.string(group.leader)
+    writer.int64(group.state_timestamp_ms)
+    writer.int32(len(group.members))
+    for member in group.members:
+        writer.string(member.member_id)
+        writer.string(member.group_instance_id)
+        writer.string(member.client_id)
+        writer.string(member.client_host)
+        writer.int32(member.rebalance_timeout_ms)
+        writer.int32(member.session_timeout_ms)
+        writer.bytes_(member.subscription)
+        writer.bytes_(member.assignment)
+    return writer.finish()
+
+
+def decode_group_value(value: bytes) -> StoredGroup:
+    reader = TypesReader(value)
+    try:
+        version = _known_version(reader, GROUP_METADATA_VALUE_VERSION)
+        protocol_type = reader.string() or None
+        generation = reader.int32()
+        protocol = reader.nullable_string()
+        leader = reader.nullable_string()
+        state_timestamp_ms = reader.int64() if version >= 2 else NO_TIMESTAMP
+        count = reader.array_count(18)
+        members = tuple(_read_member(reader, version) for _ in range(count))
+        return StoredGroup(protocol_type, generation, protocol, leader, state_timestamp_ms, members)
+    except ValueError as error:
+        raise CorruptRecordError(f"GroupMetadataValue: {error}", value=value) from error
+
+
+def _read_member(reader: TypesReader, version: int) -> StoredMember:
+    member_id = reader.string()
+    group_instance_id = reader.nullable_string() if version >= 3 else None
+    client_id = reader.string()
+    client_host = reader.string()
+    rebalance_timeout_ms = reader.int32() if version >= 1 else -1
+    session_timeout_ms = reader.int32()
+    if version < 1:
+        rebalance_timeout_ms = session_timeout_ms  # v0 had one timeout for both
+    return StoredMember(
+        member_id,
+        group_instance_id,
+        client_id,
+        client_host,
+        rebalance_timeout_ms,
+        session_timeout_ms,
+        reader.bytes_(),
+        reader.bytes_(),
+    )
+
+
+def _known_version(reader: TypesReader, version_max: int) -> int:
+    version = reader.int16()
+    if not 0 <= version <= version_max:
+        raise ValueError(f"version {version}, this streamlog reads 0 to {version_max}")
+    return version
