@@ -1,0 +1,1 @@
+"""The only place where rules meet bytes: partitions, coordinators, brokers, the cluster and its runner."""

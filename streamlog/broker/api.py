@@ -1,0 +1,121 @@
+"""The waist: Kafka's requests and responses as plain typed values.
+
+In-process clients pass these to a broker by method call; the wire listener will be a codec in front of the same
+values. So an in-process consumer and a real Kafka client can sit in one group and never notice each other.
+
+Group requests (JoinGroup, SyncGroup, Heartbeat, LeaveGroup, OffsetCommit, ...) are the events of `core.group` itself.
+
+Not implemented yet: InitProducerId, AddPartitionsToTxn, AddOffsetsToTxn, EndTxn, TxnOffsetCommit (transactions);
+OffsetForLeaderEpoch, ElectLeaders, AlterPartitionReassignments (replication).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from streamlog.batch import Batch
+from streamlog.errors import StreamlogError
+
+LATEST: Final = -1
+EARLIEST: Final = -2
+MAX_TIMESTAMP: Final = -3
+
+
+class Produce(msgspec.Struct, frozen=True):
+    """Append one batch per entry. Each entry succeeds or fails on its own; all are one commit.
+
+    entries: (topic, partition, sealed batch).
+    acks:    0, 1 or -1 (all).
+    """
+
+    entries: list[tuple[str, int, Batch]]
+    acks: int = -1
+
+
+class Produced(msgspec.Struct, frozen=True, gc=False):
+    """What became of one entry of a Produce."""
+
+    base_offset: int
+    log_append_time: int
+    log_start_offset: int
+    error: StreamlogError | None = None
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    """Read from several partitions; parked until `bytes_min` are there or `wait_ms_max` is over.
+
+    positions: (topic, partition, offset, bytes_max of this partition).
+    """
+
+    positions: list[tuple[str, int, int, int]]
+    bytes_min: int = 1
+    bytes_max: int = 50 * 1024 * 1024
+    wait_ms_max: int = 500
+    isolation_level: str = "read_uncommitted"
+    check_crcs: bool = True
+
+
+class FetchedPartition(msgspec.Struct, frozen=True):
+    """What a Fetch found in one partition: whole batches; the first may hold records below the position."""
+
+    topic: str
+    partition: int
+    high_watermark: int
+    last_stable_offset: int
+    log_start_offset: int
+    batches: list[Batch]
+    error: StreamlogError | None = None
+
+
+class ListOffsets(msgspec.Struct, frozen=True):
+    """Offsets by time: (topic, partition, timestamp or LATEST, EARLIEST, MAX_TIMESTAMP)."""
+
+    targets: list[tuple[str, int, int]]
+    isolation_level: str = "read_uncommitted"
+
+
+class CreateTopic(msgspec.Struct, frozen=True):
+    """partitions, replication_factor: -1 = the cluster's defaults."""
+
+    name: str
+    partitions: int = -1
+    replication_factor: int = -1
+    config: dict[str, str] = {}
+
+
+class DeleteTopic(msgspec.Struct, frozen=True):
+    """Unknown topics and internal ones are refused."""
+
+    name: str
+
+
+class CreatePartitions(msgspec.Struct, frozen=True):
+    """`total` is the new count, not the increase."""
+
+    name: str
+    total: int
+
+
+class AlterTopicConfig(msgspec.Struct, frozen=True):
+    """IncrementalAlterConfigs of one topic: a value sets, None resets."""
+
+    name: str
+    changes: dict[str, str | None]
+
+
+class DeleteRecords(msgspec.Struct, frozen=True):
+    """Move the log start offset up to `before_offset` (-1: the high watermark); answers the new start."""
+
+    topic: str
+    partition: int
+    before_offset: int
+
+
+class TruncateTail(msgspec.Struct, frozen=True):
+    """Drop everything from `from_offset` on: what a follower does; here also for tests and repair."""
+
+    topic: str
+    partition: int
+    from_offset: int

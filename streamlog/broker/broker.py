@@ -1,0 +1,444 @@
+"""One broker: the only place where rules meet bytes.
+
+    Produce, group requests, deletions --turn--> decide, one LMDB transaction, apply, publish, reply
+    reads                              --no turn--> view, snapshot, view again (see `broker.reading`)
+
+Partitions and group coordinators load on first touch. The broker's own thread (`Service`) only serves deadlines:
+group sessions, slices of deletions, `flush.ms`; it is not started before there is one.
+
+Invariants:
+ 1. `partitions` holds at most one object per (topic, partition), and only for topics of the cluster image.
+ 2. What a turn staged for a partition is written with its checkpoint in the same transaction.
+ 3. Deleting takes at most `DELETE_SLICE_BYTES` a turn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import msgspec
+
+from streamlog.batch import Batch
+from streamlog.broker import api
+from streamlog.broker.coordinator import Coordinator, GroupRequest
+from streamlog.broker.metadata import MetadataLog
+from streamlog.broker.partition import Partition, TopicMeters, checkpoint_of, load_state
+from streamlog.broker.reading import LogReader
+from streamlog.broker.runner import Runtime, Service
+from streamlog.broker.turn import DEFER, Pending, Tick, Turn, TurnOwner
+from streamlog.config import ClusterConfig, TopicConfig
+from streamlog.core.controller import TopicImage
+from streamlog.core.replica import (
+    ReplicaState,
+    appended,
+    delete_records_target,
+    head_deleted,
+    recoded,
+    truncated,
+)
+from streamlog.errors import InvalidTopicError, StreamlogError, UnknownTopicOrPartitionError
+from streamlog.metrics import MetricsRegistry
+from streamlog.storage import cleaner, log
+from streamlog.storage.env import Environment
+
+DELETE_SLICE_BYTES: Final = 8 * 1024 * 1024
+TOPIC_METRICS: Final = "kafka.server:type=BrokerTopicMetrics,name="
+
+
+class DropTopic(msgspec.Struct, frozen=True):
+    """The topic left the cluster image: stop serving it and delete its logs, slice by slice."""
+
+    topic: TopicImage
+
+
+class RefreshTopic(msgspec.Struct, frozen=True):
+    """The topic's options changed: take them over."""
+
+    name: str
+
+
+class RaiseLogStart(msgspec.Struct, frozen=True):
+    """Retention decided a new log start offset; ignored where the partition has moved on."""
+
+    partition: Partition
+    log_start_offset: int
+
+
+class DeleteSlice(msgspec.Struct, frozen=True):
+    """Delete some of the batches below an offset, or of a log that belongs to no partition any more."""
+
+    partition: Partition | None
+    log_id: int
+
+
+class SwapCompacted(msgspec.Struct, frozen=True):
+    """Put recoded batches in the place of the old ones. Answers the change in bytes; None: the log moved on."""
+
+    partition: Partition
+    generation: int
+    plan: cleaner.CompactionPlan
+
+
+class SaveCleanerCheckpoint(msgspec.Struct, frozen=True):
+    """A compaction pass is complete: the next begins there."""
+
+    partition: Partition
+    generation: int
+    checkpoint: cleaner.CleanerCheckpoint
+
+
+class Broker(TurnOwner):
+    """One broker with its own environment."""
+
+    def __init__(
+        self,
+        broker_id: int,
+        environment: Environment,
+        metadata: MetadataLog,
+        runtime: Runtime,
+        config: ClusterConfig,
+        incarnation: str,
+        metrics: MetricsRegistry,
+    ) -> None:
+        super().__init__(f"broker {broker_id}", environment, runtime, config.inbox_requests_max)
+        self.id = broker_id
+        self.metadata = metadata
+        self.config = config
+        self.incarnation = incarnation
+        self.metrics = metrics
+        self.partitions: dict[tuple[str, int], Partition] = {}
+        self.coordinator = Coordinator(self, config, incarnation)
+        self.reader = LogReader(environment)
+        self.subscribe_lock = runtime.lock()
+        self._load_lock = runtime.lock()
+        self._topic_meters: dict[str, TopicMeters] = {}
+        self._all_topics = TopicMeters(lambda name: metrics.meter(TOPIC_METRICS + name))
+        self._doomed_logs: deque[int] = deque()
+        self._trimming: dict[Partition, None] = {}
+        self._unsynced_since_ms: int | None = None
+        self._service_deadline_ms: int | None = None
+        self._service = Service(runtime, f"streamlog-broker-{broker_id}", self._serve)
+        self.environment_syncs_itself = environment.sync_mode != "off"
+
+    def __repr__(self) -> str:
+        return f"Broker({self.id}, {len(self.partitions)} partitions loaded, {self.turns_total} turns)"
+
+    # -- partitions --------------------------------------------------------------------------------------------------
+
+    def partition(self, topic: str, number: int) -> Partition:
+        """The partition, loaded at its first use. Raises UnknownTopicOrPartitionError."""
+        partition = self.partitions.get((topic, number))
+        return partition if partition is not None else self._load_partition(topic, number)
+
+    def _load_partition(self, name: str, number: int) -> Partition:
+        with self._load_lock:
+            partition = self.partitions.get((name, number))
+            if partition is not None:
+                return partition
+            topic = self.metadata.image.topic(name)
+            if not 0 <= number < len(topic.partitions):
+                raise UnknownTopicOrPartitionError(
+                    f"topic {name!r} has no partition {number}; allowed: 0 to {len(topic.partitions) - 1}",
+                    topic=name,
+                    partition=number,
+                )
+            image = topic.partitions[number]
+            state = load_state(self.environment, image.log_id, image.leader_epoch)
+            partition = Partition(
+                topic, number, image, self.topic_config(topic), state, self.topic_meters(name)
+            )
+            self.partitions[name, number] = partition
+            return partition
+
+    def topic_config(self, topic: TopicImage) -> TopicConfig:
+        return TopicConfig.with_overrides(topic.config, self.config)
+
+    def topic_meters(self, name: str) -> TopicMeters:
+        meters = self._topic_meters.get(name)
+        if meters is None:
+            meters = TopicMeters(lambda metric: self.metrics.meter(TOPIC_METRICS + metric, topic=name))
+            self._topic_meters[name] = meters
+        return meters
+
+    # -- deciding ----------------------------------------------------------------------------------------------------
+
+    def _decide(self, turn: Turn, pending: Pending) -> object:
+        request = pending.request
+        kind = type(request)
+        if kind is api.Produce:
+            self._decide_produce(turn, pending, request)  # type: ignore[arg-type]
+        elif kind is GroupRequest:
+            return self.coordinator.decide(turn, pending, request)  # type: ignore[arg-type]
+        elif kind is Tick:
+            return self._decide_tick(turn, pending)
+        else:
+            return self._decide_rare(turn, pending, request)
+        return None
+
+    def _decide_produce(self, turn: Turn, pending: Pending, request: api.Produce) -> None:
+        results: list[api.Produced] = []
+        for name, number, batch in request.entries:
+            try:
+                partition = self.partition(name, number)
+                if partition.internal:
+                    raise InvalidTopicError(
+                        f"topic {name!r} is internal; clients cannot write to it", topic=name
+                    )
+                batch = partition.admit(batch, turn.wall_ms)
+            except StreamlogError as error:
+                self.topic_meters(name).failed_produce.count += 1
+                results.append(api.Produced(-1, -1, -1, error))
+                continue
+            results.append(self.append(turn, partition, batch))
+        turn.reply(pending, results)
+
+    def append(self, turn: Turn, partition: Partition, batch: Batch) -> api.Produced:
+        """Stage one admitted batch at the end of a partition, as its leader."""
+        state: ReplicaState = turn.staged.get(partition) or partition.state
+        base_offset = state.log_end_offset
+        running_max = (
+            batch.max_timestamp if batch.max_timestamp > state.max_timestamp else state.max_timestamp
+        )
+        stored = log.append(
+            self.transaction(turn), partition.log_id, batch, base_offset, state.leader_epoch, running_max
+        )
+        turn.staged[partition] = appended(state, batch.last_offset_delta + 1, stored, batch.max_timestamp)
+        return api.Produced(
+            base_offset, batch.max_timestamp if batch.is_log_append_time else -1, state.log_start_offset
+        )
+
+    def _decide_rare(self, turn: Turn, pending: Pending, request: object) -> object:
+        match request:
+            case api.DeleteRecords():
+                partition = self.partition(request.topic, request.partition)
+                if partition in turn.staged:
+                    return DEFER
+                start = delete_records_target(
+                    partition.state, request.before_offset, partition.topic, partition.number
+                )
+                self._raise_log_start(turn, partition, start)
+                turn.reply(pending, start)
+            case RaiseLogStart():
+                partition = request.partition
+                if partition in turn.staged:
+                    return DEFER
+                if partition.view is not None:
+                    start = min(request.log_start_offset, partition.state.high_watermark)
+                    self._raise_log_start(turn, partition, start)
+                turn.reply(pending, None)
+            case api.TruncateTail():
+                partition = self.partition(request.topic, request.partition)
+                if partition in turn.staged:
+                    return DEFER
+                self._truncate(turn, partition, request.from_offset)
+                turn.reply(pending, None)
+            case SwapCompacted():
+                return self._decide_swap(turn, pending, request)
+            case SaveCleanerCheckpoint():
+                if request.partition.view is not None and request.partition.generation == request.generation:
+                    cleaner.save_cleaner_checkpoint(self.transaction(turn), request.partition.log_id, request.checkpoint)
+                turn.reply(pending, None)
+            case DropTopic():
+                turn.effects.append(lambda: self._drop(request.topic))
+                turn.reply(pending, None)
+            case RefreshTopic():
+                turn.effects.append(lambda: self._refresh(request.name))
+                turn.reply(pending, None)
+            case _:
+                raise TypeError(f"a broker does not know {type(request).__name__}")
+        return None
+
+    def _raise_log_start(self, turn: Turn, partition: Partition, start: int) -> None:
+        if start > partition.state.log_start_offset:
+            turn.staged[partition] = head_deleted(partition.state, start, 0)
+        self._trimming[partition] = None
+        self.transaction(turn)
+
+    def _truncate(self, turn: Turn, partition: Partition, from_offset: int) -> None:
+        state = partition.state
+        cut = log.truncate_tail(self.transaction(turn), partition.log_id, from_offset)
+        if cut.batches:
+            turn.staged[partition] = truncated(
+                state, max(cut.log_end_offset, state.log_start_offset), cut.bytes, cut.max_timestamp
+            )
+            turn.effects.append(lambda: _bump(partition))
+
+    def _decide_swap(self, turn: Turn, pending: Pending, request: SwapCompacted) -> object:
+        partition = request.partition
+        if partition in turn.staged:
+            return DEFER
+        if partition.view is None or partition.generation != request.generation:
+            turn.reply(pending, None)
+            return None
+        change = cleaner.apply_compaction(self.transaction(turn), partition.log_id, request.plan)
+        turn.staged[partition] = recoded(partition.state, change)
+        turn.reply(pending, change)
+        return None
+
+    def _drop(self, topic: TopicImage) -> None:
+        for number, image in enumerate(topic.partitions):
+            partition = self.partitions.get((topic.name, number))
+            if partition is not None and partition.topic_id == topic.topic_id:
+                del self.partitions[topic.name, number]
+                partition.stop_serving()
+            if image.log_id not in self._doomed_logs:
+                self._doomed_logs.append(image.log_id)
+        self._topic_meters.pop(topic.name, None)
+        self.metrics.remove(topic=topic.name)
+
+    def _refresh(self, name: str) -> None:
+        topic = self.metadata.image.topics.get(name)
+        if topic is None:
+            return
+        config = self.topic_config(topic)
+        for number in range(len(topic.partitions)):
+            partition = self.partitions.get((name, number))
+            if partition is not None and partition.topic_id == topic.topic_id:
+                partition.config = config
+
+    # -- committing and applying -------------------------------------------------------------------------------------
+
+    def _before_commit(self, turn: Turn) -> None:
+        for partition in self._trimming and [p for p in self._trimming if p.view is not None]:
+            self._trim_slice(turn, partition)
+        for partition, state in turn.staged.items():
+            retention_bytes = partition.config.retention_bytes
+            if 0 <= retention_bytes < state.size_bytes and partition.config.deletes:
+                state = self._trim_to_size(turn, partition, state, retention_bytes)
+            log.put_checkpoint(self.transaction(turn), partition.log_id, checkpoint_of(state))
+
+    def _trim_to_size(
+        self, turn: Turn, partition: Partition, state: ReplicaState, retention_bytes: int
+    ) -> ReplicaState:
+        """Retention by bytes goes along with the append that exceeds it: the file does not outgrow the live bytes."""
+        target = cleaner.size_retention_target(
+            self.transaction(turn),
+            partition.log_id,
+            state.size_bytes,
+            retention_bytes,
+            state.high_watermark,
+            DELETE_SLICE_BYTES,
+        )
+        if target is None or target <= state.log_start_offset:
+            return state
+        cut = log.delete_head(self.transaction(turn), partition.log_id, target, DELETE_SLICE_BYTES)
+        state = turn.staged[partition] = head_deleted(state, target, cut.bytes)
+        return state
+
+    def _trim_slice(self, turn: Turn, partition: Partition) -> None:
+        state = turn.staged.get(partition) or partition.state
+        cut = log.delete_head(
+            self.transaction(turn), partition.log_id, state.log_start_offset, DELETE_SLICE_BYTES
+        )
+        if cut.batches:
+            turn.staged[partition] = head_deleted(state, state.log_start_offset, cut.bytes)
+        if cut.done:
+            turn.effects.append(lambda: self._trimming.pop(partition, None) and None)
+
+    def _apply(self, turn: Turn) -> None:
+        for partition, state in turn.staged.items():
+            partition.publish(state)
+        if turn.transaction is not None:
+            if not self.environment_syncs_itself and self._unsynced_since_ms is None:
+                self._unsynced_since_ms = turn.now_ms
+            if self._service_deadline_ms is None or self._trimming or self._doomed_logs:
+                self._plan_service(turn.now_ms)
+        elif self.coordinator.deadline_changed or self._doomed_logs:
+            self._plan_service(turn.now_ms)
+
+    def _count(self, turn: Turn) -> None:
+        everything = self._all_topics
+        for pending, value, _ in turn.replies:
+            if type(pending.request) is not api.Produce or value is None:
+                continue
+            for (_, _, batch), produced in zip(pending.request.entries, value, strict=True):
+                everything.produce_requests.count += 1
+                if produced.error is not None:
+                    everything.failed_produce.count += 1
+                    everything.bytes_rejected.count += batch.size_bytes
+                    continue
+                everything.messages_in.count += batch.record_count
+                everything.bytes_in.count += batch.size_bytes
+        for partition in turn.staged:
+            pass
+
+    # -- deadlines ---------------------------------------------------------------------------------------------------
+
+    def _plan_service(self, now_ms: int) -> None:
+        """Have the broker's thread awake in time for the next deadline."""
+        deadline_ms = self._next_deadline_ms(now_ms)
+        self.coordinator.deadline_changed = False
+        if deadline_ms is not None and (
+            self._service_deadline_ms is None or deadline_ms < self._service_deadline_ms
+        ):
+            self._service_deadline_ms = deadline_ms
+            self._service.wake()
+
+    def _next_deadline_ms(self, now_ms: int) -> int | None:
+        deadlines = [self.coordinator.next_deadline_ms()]
+        if self._doomed_logs or self._trimming:
+            deadlines.append(now_ms)
+        if self._unsynced_since_ms is not None:
+            deadlines.append(self._unsynced_since_ms + self.config.flush_ms)
+        known = [deadline for deadline in deadlines if deadline is not None]
+        return min(known) if known else None
+
+    def _serve(self, now_ms: int) -> int | None:
+        if self._closed:
+            return None
+        self._service_deadline_ms = None
+        deadline_ms = self._next_deadline_ms(now_ms)
+        if deadline_ms is not None and deadline_ms <= now_ms:
+            if (
+                self._unsynced_since_ms is not None
+                and self._unsynced_since_ms + self.config.flush_ms <= now_ms
+            ):
+                self._unsynced_since_ms = None
+                self.environment.sync()
+            self.post(Tick())
+            deadline_ms = self._next_deadline_ms(self._clock.monotonic_ms())
+        self._service_deadline_ms = deadline_ms
+        return deadline_ms
+
+    def _decide_tick(self, turn: Turn, pending: Pending) -> object:
+        if self._doomed_logs:
+            log_id = self._doomed_logs[0]
+            if log.delete_all_slice(self.transaction(turn), log_id, DELETE_SLICE_BYTES):
+                turn.effects.append(
+                    lambda: self._doomed_logs.remove(log_id) if log_id in self._doomed_logs else None
+                )
+        if self._trimming:
+            self.transaction(turn)
+        self.coordinator.on_tick(turn)
+        turn.reply(pending, None)
+        return None
+
+    def delete_orphans(self) -> int:
+        """Find logs of topics deleted before a crash, and have them deleted. Returns how many."""
+        known = set(self.metadata.image.log_ids())
+        with self.environment.snapshot() as snapshot:
+            orphans = [log_id for log_id in log.log_ids(snapshot) if log_id not in known]
+        self._doomed_logs.extend(orphans)
+        if orphans:
+            self._service.wake()
+        return len(orphans)
+
+    # -- closing -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Finish what is under way, wake who waits, refuse everything later."""
+
+        def stop() -> None:
+            self._closed = True
+            for partition in self.partitions.values():
+                partition.stop_serving()
+            self.coordinator.close()
+
+        if not self._closed:
+            self.exclusively(stop)
+            self._service.stop()
+
+
+def _bump(partition: Partition) -> None:
+    partition.generation += 1

@@ -1,0 +1,258 @@
+"""The cluster inside the process: the directory, the metadata log, the brokers, and the ways into them.
+
+    client --> Cluster here --> leader's broker (turn)   Produce, groups, deletions
+                           \--> partition views + store  reads
+                           \--> metadata log (turn)      topics, options
+
+Invariants:
+ 1. One owner process per directory (`flock`), one `BrokerCluster` per directory in the process.
+ 2. A change of topics is first committed to the metadata log, then taken over by the brokers; a crash in between is
+    made good at the next opening (orphaned logs are deleted).
+ 3. Nothing is reachable after a fork: every entry checks the process id through the environments.
+
+Not implemented yet: more than one broker (replication, elections, the network between brokers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from streamlog.broker import api
+from streamlog.broker.broker import Broker, DropTopic, RefreshTopic
+from streamlog.broker.coordinator import GroupRequest
+from streamlog.broker.heartbeats import Heartbeats
+from streamlog.broker.housekeeping import Housekeeping
+from streamlog.broker.metadata import AppendMetadata, MetadataLog
+from streamlog.broker.partition import Partition
+from streamlog.broker.purgatory import Listener
+from streamlog.broker.runner import Runtime, ThreadedRuntime
+from streamlog.broker.turn import Pending
+from streamlog.config import ClusterConfig, TopicConfig
+from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC, BrokerRegistered, ControllerElected, TopicImage
+from streamlog.errors import ClosedError, ConfigError, StorageError, TopicAlreadyExistsError, UnsupportedOperationError
+from streamlog.metrics import MetricsRegistry
+from streamlog.storage.directory import ClusterDirectory
+from streamlog.storage.env import Environment
+
+CONTROLLER_ID: Final = 0
+OFFSETS_TOPIC_CONFIG: Final[Mapping[str, str]] = {"cleanup.policy": "compact", "retention.ms": "-1"}
+
+
+class BrokerCluster:
+    """All brokers of one directory. Clients hold it; `client.cluster.Cluster` is its public face."""
+
+    def __init__(
+        self, directory: ClusterDirectory, brokers: int | None, sync: str, config: ClusterConfig, runtime: Runtime | None = None
+    ) -> None:
+        self.runtime: Runtime = ThreadedRuntime() if runtime is None else runtime
+        self.directory = directory
+        self.config = config
+        self.sync = sync
+        self.metrics = MetricsRegistry(self.runtime.clock)
+        self.incarnation = f"{self.runtime.random.getrandbits(64):016x}"
+        self.closed = False
+        self._environments: list[Environment] = []
+        try:
+            self.metadata = MetadataLog(
+                self._open_environment(directory.metadata_path), self.runtime, config.inbox_requests_max, self._default_counts
+            )
+            self._join_brokers(brokers)
+            self.brokers = [self._open_broker(broker_id) for broker_id in sorted(self.metadata.image.brokers)]
+        except BaseException:
+            for environment in self._environments:
+                environment.close(force=True)
+            raise
+        self.broker = self.brokers[0]
+        self.topics: dict[str, TopicImage] = self.metadata.image.topics
+        self.wait = self.broker.wait
+        self.advance = self.broker.advance
+        self.heartbeats = Heartbeats(self.runtime)
+        self.housekeeping = Housekeeping(self)
+        self.housekeeping.start()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{len(self.brokers)} brokers, {len(self.topics)} topics"
+        return f"BrokerCluster({str(self.directory.path)!r}, {state})"
+
+    # -- opening and closing -----------------------------------------------------------------------------------------
+
+    def _open_environment(self, path: Path) -> Environment:
+        environment = Environment.open(
+            path,
+            sync=self.sync,  # type: ignore[arg-type]
+            map_bytes=self.config.map_bytes,
+            disk_bytes_max=self.config.disk_bytes_max,
+            max_readers=self.config.max_readers,
+            allow_network_fs=self.config.allow_network_fs,
+        )
+        self._environments.append(environment)
+        return environment
+
+    def _join_brokers(self, brokers: int | None) -> None:
+        """Register the brokers of a new directory; check the number asked for against an old one."""
+        known = self.metadata.image.brokers
+        if known:
+            if brokers is not None and brokers != len(known):
+                raise ConfigError(
+                    f"brokers={brokers}: {self.directory.path} has {len(known)}; leave the option out, or grow with add_broker()",
+                    option="brokers",
+                    value=brokers,
+                    allowed=str(len(known)),
+                )
+            return
+        count = 1 if brokers is None else brokers
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ConfigError(f"brokers={brokers!r}: allowed: an int >= 1", option="brokers", value=brokers, allowed="an int >= 1")
+        if count > 1:
+            raise UnsupportedOperationError(f"brokers={count}: this version of streamlog runs one broker; replication is being built")
+        records: list[Any] = [BrokerRegistered(broker_id, self.incarnation) for broker_id in range(count)]
+        records.append(ControllerElected(CONTROLLER_ID, 1))
+        self.metadata.call(AppendMetadata(records, 0, 0))
+
+    def _open_broker(self, broker_id: int) -> Broker:
+        environment = self._open_environment(self.directory.broker_path(broker_id))
+        return Broker(broker_id, environment, self.metadata, self.runtime, self.config, self.incarnation, self.metrics)
+
+    def _default_counts(self) -> tuple[int, int]:
+        return self.config.num_partitions, min(self.config.default_replication_factor, len(self.metadata.image.brokers))
+
+    def check_usable(self) -> None:
+        """Raises ClosedError, or StoreForkedError in a child process."""
+        if self.closed:
+            self.refuse_closed()
+        for environment in self._environments[:1]:
+            environment.check_process()
+
+    def refuse_closed(self) -> NoReturn:
+        raise ClosedError(f"the cluster at {self.directory.path} is closed; open it again with streamlog.open(...)")
+
+    def close(self) -> None:
+        """Stop the threads, finish what is under way, sync, and release the directory. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self.heartbeats.stop()
+        self.housekeeping.stop()
+        for broker in self.brokers:
+            broker.close()
+        self.metadata.close()
+        for environment in reversed(self._environments):
+            if self.sync == "off":
+                environment.sync()
+            environment.close(force=True)
+        self.directory.close()
+
+    def backup(self, path: Path) -> None:
+        """Copy every environment into a new directory; each is a consistent snapshot of itself.
+
+        The brokers are copied before the metadata log: a topic the copy knows may lack its newest records, never the other
+        way round.
+        """
+        self.check_usable()
+        copy = ClusterDirectory.open(path, allow_network_fs=self.config.allow_network_fs, written_by=self.directory.format.written_by)
+        try:
+            if any(copy.path.glob("*/data.mdb")):
+                raise StorageError(f"{path} already holds a cluster; a backup needs a new directory", path=str(path))
+            for broker in self.brokers:
+                broker.environment.backup(copy.broker_path(broker.id))
+            self.metadata.environment.backup(copy.metadata_path)
+        finally:
+            copy.close()
+
+    # -- looking things up -------------------------------------------------------------------------------------------
+
+    def topic(self, name: str) -> TopicImage:
+        """Raises UnknownTopicOrPartitionError."""
+        return self.metadata.image.topic(name)
+
+    def topic_for_client(self, name: str) -> TopicImage:
+        """The topic, made on first use where `auto_create_topics` is on."""
+        image = self.topics.get(name)
+        if image is None and self.config.auto_create_topics:
+            try:
+                self.create_topic(name, -1, -1, {})
+            except TopicAlreadyExistsError:
+                pass  # somebody else was faster
+        return self.topic(name) if image is None else image
+
+    def topic_config(self, name: str) -> TopicConfig:
+        return self.broker.topic_config(self.topic(name))
+
+    def partition(self, topic: str, number: int) -> Partition:
+        """The partition at its leader, to read from and to listen to."""
+        if self.closed:
+            self.check_usable()
+        return self.broker.partition(topic, number)
+
+    def leader_of(self, partition: Partition) -> Broker:
+        return self.broker
+
+    def listener(self) -> Listener:
+        return Listener(self.runtime, self.broker.subscribe_lock)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def enqueue_produce(self, request: api.Produce, cost_bytes: int) -> Pending:
+        """Put a Produce into the leader's inbox without running a turn; `advance` or `wait` does."""
+        return self.broker.enqueue(request, cost_bytes)
+
+    def create_topic(self, name: str, partitions: int, replication_factor: int, config: dict[str, str]) -> TopicImage:
+        self.check_usable()
+        self.metadata.call(api.CreateTopic(name, partitions, replication_factor, config))
+        return self.topic(name)
+
+    def delete_topic(self, name: str) -> None:
+        self.check_usable()
+        image = self.metadata.call(api.DeleteTopic(name))
+        self.broker.call(DropTopic(image))
+
+    def create_partitions(self, name: str, total: int) -> TopicImage:
+        self.check_usable()
+        self.metadata.call(api.CreatePartitions(name, total))
+        return self.topic(name)
+
+    def alter_topic(self, name: str, changes: dict[str, str | None]) -> TopicImage:
+        self.check_usable()
+        self.metadata.call(api.AlterTopicConfig(name, changes))
+        self.broker.call(RefreshTopic(name))
+        return self.topic(name)
+
+    def delete_records(self, topic: str, partition: int, before_offset: int) -> int:
+        self.check_usable()
+        start: int = self.broker.call(api.DeleteRecords(topic, partition, before_offset))
+        return start
+
+    # -- groups ------------------------------------------------------------------------------------------------------
+
+    def ensure_offsets_topic(self) -> None:
+        """Make `__consumer_offsets` at the first use of any group."""
+        if CONSUMER_OFFSETS_TOPIC in self.topics:
+            return
+        self.check_usable()
+        try:
+            self.metadata.call(
+                api.CreateTopic(
+                    CONSUMER_OFFSETS_TOPIC,
+                    self.config.offsets_topic_num_partitions,
+                    min(3, len(self.brokers)),
+                    dict(OFFSETS_TOPIC_CONFIG),
+                )
+            )
+        except TopicAlreadyExistsError:
+            pass
+
+    def post_group(self, group_id: str, event: Any, on_done: Callable[[Pending], None] | None = None) -> Pending:
+        """Hand an event to a group's coordinator; the answer may come later."""
+        self.ensure_offsets_topic()
+        return self.broker.post(GroupRequest(group_id, event), on_done=on_done)
+
+    def call_group(self, group_id: str, event: Any, timeout_ms: int | None = None) -> Any:
+        self.ensure_offsets_topic()
+        return self.broker.call(GroupRequest(group_id, event), timeout_ms)
+
+    @property
+    def coordinator(self) -> Any:
+        self.ensure_offsets_topic()
+        return self.broker.coordinator

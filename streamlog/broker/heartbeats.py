@@ -1,0 +1,59 @@
+"""One thread that tells the coordinator that the members of this process live, and notices those nobody polls.
+
+Source: Kafka HeartbeatThread (one per consumer there; here one per cluster).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from streamlog.broker.runner import Runtime, Service
+from streamlog.errors import StreamlogError
+
+
+class Member(Protocol):
+    """A group member of this process."""
+
+    @property
+    def heartbeat_interval_ms(self) -> int: ...
+    def heartbeat(self, now_ms: int) -> None:
+        """Say that it lives, or leave if nobody has polled for too long."""
+        ...
+
+
+class Heartbeats:
+    """The heartbeat thread of one cluster; starts with the first member."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._members: dict[Member, int] = {}
+        self._clock = runtime.clock
+        self._lock = runtime.lock()
+        self._service = Service(runtime, "streamlog-heartbeats", self._serve)
+
+    def __repr__(self) -> str:
+        return f"Heartbeats({len(self._members)} members)"
+
+    def add(self, membership: Member) -> None:
+        with self._lock:
+            self._members[membership] = self._clock.monotonic_ms() + membership.heartbeat_interval_ms
+        self._service.wake()
+
+    def remove(self, membership: Member) -> None:
+        with self._lock:
+            self._members.pop(membership, None)
+
+    def stop(self) -> None:
+        self._service.stop()
+
+    def _serve(self, now_ms: int) -> int | None:
+        with self._lock:
+            due = [member for member, due_ms in self._members.items() if due_ms <= now_ms]
+            for member in due:
+                self._members[member] = now_ms + member.heartbeat_interval_ms
+        for member in due:
+            try:
+                member.heartbeat(now_ms)
+            except StreamlogError:
+                continue  # closing, or a full disk: the next heartbeat or the next poll will tell
+        with self._lock:
+            return min(self._members.values(), default=None)

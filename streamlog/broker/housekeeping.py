@@ -1,0 +1,183 @@
+"""Retention and compaction in the background, and on request: the long work that never sits in a turn.
+
+    every log.retention.check.interval.ms   time and size retention: look in a snapshot, then ask the turn
+    every log.cleaner.backoff.ms            compaction: recode outside from a snapshot, swap in a turn
+
+The decisions are `storage.cleaner`'s and `core.replica`'s; this module only knows when, for which partitions, and how
+to hand the result to the broker. A compaction whose partition moved on in the meantime is thrown away.
+
+Sources: Kafka LogManager.cleanupLogs, LogCleanerManager.grabFilthiestCompactedLog.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from streamlog.broker.broker import Broker, RaiseLogStart, SaveCleanerCheckpoint, SwapCompacted
+from streamlog.broker.partition import Partition
+from streamlog.broker.runner import Service
+from streamlog.errors import ClosedError, StreamlogError
+from streamlog.storage import cleaner
+from streamlog.storage.log import iterate_headers
+
+if TYPE_CHECKING:
+    from streamlog.broker.cluster import BrokerCluster
+
+
+FIRST_RUN_AFTER_MS: Final = 30_000
+"""Kafka's log.initial.task.delay.ms: opening comes first."""
+
+
+class CleanerReport(msgspec.Struct, frozen=True):
+    """What one run did: partitions whose start moved, partitions compacted, bytes freed by compaction."""
+
+    retained: int
+    compacted: int
+    compacted_bytes: int
+
+
+class Housekeeping:
+    """The cleaner of one cluster. `run_now()` does everything that is due, in the caller's thread."""
+
+    def __init__(self, cluster: BrokerCluster) -> None:
+        self._cluster = cluster
+        self._service = Service(cluster.runtime, "streamlog-cleaner", self._serve)
+        self._next_retention_ms: int | None = None
+        self._stopped = False
+        self._running = cluster.runtime.lock()
+        self._swept_orphans = False
+        self.last_error: StreamlogError | None = None
+
+    def __repr__(self) -> str:
+        return f"Housekeeping({'stopped' if self._stopped else 'on'})"
+
+    def start(self) -> None:
+        """Begin the background runs."""
+        config = self._cluster.config
+        self._next_retention_ms = self._cluster.runtime.clock.monotonic_ms() + min(
+            config.log_retention_check_interval_ms, FIRST_RUN_AFTER_MS
+        )
+        self._service.wake()
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._service.stop()
+
+    def run_now(self) -> CleanerReport:
+        """Enforce retention and compact everything that may be compacted, now; for tests and for `streamlog topics`.
+
+        Raises   what the store raises; ClosedError after close.
+        """
+        self._cluster.check_usable()
+        with self._running:
+            return self._run(force=True)
+
+    def _serve(self, now_ms: int) -> int | None:
+        config = self._cluster.config
+        if self._stopped:
+            return None
+        assert self._next_retention_ms is not None
+        if now_ms < self._next_retention_ms:
+            return self._next_retention_ms
+        try:
+            with self._running:
+                self._run(force=False)
+            self.last_error = None
+        except ClosedError:
+            return None
+        except StreamlogError as error:
+            # A full disk or a corrupt batch must not end the cleaner: the next run tries again, verify tells more.
+            self.last_error = error
+            _log_failure(error)
+        pause_ms = config.log_retention_check_interval_ms
+        if config.log_cleaner_enable and self._any_compacted():
+            pause_ms = min(pause_ms, config.log_cleaner_backoff_ms)
+        self._next_retention_ms = self._cluster.runtime.clock.monotonic_ms() + pause_ms
+        return self._next_retention_ms
+
+    def _any_compacted(self) -> bool:
+        return any("compact" in topic.config.get("cleanup.policy", "") for topic in list(self._cluster.topics.values()))
+
+    def _run(self, force: bool) -> CleanerReport:
+        retained = compacted = freed = 0
+        for broker in self._cluster.brokers:
+            if not self._swept_orphans:
+                broker.delete_orphans()
+                self._swept_orphans = True
+            for topic in list(self._cluster.topics.values()):
+                config = broker.topic_config(topic)
+                for number in range(len(topic.partitions)):
+                    if self._stopped:
+                        return CleanerReport(retained, compacted, freed)
+                    if not (config.compacts or config.deletes):
+                        continue
+                    partition = broker.partitions.get((topic.name, number)) or broker.partition(topic.name, number)
+                    if config.deletes or config.compacts:
+                        retained += self._retain(broker, partition)
+                    if config.compacts and (force or self._cluster.config.log_cleaner_enable):
+                        change = self._compact(broker, partition, force)
+                        compacted += change is not None
+                        freed -= change or 0
+        return CleanerReport(retained, compacted, freed)
+
+    def _retain(self, broker: Broker, partition: Partition) -> bool:
+        """Move the start of one partition up as its retention says. Returns whether it moved."""
+        view, config = partition.view, partition.config
+        if view is None or not config.deletes or view.log_start_offset == view.log_end_offset:
+            return False
+        with broker.environment.snapshot() as snapshot:
+            start = cleaner.plan_retention(
+                iterate_headers(snapshot, partition.log_id, view.log_start_offset),
+                now_ms=self._cluster.runtime.clock.wall_ms(),
+                retention_ms=config.retention_ms,
+                retention_bytes=config.retention_bytes,
+                size_bytes=view.size_bytes,
+                log_start_offset=view.log_start_offset,
+                high_watermark=view.high_watermark,
+            )
+        if start <= view.log_start_offset:
+            return False
+        broker.call(RaiseLogStart(partition, start))
+        return True
+
+    def _compact(self, broker: Broker, partition: Partition, force: bool) -> int | None:
+        """Compact one partition if it is dirty enough. Returns the change in bytes, None if nothing was done."""
+        view, config, generation = partition.view, partition.config, partition.generation
+        if view is None:
+            return None
+        now_ms = self._cluster.runtime.clock.wall_ms()
+        with broker.environment.snapshot() as snapshot:
+            checkpoint = cleaner.load_cleaner_checkpoint(snapshot, partition.log_id)
+            first_dirty = cleaner.first_dirty_offset(checkpoint, view.log_start_offset, view.log_end_offset)
+            end_offset = cleaner.cleanable_end_offset(
+                snapshot, partition.log_id, first_dirty, view.last_stable_offset, now_ms, config.min_compaction_lag_ms
+            )
+            dirtiness = cleaner.measure_dirty(snapshot, partition.log_id, first_dirty, end_offset, view.size_bytes)
+        if not cleaner.needs_compaction(
+            dirtiness,
+            now_ms=now_ms,
+            min_cleanable_dirty_ratio=0.0 if force else config.min_cleanable_dirty_ratio,
+            max_compaction_lag_ms=config.max_compaction_lag_ms,
+            next_delete_horizon_ms=-1 if checkpoint is None else checkpoint.next_delete_horizon_ms,
+        ):
+            return None
+        work = cleaner.CompactionWork(
+            view.log_start_offset, first_dirty, end_offset, now_ms, config.delete_retention_ms
+        )
+        compaction = cleaner.Compaction(broker.environment, partition.log_id, work)
+        change = 0
+        for plan in compaction.plans():
+            swapped: int | None = broker.call(SwapCompacted(partition, generation, plan))
+            if swapped is None:
+                return change  # the log was truncated or its topic deleted: this pass is void
+            change += swapped
+        broker.call(SaveCleanerCheckpoint(partition, generation, compaction.checkpoint))
+        return change
+
+
+def _log_failure(error: StreamlogError) -> None:
+    import logging
+
+    logging.getLogger("streamlog.cleaner").warning("retention or compaction failed, will try again: %s", error)

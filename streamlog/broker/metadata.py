@@ -1,0 +1,205 @@
+"""The metadata log: one log in its own environment `metadata/`, always up while the process is.
+
+    create_topic --> controller decides over the image --> records appended, compare-and-swap --> image.apply
+
+Its fold is the `ClusterImage`. The controller is the broker whose lease carries the controller epoch; every append
+names that epoch and the offset it expects to write at, so a deposed controller cannot write.
+
+Invariants:
+ 1. The image is the fold of exactly the committed records below `state.log_end_offset`.
+ 2. An append with another controller epoch, or another expected offset, is refused and changes nothing.
+ 3. The image's checkpoint only saves time: without it the log is replayed from its start.
+
+Not implemented here yet: leases of several brokers and controller election (they arrive with replication).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from streamlog import batch as batches
+from streamlog.broker import api
+from streamlog.broker.partition import checkpoint_of, load_state
+from streamlog.broker.runner import Runtime
+from streamlog.broker.turn import DEFER, Pending, Turn, TurnOwner
+from streamlog.core import controller
+from streamlog.core.controller import ClusterImage, MetadataRecord
+from streamlog.core.replica import ReplicaState, appended
+from streamlog.errors import FencedLeaderEpochError, NotControllerError
+from streamlog.storage import log
+from streamlog.storage.env import Environment
+
+METADATA_LOG_ID: Final = 1
+IMAGE_KIND: Final = 4
+"""The kind of checkpoint that holds the image (see storage.keys)."""
+
+CHECKPOINT_EVERY_RECORDS: Final = 512
+_READ_BYTES: Final = 4 * 1024 * 1024
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(MetadataRecord).decode  # type: ignore[arg-type]
+
+
+class AppendMetadata(msgspec.Struct, frozen=True):
+    """Append records as the controller of `controller_epoch`, at `expected_offset` (-1: wherever the end is)."""
+
+    records: list[Any]
+    controller_epoch: int
+    expected_offset: int = -1
+
+
+class MetadataLog(TurnOwner):
+    """The metadata log and the image that is its fold."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        runtime: Runtime,
+        requests_max: int,
+        default_counts: Callable[[], tuple[int, int]],
+    ) -> None:
+        """default_counts: partitions and replication factor of a topic whose creator names none."""
+        super().__init__("the metadata log", environment, runtime, requests_max)
+        self.image = ClusterImage()
+        self.state = ReplicaState()
+        self._default_counts = default_counts
+        self._records_since_checkpoint = 0
+        self._load()
+
+    def __repr__(self) -> str:
+        return f"MetadataLog(end={self.state.log_end_offset}, {self.image!r})"
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        self.state = load_state(self.environment, METADATA_LOG_ID, 0)
+        offset = self.state.log_start_offset
+        with self.environment.snapshot() as snapshot:
+            saved = log.get_extra(snapshot, METADATA_LOG_ID, IMAGE_KIND)
+        if saved is not None:
+            end_offset, image = msgspec.msgpack.decode(saved, type=tuple[int, controller.ImageCheckpoint])
+            self.image.apply(image)
+            offset = end_offset
+        while offset < self.state.log_end_offset:
+            with self.environment.snapshot() as snapshot:
+                found = log.read(snapshot, METADATA_LOG_ID, offset, self.state.log_end_offset, _READ_BYTES)
+            for batch in found:
+                for record in batch.records(controller.CONSUMER_OFFSETS_TOPIC, 0, offset):
+                    self.image.apply(_decode(record.value or b""))
+                    self._records_since_checkpoint += 1
+                offset = batch.next_offset
+
+    # -- deciding ----------------------------------------------------------------------------------------------------
+
+    def live_brokers(self) -> list[int]:
+        return sorted(self.image.brokers)
+
+    def _decide(self, turn: Turn, pending: Pending) -> object:
+        if turn.staged:
+            return DEFER  # one decision a turn: the next one must see this one's records in the image
+        request = pending.request
+        match request:
+            case AppendMetadata():
+                if request.expected_offset not in (-1, self.state.log_end_offset):
+                    raise NotControllerError(
+                        f"the metadata log ends at {self.state.log_end_offset}, not at {request.expected_offset}: "
+                        "somebody else wrote in between",
+                        expected_offset=request.expected_offset,
+                    )
+                if request.controller_epoch < self.image.controller_epoch:
+                    raise FencedLeaderEpochError(
+                        f"controller epoch {request.controller_epoch} is over; the current one is {self.image.controller_epoch}"
+                    )
+                records: Sequence[Any] = request.records
+                reply: object = None
+            case api.CreateTopic():
+                partitions, factor = self._default_counts()
+                created = controller.decide_create_topic(
+                    self.image,
+                    request.name,
+                    self.new_topic_id(),
+                    partitions if request.partitions == -1 else request.partitions,
+                    factor if request.replication_factor == -1 else request.replication_factor,
+                    request.config,
+                    self.live_brokers(),
+                )
+                records, reply = [created], created
+            case api.CreatePartitions():
+                grown = controller.decide_add_partitions(
+                    self.image, request.name, request.total, self.live_brokers()
+                )
+                records, reply = [grown], grown
+            case api.DeleteTopic():
+                deleted = controller.decide_delete_topic(self.image, request.name)
+                records, reply = [deleted], self.image.topic(request.name)
+            case api.AlterTopicConfig():
+                changed = controller.decide_change_config(self.image, request.name, request.changes)
+                records, reply = [changed], changed
+            case _:
+                raise TypeError(f"the metadata log does not know {type(request).__name__}")
+        self._append(turn, records)
+        turn.reply(pending, reply)
+        return None
+
+    def _append(self, turn: Turn, records: Sequence[MetadataRecord]) -> None:
+        values = [_encode(record) for record in records]
+        batch = batches.seal_v2_columns([None] * len(values), values, timestamps=turn.wall_ms)
+        stored = log.append(
+            self.transaction(turn),
+            METADATA_LOG_ID,
+            batch,
+            self.state.log_end_offset,
+            self.image.controller_epoch,
+            max(self.state.max_timestamp, batch.max_timestamp),
+        )
+        state = appended(self.state, len(records), stored, batch.max_timestamp)
+        turn.staged[METADATA_LOG_ID] = (state, list(records))
+
+    def new_topic_id(self) -> str:
+        return f"{self.runtime.random.getrandbits(128):032x}"
+
+    def _before_commit(self, turn: Turn) -> None:
+        if METADATA_LOG_ID in turn.staged:
+            state, _ = turn.staged[METADATA_LOG_ID]
+            log.put_checkpoint(self.transaction(turn), METADATA_LOG_ID, checkpoint_of(state))
+
+    def _apply(self, turn: Turn) -> None:
+        if METADATA_LOG_ID not in turn.staged:
+            return
+        state, records = turn.staged[METADATA_LOG_ID]
+        for record in records:
+            self.image.apply(record)
+        if __debug__ and len(self.image.topics) < 64:
+            self.image._check()
+        self._records_since_checkpoint += 0 if self.state is state else len(records)
+        self.state = state
+        if self._records_since_checkpoint >= CHECKPOINT_EVERY_RECORDS:
+            self.save_checkpoint()
+
+    # -- the checkpoint ----------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> None:
+        """Save the image, so that the next opening need not replay the log. Called by the runner, between commits."""
+        value = msgspec.msgpack.encode((self.state.log_end_offset, self.image.checkpoint()))
+        transaction = self.environment.write()
+        try:
+            log.put_extra(transaction, METADATA_LOG_ID, IMAGE_KIND, value)
+            transaction.commit()
+        except BaseException:
+            transaction.abort()
+            raise
+        self._records_since_checkpoint = 0
+
+    def close(self) -> None:
+        """Finish what is under way and refuse everything later. The environment is closed by the cluster."""
+
+        def stop() -> None:
+            self._closed = True
+            if self._records_since_checkpoint > CHECKPOINT_EVERY_RECORDS // 8:
+                self.save_checkpoint()
+
+        if not self._closed:
+            self.exclusively(stop)

@@ -1,0 +1,187 @@
+"""One partition on one broker: its rules (`core.replica`), its bytes (`storage.log`), and the view readers see.
+
+Readers never take the turn lock. They read `view`, an immutable `ReplicaState` (None: this partition is not served),
+open a snapshot, and look at the view again: if the leader epoch, the start offset or the truncation count differ, what
+the snapshot holds may not belong to the view, and they try again.
+
+Invariants:
+ 1. `state` changes only in the turn that committed it; `view` is the last state that was published.
+ 2. The checkpoint in the store was written in the same transaction as the batches it covers.
+"""
+
+from __future__ import annotations
+
+from streamlog.batch import Batch
+from streamlog.broker.purgatory import Source
+from streamlog.config import TopicConfig
+from streamlog.core.controller import PartitionImage, TopicImage
+from streamlog.core.replica import ReplicaState
+from streamlog.errors import InvalidRecordError, InvalidTimestampError, RecordTooLargeError
+from streamlog.metrics import Meter
+from streamlog.storage import log
+from streamlog.storage.env import Environment
+
+
+class TopicMeters:
+    """The broker's traffic counters of one topic; Kafka's BrokerTopicMetrics."""
+
+    __slots__ = (
+        "messages_in",
+        "bytes_in",
+        "bytes_out",
+        "messages_out",
+        "bytes_rejected",
+        "produce_requests",
+        "fetch_requests",
+        "failed_produce",
+    )
+
+    def __init__(self, meter: object) -> None:
+        make = meter
+        assert callable(make)
+        self.messages_in: Meter = make("MessagesInPerSec")
+        self.bytes_in: Meter = make("BytesInPerSec")
+        self.bytes_out: Meter = make("BytesOutPerSec")
+        self.messages_out: Meter = make("MessagesOutPerSec")
+        self.bytes_rejected: Meter = make("BytesRejectedPerSec")
+        self.produce_requests: Meter = make("TotalProduceRequestsPerSec")
+        self.fetch_requests: Meter = make("TotalFetchRequestsPerSec")
+        self.failed_produce: Meter = make("FailedProduceRequestsPerSec")
+
+
+class Partition(Source):
+    """What the broker knows of one partition it hosts. Owned by the broker's turn; `view` may be read by anybody."""
+
+    __slots__ = (
+        "topic",
+        "number",
+        "topic_id",
+        "log_id",
+        "internal",
+        "config",
+        "state",
+        "view",
+        "generation",
+        "meters",
+        "__weakref__",
+    )
+
+    def __init__(
+        self,
+        topic: TopicImage,
+        number: int,
+        image: PartitionImage,
+        config: TopicConfig,
+        state: ReplicaState,
+        meters: TopicMeters,
+    ) -> None:
+        super().__init__()
+        self.topic = topic.name
+        self.number = number
+        self.topic_id = topic.topic_id
+        self.log_id = image.log_id
+        self.internal = topic.internal
+        self.config = config
+        self.state = state
+        self.view: ReplicaState | None = state
+        # Counts truncations: a compaction planned before one must not be applied after it.
+        self.generation = 0
+        self.meters = meters
+
+    def __repr__(self) -> str:
+        state = self.state
+        return (
+            f"Partition({self.topic}-{self.number}, start={state.log_start_offset}, "
+            f"high_watermark={state.high_watermark}, end={state.log_end_offset})"
+        )
+
+    def publish(self, state: ReplicaState) -> None:
+        """Make `state` current and visible, and tell who waits."""
+        if __debug__:
+            state._check()
+        self.state = state
+        if self.view is not None:
+            self.view = state
+            if self.subscriptions:
+                self.notify()
+
+    def stop_serving(self) -> None:
+        """The topic is gone: readers find no view and look up the cluster image."""
+        self.view = None
+        self.notify()
+
+    def admit(self, batch: Batch, now_ms: int) -> Batch:
+        """Check a client's batch against the topic's rules; the batch to store, perhaps stamped with the broker's time.
+
+        now_ms:  wall clock.
+        Raises   RecordTooLargeError, InvalidTimestampError, InvalidRecordError; nothing was written.
+        Source   Kafka `LogValidator`, `UnifiedLog.append`.
+        """
+        config = self.config
+        if batch.size_bytes > config.max_message_bytes:
+            raise RecordTooLargeError(
+                f"a batch of {batch.size_bytes} bytes for {self.topic}-{self.number} is larger than the topic's "
+                f"max.message.bytes={config.max_message_bytes}; send smaller records, lower batch_size, or raise the option",
+                topic=self.topic,
+                partition=self.number,
+                size_bytes=batch.size_bytes,
+                allowed_bytes=config.max_message_bytes,
+            )
+        if config.compacts:
+            self._require_keys(batch)
+        if config.message_timestamp_type == "LogAppendTime":
+            return batch.with_log_append_time(now_ms)
+        latest = now_ms + config.message_timestamp_after_max_ms
+        earliest = now_ms - config.message_timestamp_before_max_ms
+        if batch.max_timestamp > latest or batch.base_timestamp < earliest:
+            self._refuse_timestamp(batch, earliest, latest)
+        return batch
+
+    def _refuse_timestamp(self, batch: Batch, earliest: int, latest: int) -> None:
+        for timestamp in batch.columns().timestamps:
+            if not earliest <= timestamp <= latest:
+                raise InvalidTimestampError(
+                    f"timestamp {timestamp} of a record for {self.topic}-{self.number} is out of range; allowed: "
+                    f"{earliest} to {latest} (message.timestamp.before.max.ms, message.timestamp.after.max.ms)",
+                    topic=self.topic,
+                    partition=self.number,
+                    timestamp=timestamp,
+                )
+
+    def _require_keys(self, batch: Batch) -> None:
+        missing = [index for index, key in enumerate(batch.columns().keys) if key is None]
+        if missing:
+            raise InvalidRecordError(
+                f"topic {self.topic!r} is compacted, so every record needs a key; records {missing[:10]} of the batch have none",
+                topic=self.topic,
+                partition=self.number,
+                record_indexes=missing,
+            )
+
+
+def load_state(environment: Environment, log_id: int, leader_epoch: int) -> ReplicaState:
+    """The state of a log as its checkpoint tells it; a log never written to is empty."""
+    with environment.snapshot() as snapshot:
+        checkpoint = log.load_checkpoint(snapshot, log_id)
+    if checkpoint is None:
+        return ReplicaState(leader_epoch=leader_epoch)
+    return ReplicaState(
+        checkpoint.log_start_offset,
+        checkpoint.high_watermark,
+        checkpoint.log_end_offset,
+        leader_epoch,
+        checkpoint.size_bytes,
+        checkpoint.max_timestamp,
+    )
+
+
+def checkpoint_of(state: ReplicaState) -> log.LogCheckpoint:
+    """What the store keeps of a state, beside the newest batch."""
+    return log.LogCheckpoint(
+        log_start_offset=state.log_start_offset,
+        log_end_offset=state.log_end_offset,
+        high_watermark=state.high_watermark,
+        size_bytes=state.size_bytes,
+        max_timestamp=state.max_timestamp,
+        leader_epoch=state.leader_epoch,
+    )

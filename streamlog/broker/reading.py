@@ -1,0 +1,115 @@
+"""Reading a partition without the turn lock: the read protocol.
+
+    view --> open snapshot --> view again --> same? --> read the batches between offset and the bound of the view
+                                   |
+                                   +-- leader epoch, start offset or truncation count differ: try again
+
+The snapshot was opened between two equal views, so it holds at least what the view promises, and nothing that was cut
+off in between. No snapshot outlives the call.
+"""
+
+from __future__ import annotations
+
+from streamlog.batch import Batch
+from streamlog.broker.partition import Partition
+from streamlog.core.replica import ReplicaState
+from streamlog.errors import NotLeaderOrFollowerError, OffsetOutOfRangeError
+from streamlog.record import OffsetAndTimestamp
+from streamlog.storage import log
+from streamlog.storage.env import Environment, Snapshot
+
+READ_UNCOMMITTED = "read_uncommitted"
+
+
+def view_of(partition: Partition) -> ReplicaState:
+    """The published view. Raises NotLeaderOrFollowerError where the partition is not served."""
+    view = partition.view
+    if view is None:
+        raise NotLeaderOrFollowerError(
+            f"{partition.topic}-{partition.number} is not served here: its topic was deleted or the cluster is closing",
+            topic=partition.topic,
+            partition=partition.number,
+        )
+    return view
+
+
+def end_for(view: ReplicaState, isolation_level: str) -> int:
+    """Where a client must stop reading: SEMANTICS 3.2.5."""
+    return view.high_watermark if isolation_level == READ_UNCOMMITTED else view.last_stable_offset
+
+
+def same_log(before: ReplicaState, after: ReplicaState | None) -> bool:
+    """Whether what a snapshot taken between the two holds belongs to `before`."""
+    return after is not None and (
+        after is before
+        or (
+            after.leader_epoch == before.leader_epoch
+            and after.log_start_offset == before.log_start_offset
+            and after.truncation_count == before.truncation_count
+        )
+    )
+
+
+class LogReader:
+    """Reads of one environment by any thread."""
+
+    __slots__ = ("_environment",)
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+
+    def open(self, partition: Partition) -> tuple[ReplicaState, Snapshot]:
+        """A view and a snapshot that belong together. The caller closes the snapshot, soon."""
+        while True:
+            view = view_of(partition)
+            snapshot = self._environment.snapshot()
+            if same_log(view, partition.view):
+                return view, snapshot
+            snapshot.close()
+
+    def read(
+        self,
+        partition: Partition,
+        offset: int,
+        bytes_max: int,
+        isolation_level: str = READ_UNCOMMITTED,
+        check_crcs: bool = True,
+    ) -> tuple[ReplicaState, list[Batch]]:
+        """The batches from `offset` to the isolation level's end, whole, at least one if there is any.
+
+        Raises   OffsetOutOfRangeError, CorruptRecordError, NotLeaderOrFollowerError.
+        """
+        view, snapshot = self.open(partition)
+        try:
+            check_range(partition, view, offset)
+            end = end_for(view, isolation_level)
+            if offset >= end:
+                return view, []
+            return view, log.read(snapshot, partition.log_id, offset, end, bytes_max, check_crcs)
+        finally:
+            snapshot.close()
+
+    def offset_for_timestamp(
+        self, partition: Partition, timestamp: int, isolation_level: str = READ_UNCOMMITTED
+    ) -> OffsetAndTimestamp | None:
+        """The first offset in offset order whose record is not older; None if there is none. SEMANTICS 3.8.2."""
+        view, snapshot = self.open(partition)
+        try:
+            end = end_for(view, isolation_level)
+            return log.offset_for_timestamp(snapshot, partition.log_id, view.log_start_offset, end, timestamp)
+        finally:
+            snapshot.close()
+
+
+def check_range(partition: Partition, view: ReplicaState, offset: int) -> None:
+    """Kafka: below the start or above the end is an error; between high watermark and end is an empty answer."""
+    if not view.log_start_offset <= offset <= view.log_end_offset:
+        raise OffsetOutOfRangeError(
+            f"offset {offset} of {partition.topic}-{partition.number} is out of range; "
+            f"allowed: {view.log_start_offset} to {view.log_end_offset}",
+            topic=partition.topic,
+            partition=partition.number,
+            offset=offset,
+            log_start_offset=view.log_start_offset,
+            log_end_offset=view.log_end_offset,
+        )

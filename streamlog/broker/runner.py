@@ -1,0 +1,178 @@
+"""Threads, locks and waiting: the only module of the library that knows them.
+
+Everything above asks a `Runtime` for a lock, a waiter, or a thread. The threaded runtime is this one; a simulation
+brings another with the same methods, a virtual clock and a seeded scheduler, and the rest of the code does not notice.
+
+    Waiter      a latch: `set()` lets one `wait()` through, now or later. Setting it twice is setting it once.
+    Service     a thread that runs `step()` when woken or when the deadline that `step` returned has come.
+
+Locks are held for a few steps only and never across a wait, so under a runtime that switches only at waits
+they are always free.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from streamlog.clock import Clock, SystemClock
+
+_WAIT_MS_MAX = int(threading.TIMEOUT_MAX * 1000) - 1
+
+
+class Lock(Protocol):
+    """The three things the library does with a lock."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+    def release(self) -> None: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *exception: object) -> None: ...
+
+
+class TurnLock(Lock, Protocol):
+    """A lock that knows whether the running thread holds it."""
+
+    def _is_owned(self) -> bool: ...
+
+
+class Waiter(Protocol):
+    """A latch for one waiting thread."""
+
+    def set(self) -> None: ...
+    def wait(self, timeout_ms: int | None) -> bool:
+        """Wait until set (True, and the latch is shut again) or until the time is over (False)."""
+        ...
+
+
+class Task(Protocol):
+    """A started thread (or actor)."""
+
+    def join(self, timeout_ms: int | None = None) -> bool: ...
+
+
+class Runtime(Protocol):
+    """What the library needs of the world: time, chance, threads."""
+
+    clock: Clock
+    random: random.Random
+
+    def lock(self) -> Lock: ...
+    def turn_lock(self) -> TurnLock: ...
+    def waiter(self) -> Waiter: ...
+    def spawn(self, name: str, run: Callable[[], None]) -> Task: ...
+    def caller(self) -> int:
+        """The identity of the running thread."""
+        ...
+
+
+class ThreadWaiter:
+    """A latch over one C-level lock: set and wait cost a lock operation each."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # was set already
+
+    def wait(self, timeout_ms: int | None) -> bool:
+        if timeout_ms is None:
+            return self._lock.acquire()
+        if timeout_ms <= 0:
+            return self._lock.acquire(blocking=False)
+        return self._lock.acquire(timeout=min(timeout_ms, _WAIT_MS_MAX) / 1000)
+
+
+class ThreadTask:
+    """A started daemon thread."""
+
+    def __init__(self, name: str, run: Callable[[], None]) -> None:
+        # Daemon: a forgotten cluster must not keep the interpreter alive; an exit hook flushes and closes it.
+        self._thread = threading.Thread(target=run, name=name, daemon=True)
+        self._thread.start()
+
+    def join(self, timeout_ms: int | None = None) -> bool:
+        if self._thread is not threading.current_thread():
+            self._thread.join(None if timeout_ms is None else timeout_ms / 1000)
+        return not self._thread.is_alive()
+
+
+class ThreadedRuntime:
+    """Real threads, the system's clocks, and a random generator seeded by the system."""
+
+    def __init__(self, clock: Clock | None = None, seed: int | None = None) -> None:
+        self.clock: Clock = SystemClock() if clock is None else clock
+        self.random = random.Random(int.from_bytes(os.urandom(8), "big") if seed is None else seed)
+
+    def lock(self) -> Lock:
+        return threading.Lock()
+
+    def turn_lock(self) -> TurnLock:
+        return cast(TurnLock, threading.RLock())
+
+    def waiter(self) -> Waiter:
+        return ThreadWaiter()
+
+    def spawn(self, name: str, run: Callable[[], None]) -> Task:
+        return ThreadTask(name, run)
+
+    def caller(self) -> int:
+        return threading.get_ident()
+
+
+def new_lock() -> Lock:
+    """A lock for what exists once in a process, outside any runtime."""
+    return threading.Lock()
+
+
+class Service:
+    """A thread that sleeps until its next deadline or until it is woken.
+
+    `step(now_ms)` does what is due and returns the next deadline (monotonic ms) or None for "only when woken".
+    The thread starts with the first `wake()`: who never needs it never pays for it.
+    """
+
+    def __init__(self, runtime: Runtime, name: str, step: Callable[[int], int | None]) -> None:
+        self._runtime = runtime
+        self._name = name
+        self._step = step
+        self._waiter = runtime.waiter()
+        self._start_lock = runtime.lock()
+        self._task: Task | None = None
+        self._stopping = False
+
+    def __repr__(self) -> str:
+        state = "stopped" if self._stopping else "idle" if self._task is None else "running"
+        return f"Service({self._name!r}, {state})"
+
+    def wake(self) -> None:
+        """Run `step` soon. Starts the thread at the first call; does nothing after `stop`."""
+        if self._task is None and not self._stopping:
+            with self._start_lock:
+                if self._task is None and not self._stopping:
+                    self._task = self._runtime.spawn(self._name, self._run)
+        self._waiter.set()
+
+    def stop(self, timeout_ms: int | None = None) -> bool:
+        """Let the step under way end, then end the thread. Returns whether it ended in time."""
+        self._stopping = True
+        self._waiter.set()
+        task = self._task
+        return True if task is None else task.join(timeout_ms)
+
+    def _run(self) -> None:
+        clock = self._runtime.clock
+        while not self._stopping:
+            deadline_ms = self._step(clock.monotonic_ms())
+            if self._stopping:
+                return
+            timeout_ms = None if deadline_ms is None else max(0, deadline_ms - clock.monotonic_ms())
+            self._waiter.wait(timeout_ms)
