@@ -1,0 +1,49 @@
+"""streamlog: ordered, durable, replicated event logs in your own process, the way SQLite is a database.
+
+    import streamlog
+
+    with streamlog.open("data/") as cluster:
+        cluster.create_topic("orders", partitions=4, exist_ok=True)
+        with cluster.producer() as producer:
+            producer.send("orders", b"value", key=b"alice")
+        with cluster.consumer_group("billing", ["orders"]).consumer(stop_at_end=True) as consumer:
+            for record in consumer:
+                print(record)
+"""
+
+import atexit as _atexit
+
+from streamlog import errors
+from streamlog.client import serde
+from streamlog.client.cluster import Cluster, close_all
+from streamlog.client.cluster import open_cluster as open
+from streamlog.client.consumer import Consumer
+from streamlog.client.consumer_group import ConsumerGroup
+from streamlog.client.producer import Producer
+from streamlog.client.topic import Partition, Topic
+from streamlog.connecting import connect
+from streamlog.errors import StreamlogError
+from streamlog.record import OffsetAndMetadata, OffsetAndTimestamp, Record, RecordMetadata, TopicPartition
+from streamlog.version import VERSION as __version__
+
+__all__ = [
+    "Cluster",
+    "Consumer",
+    "ConsumerGroup",
+    "OffsetAndMetadata",
+    "OffsetAndTimestamp",
+    "Partition",
+    "Producer",
+    "Record",
+    "RecordMetadata",
+    "StreamlogError",
+    "Topic",
+    "TopicPartition",
+    "__version__",
+    "connect",
+    "errors",
+    "open",
+    "serde",
+]
+
+_atexit.register(close_all)

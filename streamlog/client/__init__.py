@@ -1,0 +1,1 @@
+"""What users hold: Cluster, Topic, Partition, Producer, Consumer and ConsumerGroup."""

@@ -1,0 +1,340 @@
+"""The cluster as users hold it: topics, producers, consumers, groups, metrics.
+
+A path opened twice in one process is one cluster, counted: the last `close` closes it. `":memory:"` is private,
+`":memory:name"` is shared by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from re import Pattern
+from typing import TYPE_CHECKING, Any, Final
+
+from streamlog.broker.cluster import BrokerCluster
+from streamlog.broker.housekeeping import CleanerReport
+from streamlog.broker.runner import Runtime, new_lock
+from streamlog.client.consumer import Consumer
+from streamlog.client.consumer_group import ConsumerGroup
+from streamlog.client.options import topic_overrides
+from streamlog.client.producer import Producer
+from streamlog.client.topic import Topic
+from streamlog.config import ClusterConfig, ConsumerConfig, ProducerConfig
+from streamlog.core.controller import validate_topic_name
+from streamlog.errors import ConfigError, InvalidGroupIdError, TopicAlreadyExistsError, UnsupportedOperationError
+from streamlog.metrics import Metrics
+from streamlog.storage.directory import ClusterDirectory, memory_directory
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from streamlog.client.reader_cluster import ReaderCluster
+
+MEMORY: Final = ":memory:"
+SYNC_MODES: Final = ("full", "normal", "off")
+
+Shared = tuple["BrokerCluster", dict[str, Any]]
+_open_clusters: dict[object, _Opened] = {}
+_open_lock = new_lock()
+
+
+class _Opened:
+    """A backend and how often it was opened."""
+
+    __slots__ = ("backend", "key", "options", "count")
+
+    def __init__(self, backend: BrokerCluster, key: object, options: dict[str, Any]) -> None:
+        self.backend = backend
+        self.key = key
+        self.options = options
+        self.count = 1
+
+
+class Cluster:
+    """A cluster in a directory. Made by `streamlog.open`; leaving `with` closes it."""
+
+    def __init__(self, opened: _Opened) -> None:
+        self._opened = opened
+        self._backend = opened.backend
+        self._producers: dict[Producer, None] = {}
+        self._consumers: dict[Consumer, None] = {}
+        self._closed = False
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return f"<Cluster {str(self.path)!r} closed>"
+        topics = sum(not topic.internal for topic in list(self._backend.topics.values()))
+        return f"<Cluster {str(self.path)!r} brokers={len(self._backend.brokers)} topics={topics} sync={self._backend.sync!r}>"
+
+    def __enter__(self) -> Self:
+        self._backend.check_usable()
+        return self
+
+    def __exit__(self, kind: object, exception: BaseException | None, traceback: object) -> None:
+        self.close()
+
+    @property
+    def path(self) -> Path:
+        """The directory (of a cluster in memory: where it lives while it is open)."""
+        return self._backend.directory.path
+
+    @property
+    def brokers(self) -> list[Any]:
+        """The brokers, by id."""
+        return list(self._backend.brokers)
+
+    # -- topics ------------------------------------------------------------------------------------------------------
+
+    @property
+    def topics(self) -> list[str]:
+        """The names of all topics but the internal ones, sorted."""
+        self._check_open()
+        return sorted(topic.name for topic in list(self._backend.topics.values()) if not topic.internal)
+
+    def topic(self, name: str) -> Topic:
+        """Raises UnknownTopicOrPartitionError."""
+        self._check_open()
+        self._backend.topic(name)
+        return Topic(self._backend, name)
+
+    def create_topic(
+        self,
+        name: str,
+        partitions: int | None = None,
+        replication_factor: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        exist_ok: bool = False,
+    ) -> Topic:
+        """Create a topic.
+
+        partitions, replication_factor: None = the cluster's `num_partitions`, `default_replication_factor`.
+        config:    topic options by Kafka's names, such as {"retention.ms": 3_600_000}.
+        exist_ok:  use a topic that is there already, if it has the same partitions and factor.
+        Raises     InvalidTopicError, InvalidPartitionsError, InvalidReplicationFactorError, ConfigError, TopicAlreadyExistsError.
+        """
+        self._check_open()
+        validate_topic_name(name)
+        overrides = topic_overrides(config)
+        if exist_ok and name in self._backend.topics:
+            return self._existing(name, partitions, replication_factor)
+        try:
+            self._backend.create_topic(
+                name,
+                -1 if partitions is None else _not_default(partitions),
+                -1 if replication_factor is None else _not_default(replication_factor),
+                overrides,
+            )
+        except TopicAlreadyExistsError:
+            if not exist_ok:
+                raise
+            return self._existing(name, partitions, replication_factor)
+        return Topic(self._backend, name)
+
+    def _existing(self, name: str, partitions: int | None, replication_factor: int | None) -> Topic:
+        topic = Topic(self._backend, name)
+        for option, wanted, there in (
+            ("partitions", partitions, len(topic)),
+            ("replication_factor", replication_factor, topic.replication_factor),
+        ):
+            if wanted is not None and wanted != there:
+                raise TopicAlreadyExistsError(
+                    f"topic {name!r} exists with {option}={there}, not {wanted}; leave the argument out to use it as it is",
+                    topic=name,
+                    option=option,
+                    value=wanted,
+                    existing=there,
+                )
+        return topic
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic and its records. Raises UnknownTopicOrPartitionError."""
+        self._check_open()
+        self._backend.delete_topic(name)
+
+    # -- clients -----------------------------------------------------------------------------------------------------
+
+    def producer(self, *, config: Mapping[str, Any] | None = None, **options: Any) -> Producer:
+        """A producer. Options are `ProducerConfig`'s, as keywords or in `config` by Kafka's names. Raises ConfigError."""
+        self._check_open()
+        parsed = ProducerConfig.from_options(options, config)
+        if parsed.transactional_id is not None:
+            raise UnsupportedOperationError("transactional_id: transactions are not part of this version yet")
+        producer = Producer(self._backend, parsed, lambda closed: self._producers.pop(closed, None) and None)
+        self._producers[producer] = None
+        return producer
+
+    def consumer(self, *, config: Mapping[str, Any] | None = None, **options: Any) -> Consumer:
+        """A consumer that reads what it is told to with `assign` (or `subscribe`, with a `group_id`). Raises ConfigError."""
+        self._check_open()
+        return self._make_consumer(ConsumerConfig.from_options(options, config))
+
+    def _make_consumer(self, config: ConsumerConfig) -> Consumer:
+        self._check_open()
+        consumer = Consumer(self._backend, config, lambda closed: self._consumers.pop(closed, None) and None)
+        self._consumers[consumer] = None
+        return consumer
+
+    def consumer_group(
+        self,
+        group_id: str,
+        topics: str | Iterable[str] | Pattern[str] | None = None,
+        *,
+        config: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> ConsumerGroup:
+        """A group of consumers that share topics. `topics`: names or a compiled pattern; options are `ConsumerConfig`'s."""
+        self._check_open()
+        if not isinstance(group_id, str) or not group_id:
+            raise InvalidGroupIdError(f"a group's name is a str that is not empty, not {group_id!r}", group_id=group_id)
+        parsed = ConsumerConfig.from_options({**options, "group_id": group_id}, config)
+        wanted: tuple[str, ...] | Pattern[str] | None
+        if topics is None or hasattr(topics, "match"):
+            wanted = topics  # type: ignore[assignment]
+        else:
+            wanted = (topics,) if isinstance(topics, str) else tuple(topics)  # type: ignore[arg-type]
+            for name in wanted:
+                validate_topic_name(name)
+        return ConsumerGroup(self._backend, group_id, wanted, parsed, self._make_consumer)
+
+    @property
+    def groups(self) -> list[str]:
+        """The names of all groups that have members or committed offsets, sorted."""
+        self._check_open()
+        return [hosted.group_id for hosted in self._backend.coordinator.groups() if not hosted.machine.is_vacant]
+
+    # -- the rest ----------------------------------------------------------------------------------------------------
+
+    def metrics(self) -> Metrics:
+        """Every metric now, by Kafka's MBean name; `.prometheus()` has them as text."""
+        self._check_open()
+        return self._backend.metrics.snapshot()
+
+    def clean(self) -> CleanerReport:
+        """Enforce retention and compact, now, instead of when the cleaner would."""
+        self._check_open()
+        return self._backend.housekeeping.run_now()
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the cluster into a new directory while it is in use. Raises StorageError if that exists."""
+        self._check_open()
+        self._backend.backup(Path(path))
+
+    def close(self) -> None:
+        """Flush the producers, close the consumers, and close the cluster when nobody else has it open. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        first: BaseException | None = None
+        for closing in [*self._consumers, *self._producers]:
+            try:
+                closing.close()
+            except Exception as error:
+                first = first or error
+        with _open_lock:
+            opened = self._opened
+            opened.count -= 1
+            last = opened.count == 0
+            if last and _open_clusters.get(opened.key) is opened:
+                del _open_clusters[opened.key]
+            if last:
+                self._backend.close()
+        if first is not None:
+            raise first
+
+    def _check_open(self) -> None:
+        if self._closed or self._backend.closed:
+            self._backend.refuse_closed()
+        self._backend.check_usable()
+
+
+def _not_default(count: int) -> int:
+    # -1 asks the controller for its default; a user who passes it gets the range error like for any other number.
+    return -2 if count == -1 else count
+
+
+def open_cluster(
+    path: str | os.PathLike[str],
+    *,
+    brokers: int | None = None,
+    sync: str = "full",
+    mode: str = "rw",
+    config: Mapping[str, Any] | None = None,
+    runtime: Runtime | None = None,
+    **options: Any,
+) -> Cluster | ReaderCluster:
+    """Open the cluster in a directory, making it if there is none.
+
+    path:     a directory; ":memory:" is private and gone on close, ":memory:name" is shared by name in this process.
+    brokers:  None = what is there, else 1.
+    sync:     "full" - an acked record survives power loss; "normal" - after power loss the store is intact and at most the
+              last commits are missing; "off" - survives kill -9, synced every `flush_ms` and on close.
+    mode:     "rw", or "r" to read beside a live owner.
+    config:   cluster options by Kafka's names; also as keywords (`auto_create_topics=True`).
+    Raises    ClusterLockedError (another process has it open), ConfigError, and StorageErrors that say what is wrong.
+    """
+    if sync not in SYNC_MODES:
+        raise ConfigError(f"sync={sync!r}: allowed: {', '.join(map(repr, SYNC_MODES))}", option="sync", value=sync, allowed=SYNC_MODES)
+    if mode not in ("rw", "r"):
+        raise ConfigError(f"mode={mode!r}: allowed: 'rw' or 'r'", option="mode", value=mode, allowed="'rw' or 'r'")
+    parsed = ClusterConfig.from_options(options, config)
+    text = os.fspath(path)
+    if not isinstance(text, str) or not text:
+        raise ConfigError(f"path {path!r}: allowed: a directory, or ':memory:'", option="path", value=path, allowed="a directory")
+    if mode == "r":
+        from streamlog.client.reader_cluster import open_reader
+
+        return open_reader(text, parsed)
+    asked = {"brokers": brokers, "sync": sync, "config": parsed}
+    with _open_lock:
+        key = _identity(text)
+        opened = None if key is None else _open_clusters.get(key)
+        if opened is not None and not opened.backend.closed:
+            _check_same_options(text, opened.options, asked)
+            opened.count += 1
+            return Cluster(opened)
+        backend = BrokerCluster(_directory(text, parsed), brokers, sync, parsed, runtime)
+        if key is None or isinstance(key, tuple):
+            key = _identity(text) or object()
+        opened = _Opened(backend, key, asked)
+        _open_clusters[key] = opened
+        return Cluster(opened)
+
+
+def _directory(text: str, config: ClusterConfig) -> ClusterDirectory:
+    if text.startswith(MEMORY):
+        return memory_directory(text[len(MEMORY) :])
+    from streamlog.version import VERSION
+
+    return ClusterDirectory.open(text, allow_network_fs=config.allow_network_fs, written_by=f"streamlog {VERSION}")
+
+
+def _identity(text: str) -> object | None:
+    """What tells two openings of one cluster: the name of one in memory, device and inode of a directory; None: new."""
+    if text.startswith(MEMORY):
+        name = text[len(MEMORY) :]
+        return f"{MEMORY}{name}" if name else None
+    try:
+        found = os.stat(text)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino)
+
+
+def _check_same_options(text: str, have: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    for option, value in asked.items():
+        if value is not None and value != have[option] and not (option == "brokers" and have[option] is None):
+            raise ConfigError(
+                f"{text!r} is open in this process with another {option}: {have[option]!r:.100}, not {value!r:.100}; "
+                "open it with the same options, or close it first",
+                option=option,
+                value=value,
+                allowed=repr(have[option]),
+            )
+
+
+def close_all() -> None:
+    """At the interpreter's exit: flush and close what was forgotten, and say so if records were still on their way."""
+    for opened in list(_open_clusters.values()):
+        opened.backend.close()
+    _open_clusters.clear()

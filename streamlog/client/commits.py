@@ -1,0 +1,186 @@
+"""Committing positions for a group: on request, and by itself from inside `poll`.
+
+Auto-commit stores, at the start of a poll, the positions of everything handed out by earlier polls (SEMANTICS 3.6.4):
+a crash means redelivery, never loss, as long as processing happens between polls.
+
+Invariants:
+ 1. What is committed is at most the position: a record not handed out is never committed.
+ 2. A commit of this consumer names its member and generation; a stale member's commit is refused by the coordinator.
+ 3. Positions that were committed already are not committed again.
+
+Source: Kafka ConsumerCoordinator (maybeAutoCommitOffsetsAsync, commitOffsetsSync).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
+from streamlog.config import ConsumerConfig
+from streamlog.core import group_events as events
+from streamlog.errors import (
+    CommitFailedError,
+    ConfigError,
+    FencedInstanceIdError,
+    IllegalGenerationError,
+    InvalidGroupIdError,
+    RebalanceInProgressError,
+    StreamlogError,
+    StreamlogTimeoutError,
+    UnknownMemberIdError,
+)
+from streamlog.record import OffsetAndMetadata, TopicPartition
+
+if TYPE_CHECKING:
+    from streamlog.broker.cluster import BrokerCluster
+    from streamlog.client.membership import Membership
+
+RETRY_MS: Final = 20
+_STALE = (UnknownMemberIdError, IllegalGenerationError, FencedInstanceIdError)
+
+
+class Commits:
+    """The committing side of one consumer."""
+
+    def __init__(self, backend: BrokerCluster, config: ConsumerConfig, assigned: dict[TopicPartition, AssignedPartition]) -> None:
+        self.membership: Membership | None = None
+        self._backend = backend
+        self._config = config
+        self._assigned = assigned
+        self._automatic = config.enable_auto_commit and config.group_id is not None
+        self._clock = backend.runtime.clock
+        self._due_ms = self._clock.monotonic_ms() + config.auto_commit_interval_ms
+
+    # -- by itself ---------------------------------------------------------------------------------------------------
+
+    def is_due(self) -> bool:
+        return self._automatic and self._clock.monotonic_ms() >= self._due_ms
+
+    def due_in_ms(self) -> int | None:
+        """How long until the next auto-commit has something to do; None if it has not."""
+        if not self._automatic or not self._positions():
+            return None
+        return max(1, self._due_ms - self._clock.monotonic_ms())
+
+    def note_progress(self) -> None:
+        """Nothing to do: positions are read when they are committed. Kept as the place where lag would be told."""
+
+    def maybe_auto_commit(self, *, force: bool = False, leaving: bool = False) -> None:
+        """Commit the positions if it is time (or `force`). A rebalance or a lost membership is left to the next poll."""
+        if not self._automatic or not (force or self.is_due()):
+            return
+        self._due_ms = self._clock.monotonic_ms() + self._config.auto_commit_interval_ms
+        positions = self._positions()
+        if not positions:
+            return
+        try:
+            self._store(positions, self._config.default_api_timeout_ms)
+        except (RebalanceInProgressError, *_STALE) as error:
+            if leaving:
+                _log_lost_commit(self._config.group_id, error)
+
+    def _positions(self) -> dict[TopicPartition, OffsetAndMetadata]:
+        """What was handed out since the last commit."""
+        return {
+            tp: OffsetAndMetadata(assigned.position)
+            for tp, assigned in self._assigned.items()
+            if assigned.position != UNKNOWN_OFFSET and assigned.position != assigned.committed_position
+        }
+
+    # -- on request --------------------------------------------------------------------------------------------------
+
+    def commit(self, offsets: Mapping[TopicPartition, Any] | None, timeout_ms: int) -> None:
+        """Commit and wait; drives a rebalance that is in the way. See `Consumer.commit`."""
+        if self._config.group_id is None:
+            raise InvalidGroupIdError("this consumer has no group to commit for: use cluster.consumer_group(...) or group_id=...")
+        wanted = self._positions() if offsets is None else _checked_offsets(offsets)
+        if not wanted:
+            return
+        deadline_ms = self._clock.monotonic_ms() + timeout_ms
+        waiter = None
+        while True:
+            left_ms = deadline_ms - self._clock.monotonic_ms()
+            if left_ms <= 0:
+                raise StreamlogTimeoutError(
+                    f"offsets of group {self._config.group_id!r} could not be committed within {timeout_ms} ms: it is rebalancing"
+                )
+            try:
+                self._store(wanted, left_ms)
+                return
+            except RebalanceInProgressError:
+                membership = self.membership
+                if membership is None:
+                    raise
+                membership.advance()
+                self._refuse_foreign(wanted)
+                if not membership.is_stable:
+                    waiter = waiter or self._backend.runtime.waiter()
+                    waiter.wait(min(RETRY_MS, left_ms))
+            except _STALE as error:
+                raise CommitFailedError(
+                    f"group {self._config.group_id!r} no longer knows this member: it was too slow, or was replaced. "
+                    "Its records will be read again by others; process less per poll or raise max_poll_interval_ms",
+                    group_id=self._config.group_id,
+                ) from error
+
+    def _refuse_foreign(self, wanted: Mapping[TopicPartition, object]) -> None:
+        gone = [tp for tp in wanted if tp not in self._assigned]
+        membership = self.membership
+        if gone and membership is not None and membership.is_stable:
+            raise CommitFailedError(
+                f"{', '.join(map(str, gone))} went to another member of group {self._config.group_id!r} before the commit; "
+                "their records will be read again",
+                group_id=self._config.group_id,
+                partitions=gone,
+            )
+
+    def _store(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], timeout_ms: int) -> None:
+        membership = self.membership
+        member_id, generation, instance_id = "", -1, None
+        if membership is not None:
+            member_id, generation, instance_id = membership.member_id, membership.generation, self._config.group_instance_id
+            if not member_id:
+                raise RebalanceInProgressError(f"group {self._config.group_id!r}: this member has not joined yet")
+        assert self._config.group_id is not None
+        reply: events.OffsetCommitReply = self._backend.call_group(
+            self._config.group_id,
+            events.OffsetCommit(
+                token=0, offsets=dict(offsets), member_id=member_id, generation=generation, group_instance_id=instance_id
+            ),
+            timeout_ms,
+        )
+        for tp, error in reply.errors.items():
+            if error is not None:
+                raise error
+            assigned = self._assigned.get(tp)
+            if assigned is not None:
+                assigned.committed_position = offsets[tp].offset
+
+
+def _checked_offsets(offsets: Mapping[TopicPartition, Any]) -> dict[TopicPartition, OffsetAndMetadata]:
+    from streamlog.client.offsets import checked_partitions
+
+    checked: dict[TopicPartition, OffsetAndMetadata] = {}
+    for key, tp in zip(offsets, checked_partitions(offsets), strict=True):
+        given = offsets[key]
+        if isinstance(given, OffsetAndMetadata):
+            checked[tp] = given
+        elif isinstance(given, int) and not isinstance(given, bool) and given >= 0:
+            checked[tp] = OffsetAndMetadata(given)
+        else:
+            raise ConfigError(
+                f"offset {given!r} of {tp}: allowed: the next offset to read, an int >= 0, or OffsetAndMetadata",
+                option="offsets",
+                value=given,
+                allowed="an int >= 0 or OffsetAndMetadata",
+            )
+    return checked
+
+
+def _log_lost_commit(group_id: str | None, error: StreamlogError) -> None:
+    import logging
+
+    logging.getLogger("streamlog.consumer").warning(
+        "group %s: the last positions could not be committed, their records will be read again: %s", group_id, error
+    )

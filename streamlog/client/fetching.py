@@ -1,0 +1,176 @@
+"""What a consumer holds of one partition: where it stands, what is decoded and not yet handed out.
+
+    log |....committed....position|== buffer, decoded, not handed out ==|fetch_offset........|end
+                          ^ next record handed out                       ^ next offset to read
+
+Invariants (checked by `_check`):
+ 1. position <= fetch_offset; the buffer holds exactly the visible records in [position, fetch_offset).
+ 2. The position moves only when records are handed out, by a seek, or over offsets that hold no visible record.
+ 3. Each batch is decoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from streamlog.batch import Batch
+from streamlog.broker.partition import Partition
+from streamlog.broker.purgatory import Subscription
+from streamlog.broker.reading import LogReader, check_range, end_for
+from streamlog.errors import CorruptRecordError, DeserializationError
+from streamlog.record import Record, TopicPartition
+from streamlog.storage import log
+
+UNKNOWN_OFFSET: Final = -1
+
+Deserializer = Callable[[Any], Any]
+
+
+class AssignedPartition:
+    """One partition a consumer reads."""
+
+    __slots__ = (
+        "tp", "partition", "subscription", "position", "fetch_offset", "buffer", "next_index", "paused", "end_offset",
+        "revoking", "lag_end", "committed_position",
+    )  # fmt: skip
+
+    def __init__(self, tp: TopicPartition, partition: Partition) -> None:
+        self.tp = tp
+        self.partition = partition
+        self.subscription: Subscription | None = None
+        self.position = UNKNOWN_OFFSET
+        self.fetch_offset = UNKNOWN_OFFSET
+        self.buffer: list[Record] = []
+        self.next_index = 0
+        self.paused = False
+        self.end_offset: int | None = None
+        self.revoking = False
+        self.lag_end = 0
+        # What a commit of ours said last; avoids committing the same again.
+        self.committed_position = UNKNOWN_OFFSET
+
+    def __repr__(self) -> str:
+        return f"AssignedPartition({self.tp}, position={self.position}, buffered={self.buffered})"
+
+    @property
+    def buffered(self) -> int:
+        return len(self.buffer) - self.next_index
+
+    def seek(self, offset: int) -> None:
+        """Stand at `offset`; what was decoded is dropped."""
+        self.position = self.fetch_offset = offset
+        self.buffer = []
+        self.next_index = 0
+
+    def fetch(self, reader: LogReader, bytes_max: int, isolation_level: str, check_crcs: bool) -> bool:
+        """Decode what is there at the fetch offset into the empty buffer. Returns whether there may be more behind it.
+
+        Raises   OffsetOutOfRangeError, CorruptRecordError, NotLeaderOrFollowerError; nothing moved.
+        """
+        partition, offset = self.partition, self.fetch_offset
+        view, snapshot = reader.open(partition)
+        try:
+            check_range(partition, view, offset)
+            end = self.lag_end = end_for(view, isolation_level)
+            if offset >= end:
+                return False
+            batches = log.read(snapshot, partition.log_id, offset, end, bytes_max, check_crcs)
+        except CorruptRecordError as error:
+            raise self._corrupt(error) from error
+        finally:
+            snapshot.close()
+        return self._decode(batches, offset, end)
+
+    def _decode(self, batches: list[Batch], offset: int, end: int) -> bool:
+        topic, number = self.tp
+        records: list[Record] = []
+        for batch in batches:
+            if not batch.is_control:
+                decoded = batch.records(topic, number, offset)
+                records = decoded if not records else records + decoded
+            offset = batch.base_offset + batch.last_offset_delta + 1
+        if not batches:
+            offset = end  # compaction left nothing between here and the end
+        meters = self.partition.meters
+        meters.messages_out.count += len(records)
+        meters.bytes_out.count += sum([batch.size_bytes for batch in batches])
+        meters.fetch_requests.count += 1
+        self.fetch_offset = offset
+        self.buffer = records
+        self.next_index = 0
+        if not records:
+            self.position = offset
+        return offset < end
+
+    def _corrupt(self, error: CorruptRecordError) -> CorruptRecordError:
+        return CorruptRecordError(
+            f"{self.tp} is corrupt at offset {self.fetch_offset}: {error}; the other batches stay readable, seek past it "
+            "(streamlog verify shows all damage)",
+            topic=self.tp.topic,
+            partition=self.tp.partition,
+            offset=self.fetch_offset,
+            **{name: value for name, value in error.facts.items() if name not in ("topic", "partition", "offset")},
+        )
+
+    def take(self, count_max: int, deserialize_key: Deserializer | None, deserialize_value: Deserializer | None) -> list[Record]:
+        """Hand out up to `count_max` buffered records and move the position behind them.
+
+        Raises   DeserializationError if the very first cannot be read; later ones end the list before them.
+        """
+        start = self.next_index
+        end = min(start + count_max, len(self.buffer))
+        if start == 0 and end == len(self.buffer):
+            records, self.buffer = self.buffer, []
+            self.next_index = 0
+        else:
+            records = self.buffer[start:end]
+            self.next_index = end
+        if deserialize_key is not None or deserialize_value is not None:
+            whole = records
+            records = self._deserialized(whole, deserialize_key, deserialize_value)
+            if len(records) < len(whole):
+                self._put_back(whole[len(records) :])
+        if not self.buffered:
+            self.position = self.fetch_offset
+        elif records:
+            self.position = records[-1].offset + 1
+        return records
+
+    def _put_back(self, records: list[Record]) -> None:
+        self.buffer = records + self.buffer[self.next_index :]
+        self.next_index = 0
+
+    def _deserialized(self, records: list[Record], key: Deserializer | None, value: Deserializer | None) -> list[Record]:
+        done: list[Record] = []
+        for record in records:
+            try:
+                done.append(
+                    Record(
+                        record.topic,
+                        record.partition,
+                        record.offset,
+                        record.timestamp,
+                        record.key if key is None else key(record.key),
+                        record.value if value is None else value(record.value),
+                        record.headers,
+                    )
+                )
+            except DeserializationError as error:
+                if done:
+                    return done
+                self._put_back(records)
+                raise DeserializationError(
+                    f"record {record.offset} of {self.tp} cannot be read: {error}; "
+                    f"to skip it, seek to {record.offset + 1}",
+                    topic=record.topic,
+                    partition=record.partition,
+                    offset=record.offset,
+                    next_offset=record.offset + 1,
+                    record=record,
+                ) from error
+        return done
+
+    def _check(self) -> None:
+        assert self.position <= self.fetch_offset, self
+        assert 0 <= self.next_index <= len(self.buffer), self

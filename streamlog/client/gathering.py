@@ -1,0 +1,161 @@
+"""How a producer sorts records into the batches of a topic's partitions.
+
+    items --split--> keys, values --partitioner--> one list of keys, values and sizes per partition --> open batches
+
+Everything here works on whole columns: the cost of a Python call is paid per call of `send_many`, not per record.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from collections.abc import Iterable
+from itertools import accumulate
+from operator import add
+from typing import Any, Final, NamedTuple, NoReturn
+
+from streamlog.client.delivery import OpenBatch
+from streamlog.client.partitioner import create_partitioner
+from streamlog.client.serde import only_bytes, to_bytes
+from streamlog.config import ProducerConfig
+from streamlog.core.controller import TopicImage
+from streamlog.errors import InvalidTimestampError, RecordTooLargeError, SerializationError, UnknownTopicOrPartitionError
+from streamlog.record import Headers
+
+RECORD_OVERHEAD_BYTES: Final = 8
+
+
+class Gathered(NamedTuple):
+    """Records sorted by partition. `order` maps the gathered order to the given one; None if they are the same."""
+
+    parts: list[tuple[int, list[bytes | None], list[bytes | None], list[int]]]
+    order: list[int] | None
+
+
+class TopicBuffer:
+    """The open batches of one topic, one per partition, and its partitioner. Belongs to one image of the topic."""
+
+    __slots__ = ("image", "count", "batches", "partitioner", "place")
+
+    def __init__(self, image: TopicImage, config: ProducerConfig, chance: random.Random) -> None:
+        self.image = image
+        self.count = len(image.partitions)
+        self.batches: list[OpenBatch | None] = [None] * self.count
+        spec = "sticky" if config.partitioner_ignore_keys else config.partitioner
+        self.partitioner = create_partitioner(spec, image.name, chance)
+        one, count = self.partitioner.one, self.count
+        self.place = (lambda key, value: 0) if count == 1 and isinstance(spec, str) else (
+            lambda key, value: one(key, count, value)
+        )  # fmt: skip
+
+    def open_batches(self) -> list[OpenBatch]:
+        return [batch for batch in self.batches if batch is not None]
+
+    def refuse_partition(self, partition: object) -> NoReturn:
+        raise UnknownTopicOrPartitionError(
+            f"topic {self.image.name!r} has no partition {partition!r}; allowed: 0 to {self.count - 1}, or None",
+            topic=self.image.name,
+            partition=partition,
+        )
+
+    def cut(self, sizes: list[int], start: int, room_bytes: int) -> tuple[int, int]:
+        """How far from `start` records fit into `room_bytes` (at least one does), and the bytes they take."""
+        ends = sizes  # running totals, see `gather`
+        before = ends[start - 1] if start else 0
+        end = bisect_left(ends, before + room_bytes, start, len(ends)) + 1
+        end = min(end, len(ends))
+        return end, ends[end - 1] - before
+
+
+def split_items(items: list[Any]) -> tuple[list[Any], list[Any]] | None:
+    """The columns of (key, value) pairs; None if there is anything else among the items."""
+    if not items:
+        return [], []
+    if set(map(type, items)) == {tuple} and set(map(len, items)) == {2}:
+        return [item[0] for item in items], [item[1] for item in items]
+    for item in items:
+        if isinstance(item, tuple):
+            if len(item) != 2:
+                raise SerializationError(f"send_many takes (key, value) pairs, not a tuple of {len(item)}: {item!r:.80}", given=item)
+        elif not (hasattr(item, "key") and hasattr(item, "value")):
+            raise SerializationError(
+                f"send_many takes (key, value) pairs or Records, not {type(item).__name__} {item!r:.80}", given=item
+            )
+    return None
+
+
+def gather(buffer: TopicBuffer, keys: list[Any], values: list[Any], size_max: int) -> Gathered:
+    """Sort whole columns by partition; each part carries the running totals of its records' sizes."""
+    if not only_bytes(keys):
+        keys = [to_bytes(key, "key_serializer") for key in keys]
+    if not only_bytes(values):
+        values = [to_bytes(value, "value_serializer") for value in values]
+    sizes = _sizes(keys, values)
+    if sizes and max(sizes) > size_max:
+        check_size(max(sizes), size_max, buffer.image.name)
+    count = buffer.count
+    placed = buffer.partitioner.assign(keys, count, values)
+    first = placed[0] if placed else 0
+    if not placed or placed.count(first) == len(placed):
+        return Gathered([(first, keys, values, list(accumulate(sizes)))] if placed else [], None)
+    by_partition: list[list[int]] = [[] for _ in range(count)] if count <= 4 * len(placed) else []
+    if by_partition:
+        for index, partition in enumerate(placed):
+            by_partition[partition].append(index)
+        numbered = [(partition, indexes) for partition, indexes in enumerate(by_partition) if indexes]
+    else:
+        sparse: dict[int, list[int]] = {}
+        for index, partition in enumerate(placed):
+            sparse.setdefault(partition, []).append(index)
+        numbered = sorted(sparse.items())
+    parts = [
+        (
+            partition,
+            [keys[i] for i in indexes],
+            [values[i] for i in indexes],
+            list(accumulate([sizes[i] for i in indexes])),
+        )
+        for partition, indexes in numbered
+    ]
+    return Gathered(parts, [index for _, indexes in numbered for index in indexes])
+
+
+def _sizes(keys: list[bytes | None], values: list[bytes | None]) -> list[int]:
+    key_sizes = [RECORD_OVERHEAD_BYTES if key is None else len(key) + RECORD_OVERHEAD_BYTES for key in keys]
+    if None in values:
+        return [size if value is None else size + len(value) for size, value in zip(key_sizes, values)]
+    return list(map(add, key_sizes, map(len, values)))  # type: ignore[arg-type]
+
+
+def check_size(size: int, allowed: int, topic: str) -> NoReturn:
+    raise RecordTooLargeError(
+        f"a record of {size} bytes for topic {topic!r} is larger than max_request_size={allowed}",
+        topic=topic,
+        size_bytes=size,
+        allowed_bytes=allowed,
+    )
+
+
+def check_headers(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
+    """Headers as a tuple of pairs. Raises SerializationError naming the wrong one."""
+    if isinstance(headers, dict):
+        headers = headers.items()
+    checked: list[tuple[str, bytes | None]] = []
+    for header in headers:
+        if not isinstance(header, (tuple, list)) or len(header) != 2:
+            raise SerializationError(f"a header is a pair (str, bytes or None), not {header!r:.80}", given=header)
+        name, data = header
+        if not isinstance(name, str) or not (data is None or isinstance(data, (bytes, bytearray, memoryview))):
+            raise SerializationError(
+                f"a header is a pair (str, bytes or None), not ({type(name).__name__}, {type(data).__name__}): {header!r:.80}",
+                given=header,
+            )
+        checked.append((name, None if data is None else bytes(data)))
+    return tuple(checked)
+
+
+def check_timestamp(timestamp: object) -> None:
+    if isinstance(timestamp, bool) or not isinstance(timestamp, int) or not 0 <= timestamp < 2**63:
+        raise InvalidTimestampError(
+            f"timestamp={timestamp!r}: allowed: ms since the epoch, an int from 0 to 2**63-1, or None for now", timestamp=timestamp
+        )

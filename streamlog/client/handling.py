@@ -1,0 +1,128 @@
+"""`ConsumerGroup.run`: a handler called for every record by several members of the group.
+
+Each worker is a member with a thread of its own. It handles the records of one poll one by one, commits what finished,
+and polls again: in order per partition, at least once.
+
+Invariants:
+ 1. A record whose handler did not finish is never committed past (unless `on_error` says to skip it).
+ 2. When one worker fails all stop, every worker commits what it finished, and the first error is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from streamlog.client.consumer import Consumer
+from streamlog.errors import CommitFailedError, ConfigError
+from streamlog.record import Record, TopicPartition
+
+if TYPE_CHECKING:
+    from streamlog.broker.cluster import BrokerCluster
+    from streamlog.client.consumer_group import ConsumerGroup
+
+POLL_SECONDS: Final = 0.25
+WORKERS_MAX: Final = 1000
+
+
+class GroupRun:
+    """One run of a handler."""
+
+    def __init__(
+        self,
+        backend: BrokerCluster,
+        group: ConsumerGroup,
+        handler: Callable[[Record], Any],
+        workers: int,
+        on_error: str | Callable[[Record, Exception], Any],
+        options: Mapping[str, Any],
+    ) -> None:
+        if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= WORKERS_MAX:
+            raise ConfigError(
+                f"workers={workers!r}: allowed: 1 to {WORKERS_MAX}", option="workers", value=workers, allowed=f"1 to {WORKERS_MAX}"
+            )
+        if not (callable(on_error) or on_error in ("raise", "skip")):
+            raise ConfigError(
+                f"on_error={on_error!r}: allowed: 'raise', 'skip' or a callable (record, exception)",
+                option="on_error",
+                value=on_error,
+                allowed="'raise', 'skip' or a callable",
+            )
+        if not callable(handler):
+            raise ConfigError(f"handler {handler!r} is not callable", option="handler", value=handler, allowed="a callable (record)")
+        self._runtime = backend.runtime
+        self._group = group
+        self._handler = handler
+        self._workers = workers
+        self._on_error = on_error
+        self._options = dict(options)
+        self._stopping = False
+        self._first_error: BaseException | None = None
+        self._consumers: list[Consumer] = []
+        self._ended = self._runtime.waiter()
+
+    def run(self) -> None:
+        self._consumers = [
+            self._group.consumer(enable_auto_commit=False, **self._options) for _ in range(self._workers)
+        ]
+        tasks = [
+            self._runtime.spawn(f"streamlog-worker-{number}", lambda consumer=consumer: self._work(consumer))  # type: ignore[misc]
+            for number, consumer in enumerate(self._consumers)
+        ]
+        try:
+            for task in tasks:
+                while not task.join(1000):
+                    pass
+        except BaseException as error:  # Ctrl-C in the waiting thread
+            self._first_error = self._first_error or error
+            self.stop()
+            for task in tasks:
+                task.join()
+        if self._first_error is not None:
+            raise self._first_error
+
+    def stop(self) -> None:
+        self._stopping = True
+        for consumer in self._consumers:
+            consumer.wakeup()
+
+    def _work(self, consumer: Consumer) -> None:
+        try:
+            with consumer:
+                while not self._stopping and not consumer.at_end:
+                    records = consumer.poll(POLL_SECONDS)
+                    if records:
+                        self._handle(consumer, records)
+        except BaseException as error:
+            if self._first_error is None:
+                self._first_error = error
+            self.stop()
+
+    def _handle(self, consumer: Consumer, records: list[Record]) -> None:
+        """Handle one poll's records and commit what finished, also when the handler raises."""
+        finished: dict[TopicPartition, int] = {}
+        try:
+            for record in records:
+                if self._stopping:
+                    break
+                try:
+                    self._handler(record)
+                except Exception as error:
+                    self._judge(record, error)
+                finished[TopicPartition(record.topic, record.partition)] = record.offset + 1
+        finally:
+            if finished:
+                self._commit(consumer, finished)
+
+    def _judge(self, record: Record, error: Exception) -> None:
+        if self._on_error == "raise":
+            raise error
+        if callable(self._on_error):
+            self._on_error(record, error)
+
+    def _commit(self, consumer: Consumer, finished: dict[TopicPartition, int]) -> None:
+        try:
+            consumer.commit(finished)
+        except CommitFailedError:
+            # The partitions moved on in between: their new owner handles these records again (at least once).
+            pass

@@ -1,0 +1,330 @@
+"""The client's side of a consumer group: join, sync, heartbeat, leave, without ever blocking.
+
+    UNJOINED --JoinGroup--> JOINING --reply--> SYNCING --reply--> STABLE --group rebalances--> UNJOINED ...
+
+`advance` takes as many steps as the answers that have arrived allow and returns. The consumer calls it from `poll`, so
+listeners run in the caller's thread, a join goes on across polls, and members polled in turn by one thread converge.
+
+Invariants:
+ 1. At most one request is under way; its answer is looked at exactly once.
+ 2. Eager: nothing is owned between the revocation and the next assignment. Cooperative: what stays is never given up.
+ 3. Lost partitions (the coordinator dropped us) are reported as lost, never as revoked.
+
+Sources: Kafka AbstractCoordinator, ConsumerCoordinator; KIP-429 (cooperative), KIP-345 (static members).
+Not implemented: KIP-848.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from streamlog.broker.purgatory import Listener, Subscription
+from streamlog.broker.turn import Pending
+from streamlog.config import ConsumerConfig
+from streamlog.core import assignor, consumer_protocol
+from streamlog.core import group_events as events
+from streamlog.core.group_state import State as GroupPhase
+from streamlog.errors import (
+    ClosedError,
+    FencedInstanceIdError,
+    IllegalGenerationError,
+    MemberIdRequiredError,
+    RebalanceInProgressError,
+    StreamlogError,
+    UnknownMemberIdError,
+)
+from streamlog.record import TopicPartition
+
+if TYPE_CHECKING:
+    from streamlog.broker.cluster import BrokerCluster
+
+CLIENT_ID: Final = "streamlog"
+
+
+class Phase(Enum):
+    """Where a member stands in the protocol.
+
+    UNJOINED  action: send JoinGroup at the next poll.      transition: sent => JOINING
+    JOINING   action: wait for the join phase to complete.  transition: reply => SYNCING, error => UNJOINED
+    SYNCING   action: wait for the assignment.              transition: reply => STABLE, error => UNJOINED
+    STABLE    action: read; heartbeat.                      transition: rebalance, expelled, subscription changed => UNJOINED
+    """
+
+    UNJOINED = "unjoined"
+    JOINING = "joining"
+    SYNCING = "syncing"
+    STABLE = "stable"
+
+
+class Membership:
+    """One member of one group, driven by its consumer."""
+
+    def __init__(self, backend: BrokerCluster, group_id: str, config: ConsumerConfig, listener: Listener, member: MemberCallbacks) -> None:
+        self.group_id = group_id
+        self.config = config
+        self.member_id = ""
+        self.generation = -1
+        self.phase = Phase.UNJOINED
+        # In process the member draws its id itself: so it can leave even before its first join is answered.
+        self._drawn_id = ""
+        self.rebalances_total = 0
+        self.last_poll_ms = backend.runtime.clock.monotonic_ms()
+        self.expired = False
+        self._backend = backend
+        self._listener = listener
+        self._member = member
+        self._pending: Pending | None = None
+        self._protocol: str | None = None
+        self._is_leader = False
+        self._last_owned: list[TopicPartition] = []  # what `sticky` tells the leader we had before giving it up
+        self._assigned_counts: dict[str, int] = {}
+        self._joined_topics: tuple[str, ...] = ()
+        backend.ensure_offsets_topic()
+        self._hosted = backend.coordinator.hosted(group_id)
+        self._group_subscription: Subscription = listener.subscribe(self._hosted, self)
+        self.is_cooperative = all(
+            assignor.ASSIGNORS[name].protocol is assignor.RebalanceProtocol.COOPERATIVE for name in config.partition_assignment_strategy
+        )
+
+    def __repr__(self) -> str:
+        return f"Membership({self.group_id!r}, {self.member_id!r}, generation={self.generation}, {self.phase.value})"
+
+    @property
+    def heartbeat_interval_ms(self) -> int:
+        return self.config.heartbeat_interval_ms
+
+    @property
+    def is_stable(self) -> bool:
+        return self.phase is Phase.STABLE
+
+    # -- driving -----------------------------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        """Take every step that can be taken now. Runs rebalance listeners. Raises FencedInstanceIdError and the like."""
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        """One step; False when there is only waiting left."""
+        if self.phase is Phase.STABLE:
+            return self._notice_change()
+        if self.phase is Phase.UNJOINED:
+            if self.expired:
+                self._lose()
+                self.expired = False
+            self._join()
+            return True
+        pending = self._pending
+        assert pending is not None, self.phase
+        if not pending.done:
+            return False
+        self._pending = None
+        if pending.error is not None:
+            self._on_error(pending.error)
+            return True
+        if self.phase is Phase.JOINING:
+            self._on_joined(pending.reply)
+        else:
+            self._on_synced(pending.reply)
+        return True
+
+    def _notice_change(self) -> bool:
+        """Whether the group moves on without us, or we want it to."""
+        view = self._hosted.view
+        if self.expired:
+            self.phase = Phase.UNJOINED
+            return True
+        if view.generation != self.generation or view.state not in (GroupPhase.STABLE, GroupPhase.COMPLETING_REBALANCE):
+            if not any(member.member_id == self.member_id for member in view.members):
+                self._lose()
+            self.phase = Phase.UNJOINED
+            return True
+        topics = self._member.topics()
+        if topics != self._joined_topics or (self._is_leader and self._counts_changed()):
+            self.phase = Phase.UNJOINED
+            return True
+        return False
+
+    def _counts_changed(self) -> bool:
+        images = self._backend.topics
+        return any(
+            count != (len(images[topic].partitions) if topic in images else 0) for topic, count in self._assigned_counts.items()
+        )
+
+    # -- the protocol ------------------------------------------------------------------------------------------------
+
+    def _join(self) -> None:
+        self._last_owned = self._member.owned() or self._last_owned
+        if not self.is_cooperative:
+            self._member.revoke(self._member.owned())
+        owned = self._member.owned()
+        topics = self._joined_topics = self._member.topics()
+        subscription = consumer_protocol.Subscription(
+            topics=topics, owned=tuple(owned), generation=self.generation, rack=self.config.client_rack
+        )
+        strategies = [assignor.ASSIGNORS[name] for name in self.config.partition_assignment_strategy]
+        config = self.config
+        if not self.member_id:
+            self._drawn_id = f"{CLIENT_ID}-{self._backend.runtime.random.getrandbits(128):032x}"
+        self._post(
+            Phase.JOINING,
+            events.JoinGroup(
+                token=0,
+                member_id=self.member_id,
+                new_member_id=self._drawn_id,
+                client_id=CLIENT_ID,
+                group_instance_id=config.group_instance_id,
+                session_timeout_ms=config.session_timeout_ms,
+                rebalance_timeout_ms=config.max_poll_interval_ms,
+                protocols=tuple((strategy.name, self._subscription_bytes(strategy, subscription)) for strategy in strategies),
+                incarnation=self._backend.incarnation,
+            ),
+        )
+
+    def _subscription_bytes(self, strategy: assignor.Assignor, subscription: consumer_protocol.Subscription) -> bytes:
+        user_data = strategy.user_data(self._last_owned, self.generation)
+        return consumer_protocol.encode_subscription(msgspec.structs.replace(subscription, user_data=user_data))
+
+    def _on_joined(self, reply: events.JoinGroupReply) -> None:
+        self.member_id = reply.member_id
+        self.generation = reply.generation
+        self._protocol = reply.protocol
+        self._is_leader = reply.leader == reply.member_id
+        assignments: tuple[tuple[str, bytes], ...] = ()
+        self._assigned_counts = {}
+        if self._is_leader and not reply.skip_assignment:
+            assignments = self._assign(reply)
+        self._post(
+            Phase.SYNCING,
+            events.SyncGroup(
+                token=0,
+                member_id=self.member_id,
+                generation=self.generation,
+                group_instance_id=self.config.group_instance_id,
+                protocol_type=reply.protocol_type,
+                protocol=reply.protocol,
+                assignments=assignments,
+            ),
+        )
+
+    def _assign(self, reply: events.JoinGroupReply) -> tuple[tuple[str, bytes], ...]:
+        """As the leader: spread the partitions of all subscribed topics over the members."""
+        subscriptions = {
+            member.member_id: consumer_protocol.decode_subscription(member.metadata, member.group_instance_id)
+            for member in reply.members
+        }
+        images = self._backend.topics
+        wanted = sorted({topic for subscription in subscriptions.values() for topic in subscription.topics})
+        counts = {topic: len(images[topic].partitions) for topic in wanted if topic in images}
+        self._assigned_counts = {topic: counts.get(topic, 0) for topic in wanted}
+        assigned = assignor.ASSIGNORS[reply.protocol or "range"].assign(counts, subscriptions)
+        return tuple(
+            (member_id, consumer_protocol.encode_assignment(consumer_protocol.Assignment(partitions=tuple(partitions))))
+            for member_id, partitions in assigned.items()
+        )
+
+    def _on_synced(self, reply: events.SyncGroupReply) -> None:
+        self.phase = Phase.STABLE
+        self.rebalances_total += 1
+        target = consumer_protocol.decode_assignment(reply.assignment).partitions if reply.assignment else ()
+        owned = set(self._member.owned())
+        if not self.is_cooperative:
+            self._member.revoke(sorted(owned))
+            self._member.assign(list(target))
+            return
+        revoked = sorted(owned.difference(target))
+        if revoked:
+            self._member.revoke(revoked)
+        self._member.assign([tp for tp in target if tp not in owned])
+        if revoked:
+            self.phase = Phase.UNJOINED  # KIP-429: what we gave up is handed out in a second round
+
+    def _on_error(self, error: BaseException) -> None:
+        self.phase = Phase.UNJOINED
+        if isinstance(error, MemberIdRequiredError):
+            self.member_id = str(error.facts.get("member_id", ""))
+        elif isinstance(error, (UnknownMemberIdError, IllegalGenerationError)):
+            self._lose()
+        elif isinstance(error, FencedInstanceIdError):
+            self._lose()
+            raise error
+        elif isinstance(error, RebalanceInProgressError):
+            pass
+        elif isinstance(error, StreamlogError) and error.retriable:
+            pass
+        else:
+            raise error
+
+    def _lose(self) -> None:
+        """The coordinator no longer knows us: what we owned may already be somebody else's."""
+        self._member.lose(self._member.owned())
+        self.member_id = ""
+        self.generation = -1
+
+    def _post(self, phase: Phase, event: Any) -> None:
+        self.phase = phase
+        # The wake-up is a courtesy; a poll that waits also looks by itself now and then.
+        self._pending = self._backend.post_group(self.group_id, event, lambda _: self._listener.wake())
+
+    # -- beside polling ----------------------------------------------------------------------------------------------
+
+    def heartbeat(self, now_ms: int) -> None:
+        """Called by the heartbeat thread: tell the coordinator we live, or leave if nobody has polled for too long."""
+        if self.phase is Phase.UNJOINED or not self.member_id or self.expired:
+            return
+        if now_ms - self.last_poll_ms > self.config.max_poll_interval_ms:
+            self.expired = True
+            self.leave(wait=False)
+            return
+        if self.generation >= 0:
+            self._backend.post_group(
+                self.group_id,
+                events.Heartbeat(
+                    token=0, member_id=self.member_id, generation=self.generation, group_instance_id=self.config.group_instance_id
+                ),
+            )
+
+    def leave(self, *, wait: bool) -> None:
+        """Tell the coordinator we go. A static member goes silently (KIP-345): it may be back soon."""
+        if not self.member_id or self.config.group_instance_id is not None:
+            return
+        event = events.LeaveGroup(token=0, members=(events.LeavingMember(self.member_id),))
+        try:
+            if wait:
+                self._backend.call_group(self.group_id, event, self.config.default_api_timeout_ms)
+            else:
+                self._backend.post_group(self.group_id, event)
+        except ClosedError:
+            pass  # the cluster went first: its coordinator has forgotten us
+
+    def close(self, *, leave: bool = True) -> None:
+        self._listener.unsubscribe(self._group_subscription)
+        if leave:
+            if self.phase is Phase.JOINING and not self.member_id:
+                self.member_id = self._drawn_id
+            self.leave(wait=True)
+        self.member_id = ""
+        self.generation = -1
+        self.phase = Phase.UNJOINED
+
+
+class MemberCallbacks:
+    """What a membership needs of its consumer."""
+
+    def __init__(
+        self,
+        topics: Callable[[], tuple[str, ...]],
+        owned: Callable[[], list[TopicPartition]],
+        assign: Callable[[Sequence[TopicPartition]], None],
+        revoke: Callable[[Sequence[TopicPartition]], None],
+        lose: Callable[[Sequence[TopicPartition]], None],
+    ) -> None:
+        self.topics = topics
+        self.owned = owned
+        self.assign = assign
+        self.revoke = revoke
+        self.lose = lose

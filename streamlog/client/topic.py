@@ -1,0 +1,211 @@
+"""Topics and partitions as users hold them: names for things in the cluster, nothing cached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from streamlog.broker.partition import Partition as HostedPartition
+from streamlog.broker.reading import view_of
+from streamlog.client.options import topic_overrides
+from streamlog.core.controller import PartitionImage, TopicImage
+from streamlog.errors import ConfigError, UnknownTopicOrPartitionError
+from streamlog.record import Record, TopicPartition
+
+if TYPE_CHECKING:
+    from streamlog.broker.cluster import BrokerCluster
+
+READ_BYTES_MAX = 8 * 1024 * 1024
+
+
+class Partition:
+    """One partition. Get it by `topic[number]`; reading needs no consumer."""
+
+    __slots__ = ("topic", "number", "_backend")
+
+    def __init__(self, backend: BrokerCluster, topic: str, number: int) -> None:
+        self.topic = topic
+        self.number = number
+        self._backend = backend
+
+    def __repr__(self) -> str:
+        return f"<Partition {self.topic}-{self.number} [{self.log_start_offset}, {self.high_watermark})>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Partition) and (other._backend, other.topic, other.number) == (self._backend, self.topic, self.number)
+
+    def __hash__(self) -> int:
+        return hash((self.topic, self.number))
+
+    @property
+    def topic_partition(self) -> TopicPartition:
+        return TopicPartition(self.topic, self.number)
+
+    @property
+    def leader(self) -> int | None:
+        """The id of the broker that leads this partition; None if nobody does."""
+        leader = self._image().leader
+        return None if leader < 0 else leader
+
+    @property
+    def replicas(self) -> tuple[int, ...]:
+        """The broker ids that hold it; the first is the preferred leader."""
+        return self._image().replicas
+
+    @property
+    def isr(self) -> tuple[int, ...]:
+        """The in-sync replicas."""
+        return self._image().isr
+
+    @property
+    def leader_epoch(self) -> int:
+        return self._image().leader_epoch
+
+    @property
+    def log_start_offset(self) -> int:
+        return view_of(self._hosted()).log_start_offset
+
+    @property
+    def high_watermark(self) -> int:
+        """Below this everything is replicated and readable."""
+        return view_of(self._hosted()).high_watermark
+
+    @property
+    def log_end_offset(self) -> int:
+        """The offset the next record will get."""
+        return view_of(self._hosted()).log_end_offset
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the stored batches."""
+        return view_of(self._hosted()).size_bytes
+
+    def read(self, offset: int = 0, max_records: int = 100) -> list[Record]:
+        """The records from `offset` on, at most `max_records`; fewer at the end. Control records are left out.
+
+        An offset that compaction or retention took away gives the next record there is.
+        Raises   OffsetOutOfRangeError below the log start offset (unless `offset` is 0) or above the end; CorruptRecordError.
+        """
+        if isinstance(max_records, bool) or not isinstance(max_records, int) or max_records < 1:
+            raise ConfigError(
+                f"max_records={max_records!r}: allowed: an int >= 1", option="max_records", value=max_records, allowed="an int >= 1"
+            )
+        if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+            raise ConfigError(f"offset={offset!r}: allowed: an int >= 0", option="offset", value=offset, allowed="an int >= 0")
+        hosted = self._hosted()
+        reader = self._backend.leader_of(hosted).reader
+        if offset == 0:
+            offset = view_of(hosted).log_start_offset
+        records: list[Record] = []
+        while len(records) < max_records:
+            bytes_max = min(READ_BYTES_MAX, 256 * (max_records - len(records)) + 1)
+            view, batches = reader.read(hosted, offset, bytes_max)
+            if not batches:
+                break
+            for batch in batches:
+                if not batch.is_control:
+                    records += batch.records(self.topic, self.number, offset)
+                offset = batch.next_offset
+            if offset >= view.high_watermark:
+                break
+        return records[:max_records]
+
+    def delete_records(self, before_offset: int) -> int:
+        """Give up everything below an offset (-1: everything readable now). Returns the new log start offset.
+
+        Raises   OffsetOutOfRangeError above the high watermark; PolicyViolationError on a compacted topic.
+        """
+        return self._backend.delete_records(self.topic, self.number, before_offset)
+
+    def _image(self) -> PartitionImage:
+        image = self._backend.topic(self.topic)
+        if not 0 <= self.number < len(image.partitions):
+            raise UnknownTopicOrPartitionError(
+                f"topic {self.topic!r} has no partition {self.number}; allowed: 0 to {len(image.partitions) - 1}",
+                topic=self.topic,
+                partition=self.number,
+            )
+        return image.partitions[self.number]
+
+    def _hosted(self) -> HostedPartition:
+        return self._backend.partition(self.topic, self.number)
+
+
+class Topic:
+    """One topic. `topic[0]` is its first partition, `len(topic)` how many it has."""
+
+    __slots__ = ("name", "_backend")
+
+    def __init__(self, backend: BrokerCluster, name: str) -> None:
+        self.name = name
+        self._backend = backend
+
+    def __repr__(self) -> str:
+        image = self._backend.topics.get(self.name)
+        return f"<Topic {self.name!r} {'deleted' if image is None else f'{len(image.partitions)} partitions'}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Topic) and (other._backend, other.name) == (self._backend, self.name)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __len__(self) -> int:
+        return len(self._image().partitions)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getitem__(self, number: int) -> Partition:
+        count = len(self._image().partitions)
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise ConfigError(f"topic[{number!r}]: a partition number is an int", option="partition", value=number, allowed="an int")
+        if not -count <= number < count:
+            raise UnknownTopicOrPartitionError(
+                f"topic {self.name!r} has no partition {number}; allowed: 0 to {count - 1}", topic=self.name, partition=number
+            )
+        return Partition(self._backend, self.name, number % count)
+
+    def __iter__(self) -> Iterator[Partition]:
+        return iter(self.partitions)
+
+    @property
+    def topic_id(self) -> str:
+        """The topic's identity: a topic deleted and made anew has another."""
+        return self._image().topic_id
+
+    @property
+    def partitions(self) -> tuple[Partition, ...]:
+        return tuple(Partition(self._backend, self.name, number) for number in range(len(self._image().partitions)))
+
+    @property
+    def replication_factor(self) -> int:
+        return len(self._image().partitions[0].replicas)
+
+    @property
+    def config(self) -> dict[str, str]:
+        """All options in force, by Kafka's dotted names."""
+        return self._backend.topic_config(self.name).dotted()
+
+    @property
+    def config_overrides(self) -> dict[str, str]:
+        """Only what was set for this topic."""
+        return dict(self._image().config)
+
+    def add_partitions(self, total: int) -> None:
+        """Grow to `total` partitions. Keys map to other partitions from then on; nothing is moved.
+
+        Raises   InvalidPartitionsError unless that is more than there are.
+        """
+        self._backend.create_partitions(self.name, total)
+
+    def alter_config(self, config: Mapping[str, Any]) -> None:
+        """Set options (None resets one to its default). Raises ConfigError; nothing was changed."""
+        self._backend.alter_topic(self.name, topic_overrides(config, resets=True))
+
+    def delete(self) -> None:
+        """Delete the topic and its records."""
+        self._backend.delete_topic(self.name)
+
+    def _image(self) -> TopicImage:
+        return self._backend.topic(self.name)

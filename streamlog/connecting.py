@@ -1,0 +1,33 @@
+"""One URL for a directory, a cluster in memory, or (with the extra `kafka`) an Apache Kafka cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamlog.client.cluster import Cluster, open_cluster
+from streamlog.errors import ConfigError, UnsupportedOperationError
+
+KAFKA = "kafka://"
+DIRECTORY = "streamlog://"
+
+
+def connect(url: str, **options: Any) -> Cluster:
+    """Open what a URL names: a path or `streamlog:///path`, `":memory:"`, or `kafka://host:port`.
+
+    options: those of `streamlog.open`.
+    Raises   UnsupportedOperationError for `kafka://`, which this version does not have yet; ConfigError for another scheme.
+    """
+    if not isinstance(url, str):
+        raise ConfigError(f"connect({url!r}): allowed: a str", option="url", value=url, allowed="a str")
+    if url.startswith(KAFKA):
+        raise UnsupportedOperationError(f"connect({url!r}): the adapter to Apache Kafka is not part of this version yet")
+    if url.startswith(DIRECTORY):
+        url = url[len(DIRECTORY) :]
+    elif "://" in url:
+        raise ConfigError(
+            f"connect({url!r}): allowed: a path, streamlog:///path, ':memory:' or kafka://host:port",
+            option="url",
+            value=url,
+            allowed="a path, streamlog:///path, ':memory:', kafka://host:port",
+        )
+    return open_cluster(url, **options)
