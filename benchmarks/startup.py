@@ -142,8 +142,18 @@ def _medians(tries: int, code: str, *arguments: object, before: str | None = Non
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
+def _compile_bytecode() -> None:
+    """What `pip install` does: without it every interpreter started with PYTHONDONTWRITEBYTECODE compiles again."""
+    import compileall
+
+    import streamlog
+
+    compileall.compile_dir(Path(streamlog.__file__).parent, quiet=2)
+
+
 def import_time(cell: Cell) -> Metrics:
     """`import streamlog` where its core dependencies are imported already, and the dependencies alone."""
+    _compile_bytecode()
     ours.library()
     code = (
         _IMPORT.format(dependencies=CORE_DEPENDENCIES)

@@ -12,19 +12,22 @@
 """
 
 import atexit as _atexit
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from streamlog import errors
 from streamlog.client import serde
 from streamlog.client.cluster import Cluster, close_all
 from streamlog.client.cluster import open_cluster as open
 from streamlog.client.consumer import Consumer
-from streamlog.client.consumer_group import ConsumerGroup
 from streamlog.client.producer import Producer
 from streamlog.client.topic import Partition, Topic
 from streamlog.connecting import connect
 from streamlog.errors import StreamlogError
 from streamlog.record import OffsetAndMetadata, OffsetAndTimestamp, Record, RecordMetadata, TopicPartition
 from streamlog.version import VERSION as __version__
+
+if _TYPE_CHECKING:
+    from streamlog.client.consumer_group import ConsumerGroup
 
 __all__ = [
     "Cluster",
@@ -47,3 +50,12 @@ __all__ = [
 ]
 
 _atexit.register(close_all)
+
+
+def __getattr__(name: str) -> object:
+    # Groups are imported at their first use: a program without any starts faster.
+    if name == "ConsumerGroup":
+        from streamlog.client.consumer_group import ConsumerGroup
+
+        return ConsumerGroup
+    raise AttributeError(f"module 'streamlog' has no attribute {name!r}")

@@ -7,8 +7,8 @@
 
 A varint is a zigzag number (0, -1, 1, -2, ... become 0, 1, 2, 3, ...) in groups of seven bits, lowest first.
 
-    control record: key = version i16 | type i16 (0 abort, 1 commit); value = version i16 | coordinator epoch
-    i32
+    control record: key   = version i16 | type i16 (0 abort, 1 commit)
+                    value = version i16 | coordinator epoch i32
 
 This is pure Python and the slow layout: in-process producers use the columnar one. The loops below are
 written out: no call for a varint of one or two bytes, and numbers looked up in a table

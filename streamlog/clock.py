@@ -11,7 +11,12 @@ Source: TigerBeetle's time.zig; aioquic's `now` arguments.
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object  # real ones cost import time, and nobody asks isinstance of them
 
 
 class Clock(Protocol):
@@ -29,11 +34,17 @@ class Clock(Protocol):
         """Milliseconds since the epoch; may jump when somebody sets the clock."""
         ...
 
+    def wall_ns(self) -> int:
+        """The same in nanoseconds: the one clock call that is made per record."""
+        ...
+
 
 class SystemClock:
     """The machine's clocks."""
 
     __slots__ = ()
+
+    wall_ns = staticmethod(time.time_ns)
 
     def monotonic_ms(self) -> int:
         return time.monotonic_ns() // 1_000_000
@@ -62,6 +73,9 @@ class ManualClock:
 
     def wall_ms(self) -> int:
         return self._monotonic_ms + self._wall_offset_ms
+
+    def wall_ns(self) -> int:
+        return self.wall_ms() * 1_000_000
 
     def advance(self, ms: int) -> None:
         """Let `ms` milliseconds pass on both clocks."""

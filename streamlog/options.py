@@ -15,8 +15,9 @@ Source: Kafka's ConfigDef; SEMANTICS 1.1 to 1.4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, get_args, get_type_hints
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, get_args
 
 import msgspec
 from typing_extensions import Self
@@ -306,8 +307,10 @@ class Role(msgspec.Struct, frozen=True):
 
     @classmethod
     def _parse(cls, options: Mapping[str, object], config: Mapping[str, object] | None) -> dict[str, object]:
-        table = _table(cls)
         values: dict[str, object] = {}
+        if not options and not config:
+            return values
+        table = _table(cls)
         idle: list[str] = []
         for given in (config or {}, options):
             spelled: dict[str, str] = {}
@@ -338,7 +341,7 @@ class Role(msgspec.Struct, frozen=True):
 
     @classmethod
     def _find(
-        cls, key: object, value: object, table: Mapping[str, Option], idle: list[str]
+        cls, key: object, value: object, table: OptionTable, idle: list[str]
     ) -> tuple[Option | None, int]:
         if not isinstance(key, str):
             raise ConfigError(
@@ -348,9 +351,8 @@ class Role(msgspec.Struct, frozen=True):
         name = dotted.replace(".", "_")
         if name in table:
             return table[name], 1
-        for option in table.values():
-            if option.dotted == dotted:
-                return option, 1
+        if dotted in table.names_by_dotted:
+            return table[table.names_by_dotted[dotted]], 1
         if dotted in cls.ALIASES:
             name, factor = cls.ALIASES[dotted]
             return table[name], factor
@@ -440,27 +442,57 @@ def closest(word: str, words: Iterable[str]) -> str | None:
     return near[0] if near else None
 
 
-_tables: dict[type[Role], dict[str, Option]] = {}
+class OptionTable(Mapping[str, Option]):
+    """A role's options by name. Each is read from its annotation at its first use: opening needs a few, not all."""
 
+    def __init__(self, role: type[Role]) -> None:
+        self._role = role
+        self._defaults = dict(zip(role.__struct_fields__, _defaults_of(role), strict=True))
+        self._read: dict[str, Option] = {}
+        self.names_by_dotted = {self.dotted(name): name for name in self._defaults}
 
-def _table(role: type[Role]) -> dict[str, Option]:
-    """The role's options by name; read from its annotations once, at the first use."""
-    table = _tables.get(role)
-    if table is None:
-        hints = get_type_hints(role, include_extras=True)
-        table = {}
-        for field in msgspec.structs.fields(role):
-            kind, rule, doc = get_args(hints[field.name])
-            table[field.name] = Option(
-                name=field.name,
-                dotted=role.DOTTED.get(field.name, field.name.replace("_", ".")),
+    def dotted(self, name: str) -> str:
+        return self._role.DOTTED.get(name, name.replace("_", "."))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._defaults
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._defaults)
+
+    def __len__(self) -> int:
+        return len(self._defaults)
+
+    def __getitem__(self, name: str) -> Option:
+        option = self._read.get(name)
+        if option is None:
+            # The annotations are text (PEP 563) and stand in the module of the role.
+            annotation = eval(self._role.__annotations__[name], vars(sys.modules[self._role.__module__]))
+            kind, rule, doc = get_args(annotation)
+            option = self._read[name] = Option(
+                name=name,
+                dotted=self.dotted(name),
                 type=_type_name(kind),
-                default=field.default,
+                default=self._defaults[name],
                 allowed=rule.allowed,
                 doc=" ".join(doc.split()),
                 rule=rule,
             )
-        _tables[role] = table
+        return option
+
+
+def _defaults_of(role: type[Role]) -> list[object]:
+    plain = role()
+    return [getattr(plain, name) for name in role.__struct_fields__]
+
+
+_tables: dict[type[Role], OptionTable] = {}
+
+
+def _table(role: type[Role]) -> OptionTable:
+    table = _tables.get(role)
+    if table is None:
+        table = _tables[role] = OptionTable(role)
     return table
 
 

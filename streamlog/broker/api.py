@@ -11,12 +11,15 @@ OffsetForLeaderEpoch, ElectLeaders, AlterPartitionReassignments (replication).
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from streamlog.batch import Batch
 from streamlog.errors import StreamlogError
+
+if TYPE_CHECKING:
+    from streamlog.core.group_events import GroupEvent
 
 LATEST: Final = -1
 EARLIEST: Final = -2
@@ -119,3 +122,10 @@ class TruncateTail(msgspec.Struct, frozen=True):
     topic: str
     partition: int
     from_offset: int
+
+
+class GroupRequest(msgspec.Struct, frozen=True):
+    """An event of `core.group_events` for one group."""
+
+    group_id: str
+    event: GroupEvent

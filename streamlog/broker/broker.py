@@ -15,13 +15,13 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from streamlog.batch import Batch
 from streamlog.broker import api
-from streamlog.broker.coordinator import Coordinator, GroupRequest
+from streamlog.broker.api import GroupRequest
 from streamlog.broker.metadata import MetadataLog
 from streamlog.broker.partition import Partition, TopicMeters, checkpoint_of, load_state
 from streamlog.broker.reading import LogReader
@@ -39,8 +39,12 @@ from streamlog.core.replica import (
 )
 from streamlog.errors import InvalidTopicError, StreamlogError, UnknownTopicOrPartitionError
 from streamlog.metrics import MetricsRegistry
-from streamlog.storage import cleaner, log
+from streamlog.storage import log
 from streamlog.storage.env import Environment
+
+if TYPE_CHECKING:
+    from streamlog.broker.coordinator import Coordinator
+    from streamlog.storage import cleaner
 
 DELETE_SLICE_BYTES: Final = 8 * 1024 * 1024
 TOPIC_METRICS: Final = "kafka.server:type=BrokerTopicMetrics,name="
@@ -108,7 +112,7 @@ class Broker(TurnOwner):
         self.incarnation = incarnation
         self.metrics = metrics
         self.partitions: dict[tuple[str, int], Partition] = {}
-        self.coordinator = Coordinator(self, config, incarnation)
+        self._coordinator: Coordinator | None = None
         self.reader = LogReader(environment)
         self.subscribe_lock = runtime.lock()
         self._load_lock = runtime.lock()
@@ -123,6 +127,17 @@ class Broker(TurnOwner):
 
     def __repr__(self) -> str:
         return f"Broker({self.id}, {len(self.partitions)} partitions loaded, {self.turns_total} turns)"
+
+    @property
+    def coordinator(self) -> Coordinator:
+        """The group coordinator, made at its first use: who has no groups does not even import them."""
+        coordinator = self._coordinator
+        if coordinator is None:
+            from streamlog.broker.coordinator import Coordinator
+
+            with self._load_lock:
+                coordinator = self._coordinator = self._coordinator or Coordinator(self, self.config, self.incarnation)
+        return coordinator
 
     # -- partitions --------------------------------------------------------------------------------------------------
 
@@ -237,6 +252,8 @@ class Broker(TurnOwner):
                 return self._decide_swap(turn, pending, request)
             case SaveCleanerCheckpoint():
                 if request.partition.view is not None and request.partition.generation == request.generation:
+                    from streamlog.storage import cleaner
+
                     cleaner.save_cleaner_checkpoint(self.transaction(turn), request.partition.log_id, request.checkpoint)
                 turn.reply(pending, None)
             case DropTopic():
@@ -271,6 +288,8 @@ class Broker(TurnOwner):
         if partition.view is None or partition.generation != request.generation:
             turn.reply(pending, None)
             return None
+        from streamlog.storage import cleaner
+
         change = cleaner.apply_compaction(self.transaction(turn), partition.log_id, request.plan)
         turn.staged[partition] = recoded(partition.state, change)
         turn.reply(pending, change)
@@ -312,6 +331,8 @@ class Broker(TurnOwner):
         self, turn: Turn, partition: Partition, state: ReplicaState, retention_bytes: int
     ) -> ReplicaState:
         """Retention by bytes goes along with the append that exceeds it: the file does not outgrow the live bytes."""
+        from streamlog.storage import cleaner
+
         target = cleaner.size_retention_target(
             self.transaction(turn),
             partition.log_id,
@@ -344,7 +365,7 @@ class Broker(TurnOwner):
                 self._unsynced_since_ms = turn.now_ms
             if self._service_deadline_ms is None or self._trimming or self._doomed_logs:
                 self._plan_service(turn.now_ms)
-        elif self.coordinator.deadline_changed or self._doomed_logs:
+        elif self._doomed_logs or (self._coordinator is not None and self._coordinator.deadline_changed):
             self._plan_service(turn.now_ms)
 
     def _count(self, turn: Turn) -> None:
@@ -368,7 +389,8 @@ class Broker(TurnOwner):
     def _plan_service(self, now_ms: int) -> None:
         """Have the broker's thread awake in time for the next deadline."""
         deadline_ms = self._next_deadline_ms(now_ms)
-        self.coordinator.deadline_changed = False
+        if self._coordinator is not None:
+            self._coordinator.deadline_changed = False
         if deadline_ms is not None and (
             self._service_deadline_ms is None or deadline_ms < self._service_deadline_ms
         ):
@@ -376,7 +398,7 @@ class Broker(TurnOwner):
             self._service.wake()
 
     def _next_deadline_ms(self, now_ms: int) -> int | None:
-        deadlines = [self.coordinator.next_deadline_ms()]
+        deadlines = [] if self._coordinator is None else [self._coordinator.next_deadline_ms()]
         if self._doomed_logs or self._trimming:
             deadlines.append(now_ms)
         if self._unsynced_since_ms is not None:
@@ -410,7 +432,8 @@ class Broker(TurnOwner):
                 )
         if self._trimming:
             self.transaction(turn)
-        self.coordinator.on_tick(turn)
+        if self._coordinator is not None:
+            self._coordinator.on_tick(turn)
         turn.reply(pending, None)
         return None
 
@@ -433,7 +456,8 @@ class Broker(TurnOwner):
             self._closed = True
             for partition in self.partitions.values():
                 partition.stop_serving()
-            self.coordinator.close()
+            if self._coordinator is not None:
+                self._coordinator.close()
 
         if not self._closed:
             self.exclusively(stop)

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from streamlog.broker import api
+from streamlog.broker.backup import backup_environments
 from streamlog.broker.broker import Broker, DropTopic, RefreshTopic
-from streamlog.broker.coordinator import GroupRequest
+from streamlog.broker.api import GroupRequest
 from streamlog.broker.heartbeats import Heartbeats
 from streamlog.broker.housekeeping import Housekeeping
 from streamlog.broker.metadata import AppendMetadata, MetadataLog
@@ -31,7 +32,7 @@ from streamlog.broker.runner import Runtime, ThreadedRuntime
 from streamlog.broker.turn import Pending
 from streamlog.config import ClusterConfig, TopicConfig
 from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC, BrokerRegistered, ControllerElected, TopicImage
-from streamlog.errors import ClosedError, ConfigError, StorageError, TopicAlreadyExistsError, UnsupportedOperationError
+from streamlog.errors import ClosedError, ConfigError, TopicAlreadyExistsError, UnsupportedOperationError
 from streamlog.metrics import MetricsRegistry
 from streamlog.storage.directory import ClusterDirectory
 from streamlog.storage.env import Environment
@@ -53,6 +54,7 @@ class BrokerCluster:
         self.metrics = MetricsRegistry(self.runtime.clock)
         self.incarnation = f"{self.runtime.random.getrandbits(64):016x}"
         self.closed = False
+        directory.announce(incarnation=self.incarnation)
         self._environments: list[Environment] = []
         try:
             self.metadata = MetadataLog(
@@ -145,21 +147,10 @@ class BrokerCluster:
         self.directory.close()
 
     def backup(self, path: Path) -> None:
-        """Copy every environment into a new directory; each is a consistent snapshot of itself.
-
-        The brokers are copied before the metadata log: a topic the copy knows may lack its newest records, never the other
-        way round.
-        """
+        """Copy the cluster into a new directory while it is in use. Raises StorageError; then there is no copy."""
         self.check_usable()
-        copy = ClusterDirectory.open(path, allow_network_fs=self.config.allow_network_fs, written_by=self.directory.format.written_by)
-        try:
-            if any(copy.path.glob("*/data.mdb")):
-                raise StorageError(f"{path} already holds a cluster; a backup needs a new directory", path=str(path))
-            for broker in self.brokers:
-                broker.environment.backup(copy.broker_path(broker.id))
-            self.metadata.environment.backup(copy.metadata_path)
-        finally:
-            copy.close()
+        brokers = {broker.id: broker.environment for broker in self.brokers}
+        backup_environments(self.directory, brokers, self.metadata.environment, path)
 
     # -- looking things up -------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from streamlog import batch as batches
+from streamlog.broker.api import GroupRequest
 from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Source
 from streamlog.broker.turn import DEFER, Pending, Turn
@@ -37,21 +38,15 @@ from streamlog.core.machine import Decision
 from streamlog.errors import CoordinatorNotAvailableError
 from streamlog.record import OffsetAndMetadata, TopicPartition
 from streamlog.storage import log
+from streamlog.storage.keys import CheckpointKind
 
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
 
-FOLD_KIND: Final = 4
+FOLD_KIND: Final = CheckpointKind.FOLD
 FOLD_CHECKPOINT_EVERY_RECORDS: Final = 4096
 _READ_BYTES: Final = 4 * 1024 * 1024
 _OFFSETS_EXPIRY_CHECK_MS: Final = 600_000
-
-
-class GroupRequest(msgspec.Struct, frozen=True):
-    """An event for one group."""
-
-    group_id: str
-    event: events.GroupEvent
 
 
 class HostedGroup(Source):

@@ -5,10 +5,15 @@ Source: Kafka HeartbeatThread (one per consumer there; here one per cluster).
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from streamlog.broker.runner import Runtime, Service
 from streamlog.errors import StreamlogError
+
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object  # real ones cost import time, and nobody asks isinstance of them
 
 
 class Member(Protocol):

@@ -19,7 +19,6 @@ from streamlog.broker.broker import Broker, RaiseLogStart, SaveCleanerCheckpoint
 from streamlog.broker.partition import Partition
 from streamlog.broker.runner import Service
 from streamlog.errors import ClosedError, StreamlogError
-from streamlog.storage import cleaner
 from streamlog.storage.log import iterate_headers
 
 if TYPE_CHECKING:
@@ -127,6 +126,8 @@ class Housekeeping:
         view, config = partition.view, partition.config
         if view is None or not config.deletes or view.log_start_offset == view.log_end_offset:
             return False
+        from streamlog.storage import cleaner
+
         with broker.environment.snapshot() as snapshot:
             start = cleaner.plan_retention(
                 iterate_headers(snapshot, partition.log_id, view.log_start_offset),
@@ -147,6 +148,8 @@ class Housekeeping:
         view, config, generation = partition.view, partition.config, partition.generation
         if view is None:
             return None
+        from streamlog.storage import cleaner
+
         now_ms = self._cluster.runtime.clock.wall_ms()
         with broker.environment.snapshot() as snapshot:
             checkpoint = cleaner.load_cleaner_checkpoint(snapshot, partition.log_id)

@@ -31,9 +31,10 @@ from streamlog.core.replica import ReplicaState, appended
 from streamlog.errors import FencedLeaderEpochError, NotControllerError
 from streamlog.storage import log
 from streamlog.storage.env import Environment
+from streamlog.storage.keys import CheckpointKind
 
 METADATA_LOG_ID: Final = 1
-IMAGE_KIND: Final = 4
+IMAGE_KIND: Final = CheckpointKind.FOLD
 """The kind of checkpoint that holds the image (see storage.keys)."""
 
 CHECKPOINT_EVERY_RECORDS: Final = 512
@@ -156,6 +157,7 @@ class MetadataLog(TurnOwner):
             max(self.state.max_timestamp, batch.max_timestamp),
         )
         state = appended(self.state, len(records), stored, batch.max_timestamp)
+        state = msgspec.structs.replace(state, leader_epoch=self.image.controller_epoch)
         turn.staged[METADATA_LOG_ID] = (state, list(records))
 
     def new_topic_id(self) -> str:

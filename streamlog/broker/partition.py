@@ -20,6 +20,7 @@ from streamlog.errors import InvalidRecordError, InvalidTimestampError, RecordTo
 from streamlog.metrics import Meter
 from streamlog.storage import log
 from streamlog.storage.env import Environment
+from streamlog.storage.verification import rebuild_checkpoint
 
 
 class TopicMeters:
@@ -163,6 +164,9 @@ def load_state(environment: Environment, log_id: int, leader_epoch: int) -> Repl
     """The state of a log as its checkpoint tells it; a log never written to is empty."""
     with environment.snapshot() as snapshot:
         checkpoint = log.load_checkpoint(snapshot, log_id)
+        if checkpoint is None and log.last_batch(snapshot, log_id) is not None:
+            # A checkpoint is a cache: without it the log is walked once.
+            checkpoint = rebuild_checkpoint(snapshot, log_id)
     if checkpoint is None:
         return ReplicaState(leader_epoch=leader_epoch)
     return ReplicaState(

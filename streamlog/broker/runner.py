@@ -16,9 +16,15 @@ import os
 import random
 import threading
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from streamlog.clock import Clock, SystemClock
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Protocol
+else:
+    Protocol = object  # real ones cost import time, and nobody asks isinstance of them
 
 _WAIT_MS_MAX = int(threading.TIMEOUT_MAX * 1000) - 1
 
@@ -29,7 +35,9 @@ class Lock(Protocol):
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
     def release(self) -> None: ...
     def __enter__(self) -> bool: ...
-    def __exit__(self, *exception: object) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None: ...
 
 
 class TurnLock(Lock, Protocol):

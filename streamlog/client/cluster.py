@@ -13,10 +13,9 @@ from re import Pattern
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.broker.cluster import BrokerCluster
-from streamlog.broker.housekeeping import CleanerReport
 from streamlog.broker.runner import Runtime, new_lock
+from streamlog.client.assignment import checked_topics
 from streamlog.client.consumer import Consumer
-from streamlog.client.consumer_group import ConsumerGroup
 from streamlog.client.options import topic_overrides
 from streamlog.client.producer import Producer
 from streamlog.client.topic import Topic
@@ -29,26 +28,29 @@ from streamlog.storage.directory import ClusterDirectory, memory_directory
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from streamlog.client.reader_cluster import ReaderCluster
+    from streamlog.broker.housekeeping import CleanerReport
+    from streamlog.client.consumer_group import ConsumerGroup
+    from streamlog.client.reader_cluster import OpenedReader, ReaderCluster
 
 MEMORY: Final = ":memory:"
 SYNC_MODES: Final = ("full", "normal", "off")
 
 Shared = tuple["BrokerCluster", dict[str, Any]]
 _open_clusters: dict[object, _Opened] = {}
+_open_readers: dict[object, OpenedReader] = {}
 _open_lock = new_lock()
 
 
 class _Opened:
-    """A backend and how often it was opened."""
+    """A backend and the clusters users hold of it: the last of them to close closes it."""
 
-    __slots__ = ("backend", "key", "options", "count")
+    __slots__ = ("backend", "key", "options", "handles")
 
     def __init__(self, backend: BrokerCluster, key: object, options: dict[str, Any]) -> None:
         self.backend = backend
         self.key = key
         self.options = options
-        self.count = 1
+        self.handles: dict[Cluster, None] = {}
 
 
 class Cluster:
@@ -60,6 +62,7 @@ class Cluster:
         self._producers: dict[Producer, None] = {}
         self._consumers: dict[Consumer, None] = {}
         self._closed = False
+        opened.handles[self] = None
 
     def __repr__(self) -> str:
         if self._closed:
@@ -68,11 +71,17 @@ class Cluster:
         return f"<Cluster {str(self.path)!r} brokers={len(self._backend.brokers)} topics={topics} sync={self._backend.sync!r}>"
 
     def __enter__(self) -> Self:
-        self._backend.check_usable()
+        self._check_open()
         return self
 
     def __exit__(self, kind: object, exception: BaseException | None, traceback: object) -> None:
-        self.close()
+        # As with `with consumer`: what was in hand when the exception came is not committed.
+        try:
+            self._close(commit=exception is None)
+        except Exception as error:
+            if exception is None:
+                raise
+            attach(exception, error)
 
     @property
     def path(self) -> Path:
@@ -160,7 +169,7 @@ class Cluster:
         parsed = ProducerConfig.from_options(options, config)
         if parsed.transactional_id is not None:
             raise UnsupportedOperationError("transactional_id: transactions are not part of this version yet")
-        producer = Producer(self._backend, parsed, lambda closed: self._producers.pop(closed, None) and None)
+        producer = Producer(self._backend, parsed, self._forget_producer)
         self._producers[producer] = None
         return producer
 
@@ -171,9 +180,15 @@ class Cluster:
 
     def _make_consumer(self, config: ConsumerConfig) -> Consumer:
         self._check_open()
-        consumer = Consumer(self._backend, config, lambda closed: self._consumers.pop(closed, None) and None)
+        consumer = Consumer(self._backend, config, self._forget_consumer)
         self._consumers[consumer] = None
         return consumer
+
+    def _forget_producer(self, closed: Producer) -> None:
+        self._producers.pop(closed, None)
+
+    def _forget_consumer(self, closed: Consumer) -> None:
+        self._consumers.pop(closed, None)
 
     def consumer_group(
         self,
@@ -188,13 +203,9 @@ class Cluster:
         if not isinstance(group_id, str) or not group_id:
             raise InvalidGroupIdError(f"a group's name is a str that is not empty, not {group_id!r}", group_id=group_id)
         parsed = ConsumerConfig.from_options({**options, "group_id": group_id}, config)
-        wanted: tuple[str, ...] | Pattern[str] | None
-        if topics is None or hasattr(topics, "match"):
-            wanted = topics  # type: ignore[assignment]
-        else:
-            wanted = (topics,) if isinstance(topics, str) else tuple(topics)  # type: ignore[arg-type]
-            for name in wanted:
-                validate_topic_name(name)
+        wanted = None if topics is None else checked_topics(topics)
+        from streamlog.client.consumer_group import ConsumerGroup
+
         return ConsumerGroup(self._backend, group_id, wanted, parsed, self._make_consumer)
 
     @property
@@ -222,23 +233,33 @@ class Cluster:
 
     def close(self) -> None:
         """Flush the producers, close the consumers, and close the cluster when nobody else has it open. Idempotent."""
+        self._close(commit=True)
+
+    def _close(self, *, commit: bool) -> None:
         if self._closed:
             return
         self._closed = True
-        first: BaseException | None = None
-        for closing in [*self._consumers, *self._producers]:
-            try:
-                closing.close()
-            except Exception as error:
-                first = first or error
-        with _open_lock:
-            opened = self._opened
-            opened.count -= 1
-            last = opened.count == 0
-            if last and _open_clusters.get(opened.key) is opened:
-                del _open_clusters[opened.key]
-            if last:
-                self._backend.close()
+        first: Exception | None = None
+        try:
+            if not self._backend.is_foreign:
+                for consumer in list(self._consumers):
+                    try:
+                        consumer._close(commit=commit)
+                    except Exception as error:
+                        first = first or error
+                for producer in list(self._producers):
+                    try:
+                        producer.close()
+                    except Exception as error:
+                        first = first or error
+        finally:
+            with _open_lock:
+                opened = self._opened
+                opened.handles.pop(self, None)
+                if not opened.handles:
+                    if _open_clusters.get(opened.key) is opened:
+                        del _open_clusters[opened.key]
+                    self._backend.close()
         if first is not None:
             raise first
 
@@ -278,21 +299,23 @@ def open_cluster(
     if mode not in ("rw", "r"):
         raise ConfigError(f"mode={mode!r}: allowed: 'rw' or 'r'", option="mode", value=mode, allowed="'rw' or 'r'")
     parsed = ClusterConfig.from_options(options, config)
-    text = os.fspath(path)
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text:
         raise ConfigError(f"path {path!r}: allowed: a directory, or ':memory:'", option="path", value=path, allowed="a directory")
     if mode == "r":
         from streamlog.client.reader_cluster import open_reader
 
-        return open_reader(text, parsed)
-    asked = {"brokers": brokers, "sync": sync, "config": parsed}
+        return open_reader(text, parsed, runtime)
+    asked = {"brokers": brokers, "sync": sync, "config": parsed, "runtime": runtime}
     with _open_lock:
         key = _identity(text)
         opened = None if key is None else _open_clusters.get(key)
         if opened is not None and not opened.backend.closed:
-            _check_same_options(text, opened.options, asked)
-            opened.count += 1
+            _check_same_options(text, opened, asked)
             return Cluster(opened)
+        reader = _open_readers.get(key)
+        if reader is not None:
+            reader.beside.release()  # the engine allows one environment per file in a process: from now on it borrows ours
         backend = BrokerCluster(_directory(text, parsed), brokers, sync, parsed, runtime)
         if key is None or isinstance(key, tuple):
             key = _identity(text) or object()
@@ -321,9 +344,10 @@ def _identity(text: str) -> object | None:
     return (found.st_dev, found.st_ino)
 
 
-def _check_same_options(text: str, have: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _check_same_options(text: str, opened: _Opened, asked: Mapping[str, Any]) -> None:
+    have = {**opened.options, "brokers": len(opened.backend.brokers)}
     for option, value in asked.items():
-        if value is not None and value != have[option] and not (option == "brokers" and have[option] is None):
+        if value is not None and value != have[option]:
             raise ConfigError(
                 f"{text!r} is open in this process with another {option}: {have[option]!r:.100}, not {value!r:.100}; "
                 "open it with the same options, or close it first",
@@ -336,5 +360,25 @@ def _check_same_options(text: str, have: Mapping[str, Any], asked: Mapping[str, 
 def close_all() -> None:
     """At the interpreter's exit: flush and close what was forgotten, and say so if records were still on their way."""
     for opened in list(_open_clusters.values()):
-        opened.backend.close()
+        pending = 0
+        for cluster in list(opened.handles):
+            pending += sum(producer.pending_records for producer in list(cluster._producers))
+            try:
+                cluster.close()
+            except Exception as error:
+                _say(f"a streamlog cluster that nobody closed: {type(error).__name__}: {error}")
+        if pending:
+            _say(
+                f"the streamlog cluster at {opened.backend.directory.path} was not closed and {pending} records were still on "
+                "their way; they were sent now. Use `with`, or close()"
+            )
     _open_clusters.clear()
+
+
+def _say(text: str) -> None:
+    import warnings
+
+    warnings.warn(text, ResourceWarning, stacklevel=2)
+    import logging
+
+    logging.getLogger("streamlog").warning(text)

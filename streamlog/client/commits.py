@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
 from streamlog.config import ConsumerConfig
-from streamlog.core import group_events as events
 from streamlog.errors import (
     CommitFailedError,
     ConfigError,
@@ -45,6 +44,8 @@ class Commits:
 
     def __init__(self, backend: BrokerCluster, config: ConsumerConfig, assigned: dict[TopicPartition, AssignedPartition]) -> None:
         self.membership: Membership | None = None
+        # While a poll is under way: when it must be over; its commits do not wait longer.
+        self.deadline_ms: int | None = None
         self._backend = backend
         self._config = config
         self._assigned = assigned
@@ -74,8 +75,13 @@ class Commits:
         positions = self._positions()
         if not positions:
             return
+        timeout_ms = self._config.default_api_timeout_ms
+        if self.deadline_ms is not None:
+            timeout_ms = max(0, min(timeout_ms, self.deadline_ms - self._clock.monotonic_ms()))
         try:
-            self._store(positions, self._config.default_api_timeout_ms)
+            self._store(positions, timeout_ms)
+        except StreamlogTimeoutError:
+            self._due_ms = self._clock.monotonic_ms()  # not known to be stored: the next poll tries again
         except (RebalanceInProgressError, *_STALE) as error:
             if leaving:
                 _log_lost_commit(self._config.group_id, error)
@@ -88,13 +94,18 @@ class Commits:
             if assigned.position != UNKNOWN_OFFSET and assigned.position != assigned.committed_position
         }
 
+    def _consumed(self) -> dict[TopicPartition, OffsetAndMetadata]:
+        """`_positions` without those a reset chose and nobody has read from: committing those would say nothing."""
+        assigned = self._assigned
+        return {tp: where for tp, where in self._positions().items() if where.offset != assigned[tp].reset_position}
+
     # -- on request --------------------------------------------------------------------------------------------------
 
     def commit(self, offsets: Mapping[TopicPartition, Any] | None, timeout_ms: int) -> None:
         """Commit and wait; drives a rebalance that is in the way. See `Consumer.commit`."""
         if self._config.group_id is None:
             raise InvalidGroupIdError("this consumer has no group to commit for: use cluster.consumer_group(...) or group_id=...")
-        wanted = self._positions() if offsets is None else _checked_offsets(offsets)
+        wanted = self._consumed() if offsets is None else _checked_offsets(offsets)
         if not wanted:
             return
         deadline_ms = self._clock.monotonic_ms() + timeout_ms
@@ -110,8 +121,8 @@ class Commits:
                 return
             except RebalanceInProgressError:
                 membership = self.membership
-                if membership is None:
-                    raise
+                if membership is None or membership.is_advancing:
+                    raise  # inside a rebalance listener: only its poll can go on
                 membership.advance()
                 self._refuse_foreign(wanted)
                 if not membership.is_stable:
@@ -141,8 +152,12 @@ class Commits:
         if membership is not None:
             member_id, generation, instance_id = membership.member_id, membership.generation, self._config.group_instance_id
             if not member_id:
+                if membership.is_advancing:
+                    raise UnknownMemberIdError(f"group {self._config.group_id!r} has dropped this member")
                 raise RebalanceInProgressError(f"group {self._config.group_id!r}: this member has not joined yet")
         assert self._config.group_id is not None
+        from streamlog.core import group_events as events
+
         reply: events.OffsetCommitReply = self._backend.call_group(
             self._config.group_id,
             events.OffsetCommit(

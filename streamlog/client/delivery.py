@@ -33,11 +33,11 @@ class OpenBatch:
     """The records of one partition that travel together."""
 
     __slots__ = (
-        "producer", "topic", "partition", "keys", "values", "headers", "timestamps", "size_bytes", "linger_until_ms",
+        "producer", "topic", "partition", "keys", "values", "headers", "timestamps", "size_bytes", "size_limit", "linger_until_ms",
         "pending", "entry", "sent_bytes", "produced", "error", "callbacks", "known_failures", "settled",
     )  # fmt: skip
 
-    def __init__(self, producer: Producer, topic: str, partition: int, linger_until_ms: int) -> None:
+    def __init__(self, producer: Producer, topic: str, partition: int, linger_until_ms: int, size_limit: int) -> None:
         self.producer = producer
         self.topic = topic
         self.partition = partition
@@ -46,6 +46,7 @@ class OpenBatch:
         self.headers: dict[int, Headers] | None = None
         self.timestamps: list[int] = []
         self.size_bytes = 0
+        self.size_limit = size_limit  # at this size it is sealed; 0 = with its first record
         self.linger_until_ms = linger_until_ms
         # Set when sent: the request, and which of its entries is ours.
         self.pending: Pending | None = None
@@ -156,7 +157,7 @@ class SendFuture(msgspec.Struct, frozen=True, eq=False, gc=False):
 
         Callbacks of one partition run in order; what they raise is logged.
         """
-        self.batch.producer._add_callback(self.batch, self.index, callback)
+        self.batch.producer._callbacks.add(self.batch, self.index, callback)
 
     def __await__(self) -> Generator[Any, None, RecordMetadata]:
         if self.done():

@@ -32,7 +32,7 @@ class AssignedPartition:
 
     __slots__ = (
         "tp", "partition", "subscription", "position", "fetch_offset", "buffer", "next_index", "paused", "end_offset",
-        "revoking", "lag_end", "committed_position",
+        "revoking", "lag_end", "committed_position", "reset_position",
     )  # fmt: skip
 
     def __init__(self, tp: TopicPartition, partition: Partition) -> None:
@@ -49,6 +49,8 @@ class AssignedPartition:
         self.lag_end = 0
         # What a commit of ours said last; avoids committing the same again.
         self.committed_position = UNKNOWN_OFFSET
+        # Where auto_offset_reset put us; UNKNOWN_OFFSET when we came from a commit or a seek.
+        self.reset_position = UNKNOWN_OFFSET
 
     def __repr__(self) -> str:
         return f"AssignedPartition({self.tp}, position={self.position}, buffered={self.buffered})"
@@ -60,6 +62,7 @@ class AssignedPartition:
     def seek(self, offset: int) -> None:
         """Stand at `offset`; what was decoded is dropped."""
         self.position = self.fetch_offset = offset
+        self.reset_position = UNKNOWN_OFFSET
         self.buffer = []
         self.next_index = 0
 

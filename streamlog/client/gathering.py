@@ -11,11 +11,11 @@ import random
 from bisect import bisect_left
 from collections.abc import Iterable
 from itertools import accumulate
-from operator import add
+from operator import add, sub
 from typing import Any, Final, NamedTuple, NoReturn
 
 from streamlog.client.delivery import OpenBatch
-from streamlog.client.partitioner import create_partitioner
+from streamlog.client.partitioner import Crc32Partitioner, create_partitioner
 from streamlog.client.serde import only_bytes, to_bytes
 from streamlog.config import ProducerConfig
 from streamlog.core.controller import TopicImage
@@ -23,19 +23,20 @@ from streamlog.errors import InvalidTimestampError, RecordTooLargeError, Seriali
 from streamlog.record import Headers
 
 RECORD_OVERHEAD_BYTES: Final = 8
+"""What a record costs in a columnar batch beside its key and value, as the size of a batch is estimated."""
 
 
 class Gathered(NamedTuple):
     """Records sorted by partition. `order` maps the gathered order to the given one; None if they are the same."""
 
-    parts: list[tuple[int, list[bytes | None], list[bytes | None], list[int]]]
+    parts: list[tuple[int, list[bytes | None], list[bytes | None]]]
     order: list[int] | None
 
 
 class TopicBuffer:
     """The open batches of one topic, one per partition, and its partitioner. Belongs to one image of the topic."""
 
-    __slots__ = ("image", "count", "batches", "partitioner", "place")
+    __slots__ = ("image", "count", "batches", "partitioner", "place", "hashes")
 
     def __init__(self, image: TopicImage, config: ProducerConfig, chance: random.Random) -> None:
         self.image = image
@@ -44,6 +45,7 @@ class TopicBuffer:
         spec = "sticky" if config.partitioner_ignore_keys else config.partitioner
         self.partitioner = create_partitioner(spec, image.name, chance)
         one, count = self.partitioner.one, self.count
+        self.hashes = isinstance(self.partitioner, Crc32Partitioner)
         self.place = (lambda key, value: 0) if count == 1 and isinstance(spec, str) else (
             lambda key, value: one(key, count, value)
         )  # fmt: skip
@@ -58,48 +60,48 @@ class TopicBuffer:
             partition=partition,
         )
 
-    def cut(self, sizes: list[int], start: int, room_bytes: int) -> tuple[int, int]:
-        """How far from `start` records fit into `room_bytes` (at least one does), and the bytes they take."""
-        ends = sizes  # running totals, see `gather`
-        before = ends[start - 1] if start else 0
-        end = bisect_left(ends, before + room_bytes, start, len(ends)) + 1
-        end = min(end, len(ends))
-        return end, ends[end - 1] - before
-
 
 def split_items(items: list[Any]) -> tuple[list[Any], list[Any]] | None:
     """The columns of (key, value) pairs; None if there is anything else among the items."""
     if not items:
         return [], []
-    if set(map(type, items)) == {tuple} and set(map(len, items)) == {2}:
-        return [item[0] for item in items], [item[1] for item in items]
+    if set(map(type, items)) == {tuple}:
+        try:
+            return [key for key, _ in items], [value for _, value in items]
+        except ValueError:
+            pass  # told below, with the item at fault
     for item in items:
         if isinstance(item, tuple):
             if len(item) != 2:
-                raise SerializationError(f"send_many takes (key, value) pairs, not a tuple of {len(item)}: {item!r:.80}", given=item)
+                raise SerializationError(
+                    f"send_many takes (key, value) pairs, not a tuple of {len(item)}: {item!r:.80}", given=item
+                )
         elif not (hasattr(item, "key") and hasattr(item, "value")):
             raise SerializationError(
-                f"send_many takes (key, value) pairs or Records, not {type(item).__name__} {item!r:.80}", given=item
+                f"send_many takes (key, value) pairs or Records, not {type(item).__name__} {item!r:.80}",
+                given=item,
             )
     return None
 
 
-def gather(buffer: TopicBuffer, keys: list[Any], values: list[Any], size_max: int) -> Gathered:
-    """Sort whole columns by partition; each part carries the running totals of its records' sizes."""
+def checked_columns(keys: list[Any], values: list[Any]) -> tuple[list[bytes | None], list[bytes | None]]:
+    """The columns as bytes and None only. Raises SerializationError."""
     if not only_bytes(keys):
         keys = [to_bytes(key, "key_serializer") for key in keys]
     if not only_bytes(values):
         values = [to_bytes(value, "value_serializer") for value in values]
-    sizes = _sizes(keys, values)
-    if sizes and max(sizes) > size_max:
-        check_size(max(sizes), size_max, buffer.image.name)
+    return keys, values
+
+
+def gather(buffer: TopicBuffer, keys: list[bytes | None], values: list[bytes | None]) -> Gathered:
+    """Sort whole columns by partition."""
     count = buffer.count
     placed = buffer.partitioner.assign(keys, count, values)
     first = placed[0] if placed else 0
     if not placed or placed.count(first) == len(placed):
-        return Gathered([(first, keys, values, list(accumulate(sizes)))] if placed else [], None)
-    by_partition: list[list[int]] = [[] for _ in range(count)] if count <= 4 * len(placed) else []
-    if by_partition:
+        return Gathered([(first, keys, values)] if placed else [], None)
+    if count <= 4 * len(placed):
+        by_partition: list[list[int]] = [[] for _ in range(count)]
         for index, partition in enumerate(placed):
             by_partition[partition].append(index)
         numbered = [(partition, indexes) for partition, indexes in enumerate(by_partition) if indexes]
@@ -109,25 +111,40 @@ def gather(buffer: TopicBuffer, keys: list[Any], values: list[Any], size_max: in
             sparse.setdefault(partition, []).append(index)
         numbered = sorted(sparse.items())
     parts = [
-        (
-            partition,
-            [keys[i] for i in indexes],
-            [values[i] for i in indexes],
-            list(accumulate([sizes[i] for i in indexes])),
-        )
+        (partition, [keys[i] for i in indexes], [values[i] for i in indexes])
         for partition, indexes in numbered
     ]
     return Gathered(parts, [index for _, indexes in numbered for index in indexes])
 
 
-def _sizes(keys: list[bytes | None], values: list[bytes | None]) -> list[int]:
+def column_bytes(column: list[bytes | None]) -> int:
+    """How many bytes a column of keys or values holds."""
+    if None in column:
+        return sum([len(item) for item in column if item is not None])
+    return sum(map(len, column))  # type: ignore[arg-type]
+
+
+def running_sizes(keys: list[bytes | None], values: list[bytes | None]) -> list[int]:
+    """For each record, the bytes of all records up to and with it, as a batch's size is estimated."""
     key_sizes = [RECORD_OVERHEAD_BYTES if key is None else len(key) + RECORD_OVERHEAD_BYTES for key in keys]
-    if None in values:
-        return [size if value is None else size + len(value) for size, value in zip(key_sizes, values)]
-    return list(map(add, key_sizes, map(len, values)))  # type: ignore[arg-type]
+    return list(accumulate(map(add, key_sizes, [0 if value is None else len(value) for value in values])))
 
 
-def check_size(size: int, allowed: int, topic: str) -> NoReturn:
+def largest_record(keys: list[bytes | None], values: list[bytes | None]) -> int:
+    """The size of the largest record."""
+    ends = running_sizes(keys, values)
+    return max(map(sub, ends, [0, *ends[:-1]]))
+
+
+def cut(ends: list[int], start: int, room_bytes: int) -> int:
+    """How far from record `start` records fit into `room_bytes`; at least one does. `ends` are `running_sizes`."""
+    before = ends[start - 1] if start else 0
+    return min(bisect_left(ends, before + room_bytes, start, len(ends)) + 1, len(ends))
+
+
+def check_size(size: int, allowed: int, topic: str) -> None:
+    if size <= allowed:
+        return
     raise RecordTooLargeError(
         f"a record of {size} bytes for topic {topic!r} is larger than max_request_size={allowed}",
         topic=topic,
@@ -152,6 +169,11 @@ def check_headers(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
             )
         checked.append((name, None if data is None else bytes(data)))
     return tuple(checked)
+
+
+def headers_bytes(headers: Headers) -> int:
+    """About what headers add to a batch."""
+    return sum(len(name) + (0 if data is None else len(data)) + 4 for name, data in headers)
 
 
 def check_timestamp(timestamp: object) -> None:

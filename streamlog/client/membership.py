@@ -74,6 +74,9 @@ class Membership:
         self.rebalances_total = 0
         self.last_poll_ms = backend.runtime.clock.monotonic_ms()
         self.expired = False
+        # Set while the consumer waits inside `poll`: that is no silence, however long.
+        self.is_waiting = False
+        self._advancing = False
         self._backend = backend
         self._listener = listener
         self._member = member
@@ -98,15 +101,45 @@ class Membership:
         return self.config.heartbeat_interval_ms
 
     @property
+    def is_advancing(self) -> bool:
+        """Whether a rebalance listener is running."""
+        return self._advancing
+
+    @property
     def is_stable(self) -> bool:
         return self.phase is Phase.STABLE
+
+    @property
+    def is_settled(self) -> bool:
+        """Stable, and no partition we want is on its way from one member to another (cooperative, first round)."""
+        if self.phase is not Phase.STABLE:
+            return False
+        if not self.is_cooperative:
+            return True
+        held = {
+            tp
+            for member in self._hosted.view.members
+            if member.assignment
+            for tp in consumer_protocol.decode_assignment(member.assignment).partitions
+        }
+        images = self._backend.topics
+        counts = {topic: len(images[topic].partitions) for topic in self._joined_topics if topic in images}
+        return all(
+            TopicPartition(topic, number) in held for topic, count in counts.items() for number in range(count)
+        )
 
     # -- driving -----------------------------------------------------------------------------------------------------
 
     def advance(self) -> None:
         """Take every step that can be taken now. Runs rebalance listeners. Raises FencedInstanceIdError and the like."""
-        while self._step():
-            pass
+        if self._advancing:
+            return  # a listener called poll or commit: the step it was called from goes on afterwards
+        self._advancing = True
+        try:
+            while self._step():
+                pass
+        finally:
+            self._advancing = False
 
     def _step(self) -> bool:
         """One step; False when there is only waiting left."""
@@ -233,15 +266,19 @@ class Membership:
         target = consumer_protocol.decode_assignment(reply.assignment).partitions if reply.assignment else ()
         owned = set(self._member.owned())
         if not self.is_cooperative:
-            self._member.revoke(sorted(owned))
-            self._member.assign(list(target))
+            try:
+                self._member.revoke(sorted(owned))
+            finally:
+                self._member.assign(list(target))
             return
         revoked = sorted(owned.difference(target))
-        if revoked:
-            self._member.revoke(revoked)
-        self._member.assign([tp for tp in target if tp not in owned])
-        if revoked:
-            self.phase = Phase.UNJOINED  # KIP-429: what we gave up is handed out in a second round
+        try:
+            if revoked:
+                self._member.revoke(revoked)
+        finally:  # whatever the user's listener raised: what we were given must be read
+            if revoked:
+                self.phase = Phase.UNJOINED  # KIP-429: what we gave up is handed out in a second round
+            self._member.assign([tp for tp in target if tp not in owned])
 
     def _on_error(self, error: BaseException) -> None:
         self.phase = Phase.UNJOINED
@@ -261,9 +298,9 @@ class Membership:
 
     def _lose(self) -> None:
         """The coordinator no longer knows us: what we owned may already be somebody else's."""
-        self._member.lose(self._member.owned())
         self.member_id = ""
         self.generation = -1
+        self._member.lose(self._member.owned())
 
     def _post(self, phase: Phase, event: Any) -> None:
         self.phase = phase
@@ -276,6 +313,8 @@ class Membership:
         """Called by the heartbeat thread: tell the coordinator we live, or leave if nobody has polled for too long."""
         if self.phase is Phase.UNJOINED or not self.member_id or self.expired:
             return
+        if self.is_waiting:
+            self.last_poll_ms = now_ms
         if now_ms - self.last_poll_ms > self.config.max_poll_interval_ms:
             self.expired = True
             self.leave(wait=False)

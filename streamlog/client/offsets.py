@@ -92,6 +92,7 @@ class OffsetLookup:
                 )
             return False
         assigned.seek(offset)
+        assigned.reset_position = offset
         return True
 
     def reset_offset(self, partition: Partition) -> int | None:
@@ -113,13 +114,10 @@ class OffsetLookup:
         if self._config.auto_offset_reset == "none":
             raise error
         offset = self.reset_offset(assigned.partition)
-        if offset is None:
-            assigned.position = assigned.fetch_offset = UNKNOWN_OFFSET
-        else:
-            assigned.seek(offset)
+        assigned.seek(UNKNOWN_OFFSET if offset is None else offset)
 
-    def unresolved(self, assigned: Mapping[TopicPartition, AssignedPartition]) -> bool:
-        """Whether some partition has no position yet and must be asked again (by_duration only)."""
+    def unresolved(self, assigned: Mapping[TopicPartition, AssignedPartition]) -> list[AssignedPartition]:
+        """The partitions that have no position yet and must be asked again (by_duration only)."""
         if not self._config.auto_offset_reset.startswith(BY_DURATION):
-            return False
-        return any(partition.position == UNKNOWN_OFFSET and not partition.paused for partition in assigned.values())
+            return []
+        return [one for one in assigned.values() if one.position == UNKNOWN_OFFSET and not one.paused]

@@ -35,10 +35,15 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from operator import index
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 from zlib import crc32
 
 from streamlog.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object  # real ones cost import time, and nobody asks isinstance of them
 
 PartitionFunction = Callable[[str, "bytes | None", "bytes | None", int], int]
 """The user's: (topic, key, value, partition_count) -> partition; key and value as serialized, or None."""

@@ -22,13 +22,28 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
+from zlib import crc32
 
 from streamlog.batch import Codec, seal_columnar
 from streamlog.broker import api
 from streamlog.broker.runner import Service
-from streamlog.broker.turn import Pending
+from streamlog.client.callbacks import DeliveryCallbacks
 from streamlog.client.delivery import OpenBatch, SendFuture, SentMany
-from streamlog.client.gathering import TopicBuffer, check_headers, check_size, check_timestamp, gather, split_items
+from streamlog.client.gathering import (
+    RECORD_OVERHEAD_BYTES,
+    TopicBuffer,
+    check_headers,
+    check_size,
+    check_timestamp,
+    checked_columns,
+    column_bytes,
+    cut,
+    gather,
+    headers_bytes,
+    largest_record,
+    running_sizes,
+    split_items,
+)
 from streamlog.client.serde import resolve_serializer, to_bytes
 from streamlog.client.timeouts import milliseconds
 from streamlog.config import ProducerConfig
@@ -38,8 +53,8 @@ from streamlog.record import Headers, Record
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
 
-RECORD_OVERHEAD_BYTES: Final = 8
-"""What a record costs in a columnar batch beside its key and value, as the size of a batch is estimated."""
+KEYLESS_CHUNK_RECORDS: Final = 1000
+"""So many records without a key stay together at most, whatever their size."""
 
 _CODECS: Final[Mapping[str, Codec]] = {
     "none": Codec.NONE, "gzip": Codec.GZIP, "snappy": Codec.SNAPPY, "lz4": Codec.LZ4, "zstd": Codec.ZSTD
@@ -57,12 +72,13 @@ class Producer:
         self._on_close = on_close
         runtime = backend.runtime
         self._runtime = runtime
-        self._wall_ms = runtime.clock.wall_ms
+        self._wall_ns = runtime.clock.wall_ns
+        self._images = backend.topics
+        self._record_bytes_max = config.max_request_size
         self._lock = runtime.lock()
         self._topics: dict[str, TopicBuffer] = {}
         self._in_flight: deque[OpenBatch] = deque()
         self._failed: list[OpenBatch] = []
-        self._with_callbacks: deque[OpenBatch] = deque()
         self._batch_size = config.batch_size
         self._buffered_bytes = 0
         self._codec = _CODECS[config.compression]
@@ -71,9 +87,12 @@ class Producer:
         self._serializes = self._serialize_key is not None or self._serialize_value is not None
         self._closed = False
         self._service = Service(runtime, "streamlog-producer", self._serve)
+        self._callbacks = DeliveryCallbacks(self._lock, self._service)
         self._service_planned = False
         self._records_sent = 0
         self._batches_sent = 0
+        self._batches_opened = 0
+        self._batches_opened_before = 0
         self._records_failed = 0
 
     def __repr__(self) -> str:
@@ -123,44 +142,49 @@ class Producer:
             value = to_bytes(value, "value_serializer")
         if type(key) is not bytes and key is not None:
             key = to_bytes(key, "key_serializer")
-        size = RECORD_OVERHEAD_BYTES
-        if value is not None:
-            size += len(value)
+        size = RECORD_OVERHEAD_BYTES if value is None else len(value) + RECORD_OVERHEAD_BYTES
         if key is not None:
             size += len(key)
         buffer = self._topics.get(topic)
-        if buffer is None or buffer.image is not self._backend.topics.get(topic):
+        if buffer is None or buffer.image is not self._images.get(topic):
             buffer = self._buffer_of(topic)
         if partition is None:
-            partition = buffer.place(key, value)
+            # The default partitioner is written out: two Python calls a record cost more than the hash.
+            if buffer.hashes and key is not None:
+                partition = crc32(key) % buffer.count
+            else:
+                partition = buffer.place(key, value)
         elif not 0 <= partition < buffer.count:
             buffer.refuse_partition(partition)
-        checked: Headers = () if headers is None else check_headers(headers)
-        if checked:
-            size += sum(len(name) + (0 if data is None else len(data)) + 4 for name, data in checked)
-        if size > self.config.max_request_size:
-            check_size(size, self.config.max_request_size, topic)
-        if timestamp is not None:
+        checked: Headers = ()
+        if headers is not None:
+            checked = check_headers(headers)
+            size += headers_bytes(checked)
+        if size > self._record_bytes_max:
+            check_size(size, self._record_bytes_max, topic)
+        if timestamp is None:
+            timestamp = self._wall_ns() // 1_000_000
+        else:
             check_timestamp(timestamp)
-        lock = self._lock
-        with lock:
+        with self._lock:
             batch = buffer.batches[partition]
             if batch is None:
                 batch = self._open_batch(buffer, partition)
-            index = len(batch.values)
+            values = batch.values
+            index = len(values)
             try:
                 if checked:
                     if batch.headers is None:
                         batch.headers = {}
                     batch.headers[index] = checked
                 batch.keys.append(key)
-                batch.timestamps.append(self._wall_ms() if timestamp is None else timestamp)
-                batch.values.append(value)
+                batch.timestamps.append(timestamp)
+                values.append(value)
             except BaseException:
                 batch.realign()
                 raise
-            batch.size_bytes += size
-            if batch.size_bytes < self._batch_size and batch.linger_until_ms:
+            batch.size_bytes = size = batch.size_bytes + size
+            if size < batch.size_limit:
                 return SendFuture(batch, index)
             self._seal([batch])
         self._after_sealing()
@@ -183,13 +207,31 @@ class Producer:
             keys = [self._serialize_key(key) for key in keys]
         if self._serialize_value is not None:
             values = [self._serialize_value(value) for value in values]
+        keys, values = checked_columns(keys, values)
         buffer = self._buffer_of(topic)
-        gathered = gather(buffer, keys, values, self.config.max_request_size)
+        if len(values) > KEYLESS_CHUNK_RECORDS and buffer.count > 1 and None in keys:
+            # Sticky partitioners move on when a batch is sealed: give them the chance.
+            return self._send_chunks(topic, keys, values)
+        gathered = gather(buffer, keys, values)
         segments: list[tuple[OpenBatch, int, int]] = []
-        for partition, part_keys, part_values, sizes in gathered.parts:
-            self._append_many(buffer, partition, part_keys, part_values, sizes, segments)
+        for partition, part_keys, part_values in gathered.parts:
+            self._append_many(buffer, partition, part_keys, part_values, segments)
         self._after_sealing()
         return SentMany(segments, gathered.order)
+
+    def _send_chunks(self, topic: str, keys: list[bytes | None], values: list[bytes | None]) -> SentMany:
+        segments: list[tuple[OpenBatch, int, int]] = []
+        order: list[int] = []
+        for start in range(0, len(values), KEYLESS_CHUNK_RECORDS):
+            end = start + KEYLESS_CHUNK_RECORDS
+            buffer = self._buffer_of(topic)
+            gathered = gather(buffer, keys[start:end], values[start:end])
+            for partition, part_keys, part_values in gathered.parts:
+                self._append_many(buffer, partition, part_keys, part_values, segments)
+            self._after_sealing()
+            indexes = range(min(KEYLESS_CHUNK_RECORDS, len(values) - start)) if gathered.order is None else gathered.order
+            order += [start + index for index in indexes]
+        return SentMany(segments, order)
 
     def _append_many(
         self,
@@ -197,33 +239,52 @@ class Producer:
         partition: int,
         keys: list[bytes | None],
         values: list[bytes | None],
-        sizes: list[int],
         segments: list[tuple[OpenBatch, int, int]],
     ) -> None:
-        """Append the records of one partition, sealing each batch as it gets full."""
+        """Append the records of one partition: into the open batch, into a new one, or cut into several."""
+        total_bytes = column_bytes(keys) + column_bytes(values) + RECORD_OVERHEAD_BYTES * len(values)
+        if total_bytes > self._record_bytes_max:
+            check_size(largest_record(keys, values), self._record_bytes_max, buffer.image.name)
+        if total_bytes <= self._batch_size:
+            with self._lock:
+                batch = buffer.batches[partition]
+                if batch is not None and batch.size_bytes + total_bytes > self._batch_size:
+                    self._seal([batch])
+                    batch = None
+                self._extend(batch or self._open_batch(buffer, partition), keys, values, total_bytes, segments)
+            return
+        ends = running_sizes(keys, values)
         start, total = 0, len(values)
         while start < total:
-            sealed = False
             with self._lock:
                 batch = buffer.batches[partition] or self._open_batch(buffer, partition)
-                room = self._batch_size - batch.size_bytes
-                end, used = buffer.cut(sizes, start, room)
-                index = len(batch.values)
-                try:
-                    batch.keys += keys[start:end]
-                    batch.timestamps += [self._wall_ms()] * (end - start)
-                    batch.values += values[start:end]
-                except BaseException:
-                    batch.realign()
-                    raise
-                batch.size_bytes += used
-                segments.append((batch, index, end - start))
-                start = end
-                if batch.size_bytes >= self._batch_size or not batch.linger_until_ms:
-                    self._seal([batch])
-                    sealed = True
-            if sealed and start < total:
-                self._after_sealing()
+                end = cut(ends, start, self._batch_size - batch.size_bytes)
+                used = ends[end - 1] - (ends[start - 1] if start else 0)
+                self._extend(batch, keys[start:end], values[start:end], used, segments)
+            start = end
+            self._after_sealing()
+
+    def _extend(
+        self,
+        batch: OpenBatch,
+        keys: list[bytes | None],
+        values: list[bytes | None],
+        size_bytes: int,
+        segments: list[tuple[OpenBatch, int, int]],
+    ) -> None:
+        """Append columns to an open batch and seal it if that makes it full. Called with the lock held."""
+        index = len(batch.values)
+        try:
+            batch.keys += keys
+            batch.timestamps += [self._wall_ns() // 1_000_000] * len(values)
+            batch.values += values
+        except BaseException:
+            batch.realign()
+            raise
+        batch.size_bytes += size_bytes
+        segments.append((batch, index, len(values)))
+        if batch.size_bytes >= batch.size_limit:
+            self._seal([batch])
 
     def _send_mixed(self, topic: str, items: list[Any]) -> SentMany:
         futures: list[SendFuture] = []
@@ -262,7 +323,7 @@ class Producer:
         finally:
             self._closed = True
             self._service.stop()
-            self._run_callbacks()
+            self._callbacks.close()
             self._on_close(self)
 
     def partitions_for(self, topic: str) -> list[int]:
@@ -309,7 +370,8 @@ class Producer:
             if not self._service_planned:
                 self._service_planned = True
                 self._service.wake()
-        batch = OpenBatch(self, buffer.image.name, partition, until_ms)
+        self._batches_opened += 1
+        batch = OpenBatch(self, buffer.image.name, partition, until_ms, self._batch_size if linger_ms else 0)
         buffer.batches[partition] = batch
         return batch
 
@@ -317,6 +379,7 @@ class Producer:
         """Encode batches and put them into the inbox, as one request. Called with the lock held."""
         entries = []
         sealed: list[OpenBatch] = []
+        cost_bytes = 0
         for batch in batches:
             buffer = self._topics.get(batch.topic)
             if buffer is not None and buffer.batches[batch.partition] is batch:
@@ -334,19 +397,20 @@ class Producer:
             )
             batch.entry = len(entries)
             batch.sent_bytes = encoded.size_bytes
+            cost_bytes += encoded.size_bytes
             entries.append((batch.topic, batch.partition, encoded))
             sealed.append(batch)
         if not entries:
             return
-        pending = self._backend.enqueue_produce(api.Produce(entries, self.config.acks), sum(b.sent_bytes for b in sealed))
+        pending = self._backend.enqueue_produce(api.Produce(entries, self.config.acks), cost_bytes)
+        self._buffered_bytes += cost_bytes
         for batch in sealed:
             batch.pending = pending
             self._in_flight.append(batch)
-            self._buffered_bytes += batch.sent_bytes
             self._records_sent += len(batch.values)
+            if batch.callbacks is not None:
+                pending.on_done = self._callbacks.wake
         self._batches_sent += len(sealed)
-        if any(batch.callbacks for batch in sealed):
-            pending.on_done = self._wake_for_callbacks
 
     def _after_sealing(self) -> None:
         """Run the turn for what was enqueued, and wait while too much is in flight."""
@@ -420,11 +484,14 @@ class Producer:
 
     def _await(self, batch: OpenBatch, timeout: float | None) -> None:
         """Send a batch at once if it is still open, and wait for it."""
-        timeout_ms = milliseconds("result", timeout, self.config.delivery_timeout_ms)
         if batch.pending is None:
             with self._lock:
                 self._seal([batch])
             self._backend.advance()
+            if batch.settle():
+                self._reap()
+                return
+        timeout_ms = milliseconds("result", timeout, self.config.delivery_timeout_ms)
         self._wait(batch, self._runtime.clock.monotonic_ms() + timeout_ms, timeout_ms)
         self._reap()
 
@@ -458,53 +525,15 @@ class Producer:
             self._seal([batch for batch in self._open_batches() if batch.linger_until_ms <= now_ms])
         self._backend.advance()
         self._reap()
-        self._run_callbacks()
+        self._callbacks.run()
         with self._lock:
             deadlines = [batch.linger_until_ms for batch in self._open_batches()]
-            if self._with_callbacks:
+            if self._callbacks.waiting:
                 deadlines.append(now_ms + _STRANDED_CALLBACK_MS)
+            # While batches keep being opened the thread looks again by itself: a wake-up per batch would cost its opener
+            # more than the batch.
+            if not deadlines and self._batches_opened != self._batches_opened_before:
+                deadlines.append(now_ms + self.config.linger_ms)
+            self._batches_opened_before = self._batches_opened
             self._service_planned = bool(deadlines)
         return min(deadlines) if deadlines else None
-
-    def _add_callback(self, batch: OpenBatch, index: int, callback: Callable[[SendFuture], object]) -> None:
-        with self._lock:
-            if batch.callbacks is None:
-                batch.callbacks = []
-            batch.callbacks.append((index, callback))
-            if batch not in self._with_callbacks:
-                self._with_callbacks.append(batch)
-            if batch.pending is not None:
-                batch.pending.on_done = self._wake_for_callbacks
-        if self._closed:
-            self._run_callbacks()
-        elif batch.settle():
-            self._service.wake()
-
-    def _wake_for_callbacks(self, pending: Pending) -> None:
-        self._service.wake()
-
-    def _run_callbacks(self) -> None:
-        """Run the callbacks of settled batches, in order per partition."""
-        waiting: set[tuple[str, int]] = set()
-        for batch in tuple(self._with_callbacks):
-            place = (batch.topic, batch.partition)
-            if place in waiting or not batch.settle():
-                waiting.add(place)
-                continue
-            with self._lock:
-                callbacks, batch.callbacks = batch.callbacks or [], None
-                try:
-                    self._with_callbacks.remove(batch)
-                except ValueError:
-                    continue
-            for index, callback in callbacks:
-                _run_callback(callback, SendFuture(batch, index))
-
-
-def _run_callback(callback: Callable[[SendFuture], object], future: SendFuture) -> None:
-    try:
-        callback(future)
-    except Exception:
-        import logging
-
-        logging.getLogger("streamlog.producer").exception("delivery callback %r of %r failed", callback, future)

@@ -265,8 +265,7 @@ class _StickyBalance:
                 unsettled = [member for member in unsettled if member not in settled]
 
     def _chain(self, source: int, settled: set[int]) -> tuple[list[tuple[int, str, int]], Iterable[int]]:
-        """The shortest chain (giver, topic, taker) from source to a member with two less; else all that was
-        reached."""
+        """The shortest chain (giver, topic, taker) to a member with two less; else all that was reached."""
         loads, load_max = self._loads, self._loads[source] - 2
         came_from: dict[int, tuple[int, str]] = {source: (source, "")}
         seen_topics: set[str] = set()

@@ -85,7 +85,8 @@ class GroupMachine:
         self._are_offsets_shared = (
             False  # with the machine this one is a fork of: copied before the first write
         )
-        self._view: tuple[int, GroupView] | None = None  # the view of a version of the state
+        self._shape = self._group  # the state, not counting the heartbeats since
+        self._view: tuple[GroupState, GroupView] | None = None  # a shape and the view of it
 
     # -- queries -------------------------------------------------------------------------------------------
 
@@ -99,10 +100,9 @@ class GroupMachine:
         return self._group.state
 
     def view(self) -> GroupView:
-        cached = self._view
-        group = self._group
-        if cached is None or cached[0] != group.version:
-            cached = self._view = (group.version, GroupView.of(self.group_id, group))
+        cached, shape = self._view, self._shape
+        if cached is None or cached[0] is not shape:
+            cached = self._view = (shape, GroupView.of(self.group_id, shape))
         return cached[1]
 
     def committed(self, topic: str, partition: int) -> OffsetAndMetadata | None:
@@ -155,8 +155,7 @@ class GroupMachine:
         return draft.finish()
 
     def on_deadline(self, now_ms: int, wall_ms: int | None = None) -> Decision[GroupChanged]:
-        """What time alone brings: sessions, timeouts, the end of the join phase. Empty when nothing is
-        due."""
+        """What time alone brings: sessions, timeouts, the join phase. Empty when nothing is due."""
         draft = self._draft(now_ms, wall_ms)
         group_rebalance.expire(draft)
         return draft.finish()
@@ -168,10 +167,10 @@ class GroupMachine:
         return draft.finish()
 
     def fork(self) -> GroupMachine:
-        """A machine with the same state, to apply decisions to while a turn decides; costs nothing until it
-        is changed."""
+        """A machine with the same state, to apply decisions to while a turn decides. Costs nothing."""
         other = GroupMachine(self.group_id, self.limits, self.incarnation, self._new_member_id)
         other._group = self._group
+        other._shape = self._shape
         other._offsets = self._offsets
         other._are_offsets_shared = True
         return other
@@ -197,8 +196,6 @@ class GroupMachine:
             self._replay_offset(key, value)
         for change in changes:
             self._adopt(change.state)
-        if __debug__:
-            self._group.check()
 
     def replay(self, key: Key, value: Value, now_ms: int) -> None:
         """Take over one record of the log while loading. Raises CorruptRecordError.
@@ -212,7 +209,7 @@ class GroupMachine:
                 assert group_id == self.group_id, f"record of group {group_id} replayed to {self.group_id}"
                 group = GroupState() if value is None else from_stored(decode_group_value(value))
                 group.version = self._group.version + 1
-                self._group = group
+                self._group = self._shape = group
             case None:
                 pass  # a kind this version does not know
 
@@ -240,6 +237,10 @@ class GroupMachine:
         assert group.generation >= present.generation, (
             f"generation {present.generation} => {group.generation}"
         )
+        if not group.differs_in_sessions_only(present):  # a heartbeat must stay cheap
+            if __debug__:
+                group.check()
+            self._shape = group
         self._group = group
 
 
@@ -257,8 +258,7 @@ def _refuse(draft: GroupDraft, event: GroupEvent) -> None:
 
 
 def group_partition(group_id: str, partitions: int = 50) -> int:
-    """The partition of `__consumer_offsets` that keeps the group: Java's abs(groupId.hashCode()) %
-    partitions."""
+    """The partition of `__consumer_offsets` that keeps the group: Java's abs(hashCode()) % partitions."""
     code = 0
     units = group_id.encode("utf-16-be")  # Java hashes UTF-16 code units
     for position in range(0, len(units), 2):

@@ -29,8 +29,7 @@ from streamlog.errors import (
 
 
 class GroupChanged(msgspec.Struct, frozen=True, gc=False):
-    """The whole new state of the group: applied twice it is the same, applied late it is recognised by its
-    version."""
+    """The whole new state of the group. Applied a second time, it is recognised by its version."""
 
     state: GroupState
 
@@ -102,8 +101,7 @@ class GroupDraft:
         return member
 
     def start_session(self, member: Member) -> None:
-        """Something was heard of the member. A parked member owes no sign of life, a new one cannot give
-        any."""
+        """The member lives. A parked member owes no sign of life, a new one cannot give any."""
         if not member.is_parked and not member.is_new:
             self.group.sessions[member.member_id] = self.now_ms + member.session_timeout_ms
 
@@ -131,8 +129,7 @@ class GroupDraft:
             self.group.sync_deadline_ms = None
 
     def remove(self, member_id: str) -> None:
-        """Take the member out of the group. Whatever it waits for is answered: it may join again as
-        somebody new."""
+        """Take the member out. What it waits for is answered: it may join as somebody new."""
         group = self.group
         member = group.members[member_id]
         error = UnknownMemberIdError(

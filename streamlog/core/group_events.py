@@ -49,8 +49,7 @@ class JoinGroup(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """JoinGroup v9 and later: a returning static leader is told that it is leader but need not assign
     (KIP-814)."""
     incarnation: str = ""
-    """The opening of the cluster an in-process member belongs to; empty for members that came over the
-    wire."""
+    """The opening of the cluster an in-process member belongs to; empty for members of the wire."""
 
 
 class SyncGroup(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -89,8 +88,7 @@ class LeaveGroup(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class OffsetCommit(msgspec.Struct, frozen=True, kw_only=True):
-    """Store positions. With generation -1 and no member id: a consumer outside of group management, or an
-    administrator."""
+    """Store positions. Generation -1, no member id: a consumer without group management, an administrator."""
 
     token: int
     offsets: dict[TopicPartition, OffsetAndMetadata]

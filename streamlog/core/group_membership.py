@@ -41,12 +41,14 @@ from streamlog.core.group_state import (
     Pending,
     State,
 )
+from streamlog.core.kafka_types import is_storable
 from streamlog.errors import (
     FencedInstanceIdError,
     GroupMaxSizeReachedError,
     IllegalGenerationError,
     InconsistentGroupProtocolError,
     InvalidGroupIdError,
+    InvalidRequestError,
     InvalidSessionTimeoutError,
     MemberIdRequiredError,
     RebalanceInProgressError,
@@ -58,8 +60,19 @@ from streamlog.errors import (
 
 def join(draft: GroupDraft, event: JoinGroup) -> None:
     group, limits = draft.group, draft.limits
-    if not draft.group_id:
-        draft.reply(event.token, InvalidGroupIdError("the group id is empty"))
+    if not draft.group_id or not is_storable(draft.group_id):
+        draft.reply(event.token, InvalidGroupIdError(f"{draft.group_id[:100]!r} is no group id"))
+        return
+    texts = (
+        event.client_id,
+        event.group_instance_id or "",
+        event.protocol_type,
+        *(p for p, _ in event.protocols),
+    )
+    if not all(map(is_storable, texts)):
+        draft.reply(
+            event.token, InvalidRequestError("an id or a protocol name is too long or no Unicode text")
+        )
         return
     if not limits.session_timeout_min_ms <= event.session_timeout_ms <= limits.session_timeout_max_ms:
         draft.reply(
@@ -73,7 +86,7 @@ def join(draft: GroupDraft, event: JoinGroup) -> None:
         return
     if _join_again(draft, event):
         return
-    if not _has_room(draft, event.member_id):
+    if not _has_room(draft, event):
         if event.member_id in group.members:
             draft.remove(event.member_id)
             maybe_complete_join(draft)
@@ -95,8 +108,7 @@ def join(draft: GroupDraft, event: JoinGroup) -> None:
 
 
 def _join_again(draft: GroupDraft, event: JoinGroup) -> bool:
-    """Ours: the same request handed in twice (an interrupted turn). Parked: still parked. Answered: the
-    same answer."""
+    """Ours: the same request handed in twice. Parked: it stays so. Answered: the same answer."""
     group = draft.group
     for member in group.members.values():
         if member.join_token == event.token:
@@ -110,13 +122,14 @@ def _join_again(draft: GroupDraft, event: JoinGroup) -> bool:
     return False
 
 
-def _has_room(draft: GroupDraft, member_id: str) -> bool:
-    """group.max.size. While preparing, those who have rejoined count: the last to come are turned away
-    (KIP-389)."""
+def _has_room(draft: GroupDraft, event: JoinGroup) -> bool:
+    """KIP-389. While preparing, those who have rejoined count: the last to come are turned away."""
     group, members_max = draft.group, draft.limits.members_max
     if group.state is State.EMPTY:
         return True
-    member = group.members.get(member_id)
+    # Ours: a static member that comes back takes the place it has; Kafka turns it away from a full group.
+    holder = group.static_members.get(event.group_instance_id or "")
+    member = group.members.get(event.member_id or holder or "")
     if group.state is State.PREPARING_REBALANCE:
         if member is not None and member.is_joining:
             return True
@@ -218,8 +231,7 @@ def _update_member(draft: GroupDraft, member: Member, event: JoinGroup) -> Membe
 
 
 def _return_static(draft: GroupDraft, event: JoinGroup, member_id: str) -> None:
-    """A static member comes back under a new id (KIP-345): where it can, it gets its old assignment and
-    nobody notices."""
+    """KIP-345: a static member is back under a new id. Where it can, it takes up its old assignment."""
     group = draft.group
     old_leader = group.leader
     old_protocols = group.members[group.static_members[event.group_instance_id or ""]].protocols

@@ -12,6 +12,7 @@ deleting and OffsetFetch(require_stable) must then look at them); a retention pe
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -36,12 +37,13 @@ from streamlog.errors import (
     GroupIdNotFoundError,
     GroupSubscribedToTopicError,
     IllegalGenerationError,
+    InvalidRequestError,
     NonEmptyGroupError,
     OffsetMetadataTooLargeError,
     RebalanceInProgressError,
     StreamlogError,
 )
-from streamlog.record import TopicPartition
+from streamlog.record import OffsetAndMetadata, TopicPartition
 
 Offsets = Mapping[TopicPartition, CommittedOffset]
 
@@ -57,20 +59,28 @@ def commit(draft: GroupDraft, offsets: Offsets, event: OffsetCommit) -> None:
     member = group.members.get(event.member_id)
     if member is not None and group.state in (State.STABLE, State.PREPARING_REBALANCE):
         draft.start_session(member)  # a commit is a sign of life
-    characters_max = draft.limits.offset_metadata_characters_max
-    errors: dict[TopicPartition, StreamlogError | None] = {}
-    for partition, committing in event.offsets.items():
-        if len(committing.metadata) > characters_max:
-            errors[partition] = OffsetMetadataTooLargeError(
-                f"{partition}: {len(committing.metadata)} characters of metadata, {characters_max} are allowed"
-            )
-            continue
-        errors[partition] = None
-        stored = CommittedOffset(
-            committing.offset, committing.leader_epoch, committing.metadata, draft.wall_ms
+    reply = OffsetCommitReply(
+        {partition: _store(draft, partition, committing) for partition, committing in event.offsets.items()}
+    )
+    draft.reply(event.token, reply)
+
+
+def _store(
+    draft: GroupDraft, partition: TopicPartition, committing: OffsetAndMetadata
+) -> StreamlogError | None:
+    """Each partition stands for itself: one that is refused does not hold up the others."""
+    metadata, characters_max = committing.metadata, draft.limits.offset_metadata_characters_max
+    if len(metadata) > characters_max:
+        return OffsetMetadataTooLargeError(
+            f"{partition}: {len(metadata)} characters of metadata, {characters_max} are allowed"
         )
-        draft.records.append((encode_offset_key(draft.group_id, partition), encode_offset_value(stored)))
-    draft.reply(event.token, OffsetCommitReply(errors))
+    stored = CommittedOffset(committing.offset, committing.leader_epoch, metadata, draft.wall_ms)
+    try:
+        record = encode_offset_key(draft.group_id, partition), encode_offset_value(stored)
+    except (UnicodeEncodeError, struct.error) as error:
+        return InvalidRequestError(f"{partition}: cannot be stored: {error}")
+    draft.records.append(record)
+    return None
 
 
 def _validate_commit(draft: GroupDraft, offsets: Offsets, event: OffsetCommit) -> StreamlogError | None:

@@ -128,8 +128,7 @@ def joined_reply(group: GroupState, member: Member, skip_assignment: bool = Fals
 
 
 def expire(draft: GroupDraft) -> None:
-    """Do what is due at `draft.now_ms`: ids never used, sessions, syncs that never came, the end of the
-    join phase."""
+    """Do what is due: ids never used, sessions, syncs that never came, the end of the join phase."""
     group, now_ms = draft.group, draft.now_ms
     unused = [member_id for member_id, pending in group.pending.items() if pending.deadline_ms <= now_ms]
     silent = [member_id for member_id, deadline_ms in group.sessions.items() if deadline_ms <= now_ms]
@@ -153,8 +152,7 @@ def expire(draft: GroupDraft) -> None:
 
 
 def _wait_for_more(draft: GroupDraft) -> None:
-    """KIP-134: members still come in, so the first generation waits once more, up to the rebalance timeout
-    in all."""
+    """KIP-134: members still come, so wait once more - up to the rebalance timeout in all."""
     group, delay_ms = draft.group, draft.limits.initial_rebalance_delay_ms
     group.has_newcomer = False
     group.rebalance_deadline_ms = draft.now_ms + min(delay_ms, group.initial_remaining_ms)

@@ -35,6 +35,7 @@ KIP-848 and share groups (key versions 3 and above: `decode_key` gives None, the
 
 from __future__ import annotations
 
+import struct
 from typing import Final
 
 import msgspec
@@ -49,6 +50,13 @@ OFFSET_COMMIT_VALUE_VERSION: Final = 3
 GROUP_METADATA_VALUE_VERSION: Final = 3
 NO_TIMESTAMP: Final = -1
 _IN_PROCESS_HOST: Final = "streamlog/"
+
+# Offsets are committed often, so their layouts are packed directly; groups go through TypesWriter.
+_INT16 = struct.Struct(">h")
+_TWO_INT16 = struct.Struct(">hh")
+_INT32 = struct.Struct(">i")
+_INT64 = struct.Struct(">q")
+_OFFSET_VALUE_HEAD = struct.Struct(">hqih")
 
 
 class OffsetKey(msgspec.Struct, frozen=True, gc=False):
@@ -101,12 +109,16 @@ def incarnation_of(client_host: str) -> str:
 
 
 def encode_offset_key(group_id: str, partition: TopicPartition) -> bytes:
-    writer = TypesWriter()
-    writer.int16(OFFSET_COMMIT_KEY_VERSION)
-    writer.string(group_id)
-    writer.string(partition[0])
-    writer.int32(partition[1])
-    return writer.finish()
+    group, topic = group_id.encode(), partition[0].encode()
+    return b"".join(
+        (
+            _TWO_INT16.pack(OFFSET_COMMIT_KEY_VERSION, len(group)),
+            group,
+            _INT16.pack(len(topic)),
+            topic,
+            _INT32.pack(partition[1]),
+        )
+    )
 
 
 def encode_group_key(group_id: str) -> bytes:
@@ -118,40 +130,56 @@ def encode_group_key(group_id: str) -> bytes:
 
 def decode_key(key: bytes) -> OffsetKey | GroupKey | None:
     """What the record is about; None for kinds this version does not know. Raises CorruptRecordError."""
-    reader = TypesReader(key)
     try:
-        version = reader.int16()
-        if version in (0, OFFSET_COMMIT_KEY_VERSION):
-            return OffsetKey(reader.string(), TopicPartition(reader.string(), reader.int32()))
+        version, group_bytes = _TWO_INT16.unpack_from(key)
+        if not 0 <= version <= GROUP_METADATA_KEY_VERSION:
+            return None
+        topic_at = 4 + group_bytes
         if version == GROUP_METADATA_KEY_VERSION:
-            return GroupKey(reader.string())
-    except ValueError as error:
+            if group_bytes < 0 or topic_at > len(key):
+                raise ValueError(f"a group id of {group_bytes} bytes in a key of {len(key)}")
+            return GroupKey(key[4:topic_at].decode())
+        (topic_bytes,) = _INT16.unpack_from(key, topic_at)
+        partition_at = topic_at + 2 + topic_bytes
+        if group_bytes < 0 or topic_bytes < 0:
+            raise ValueError(f"an id of {group_bytes} or {topic_bytes} bytes")
+        (number,) = _INT32.unpack_from(key, partition_at)
+        topic = key[topic_at + 2 : partition_at].decode()
+        return OffsetKey(key[4:topic_at].decode(), TopicPartition(topic, number))
+    except (ValueError, struct.error) as error:
         raise CorruptRecordError(f"key of a __consumer_offsets record: {error}", key=key) from error
-    return None
 
 
 # -- values ------------------------------------------------------------------------------------------------
 
 
 def encode_offset_value(committed: CommittedOffset) -> bytes:
-    writer = TypesWriter()
-    writer.int16(OFFSET_COMMIT_VALUE_VERSION)
-    writer.int64(committed.offset)
-    writer.int32(committed.leader_epoch)
-    writer.string(committed.metadata)
-    writer.int64(committed.commit_timestamp_ms)
-    return writer.finish()
+    metadata = committed.metadata.encode()
+    head = _OFFSET_VALUE_HEAD.pack(
+        OFFSET_COMMIT_VALUE_VERSION, committed.offset, committed.leader_epoch, len(metadata)
+    )
+    return head + metadata + _INT64.pack(committed.commit_timestamp_ms)
 
 
 def decode_offset_value(value: bytes) -> CommittedOffset:
-    reader = TypesReader(value)
     try:
-        version = _known_version(reader, OFFSET_COMMIT_VALUE_VERSION)
-        offset = reader.int64()
-        leader_epoch = reader.int32() if version >= 3 else -1
-        return CommittedOffset(offset, leader_epoch, reader.string(), reader.int64())
-    except ValueError as error:
+        version, offset, leader_epoch, metadata_bytes = _OFFSET_VALUE_HEAD.unpack_from(value)
+        if version != OFFSET_COMMIT_VALUE_VERSION:
+            return _decode_older_offset_value(value)
+        end = _OFFSET_VALUE_HEAD.size + metadata_bytes
+        if metadata_bytes < 0:
+            raise ValueError(f"metadata of {metadata_bytes} bytes")
+        (commit_timestamp_ms,) = _INT64.unpack_from(value, end)
+        metadata = value[_OFFSET_VALUE_HEAD.size : end].decode()
+        return CommittedOffset(offset, leader_epoch, metadata, commit_timestamp_ms)
+    except (ValueError, struct.error) as error:
         raise CorruptRecordError(f"OffsetCommitValue: {error}", value=value) from error
+
+
+def _decode_older_offset_value(value: bytes) -> CommittedOffset:
+    reader = TypesReader(value)
+    _known_version(reader, OFFSET_COMMIT_VALUE_VERSION)
+    return CommittedOffset(reader.int64(), -1, reader.string(), reader.int64())
 
 
 def encode_group_value(group: StoredGroup) -> bytes:

@@ -127,8 +127,7 @@ class Member(msgspec.Struct, frozen=True, gc=False):
     sync_token: int | None = None
     """The parked SyncGroup."""
     is_new: bool = False
-    """Joined for the first time and has not been answered: it does not know its id, so it cannot
-    heartbeat."""
+    """Its first join is not answered yet: it does not know its id, so it cannot heartbeat."""
 
     @property
     def incarnation(self) -> str:
@@ -265,6 +264,14 @@ class GroupState(msgspec.Struct):
                 return None
             topics |= of_member
         return frozenset(topics)
+
+    def differs_in_sessions_only(self, other: GroupState) -> bool:
+        """The same but for when sessions end, which is all that heartbeats and commits change."""
+        return (
+            self.members == other.members
+            and self.sessions.keys() == other.sessions.keys()
+            and msgspec.structs.replace(self, sessions=other.sessions, version=other.version) == other
+        )
 
     # -- the stored form -----------------------------------------------------------------------------------
 

@@ -20,6 +20,14 @@ _INT64 = struct.Struct(">q")
 STRING_BYTES_MAX = 2**15 - 1
 
 
+def is_storable(text: str) -> bool:
+    """Does the text fit a classic string? Lone surrogates and 32 KiB do not."""
+    try:
+        return len(text.encode()) <= STRING_BYTES_MAX
+    except UnicodeEncodeError:
+        return False
+
+
 class TypesWriter:
     """Appends values one after the other; `finish()` gives the bytes."""
 

@@ -76,6 +76,7 @@ class Owner(msgspec.Struct, frozen=True, gc=False):
     host: str = ""
     process: str = ""
     listener: str = ""
+    incarnation: str = ""  # of this opening, see `core.group_records`
 
 
 class ClusterDirectory:
@@ -158,10 +159,17 @@ class ClusterDirectory:
         """Who LOCK says owns the cluster."""
         return read_owner(self.path)
 
-    def announce(self, listener: str) -> None:
-        """Tell who comes to a locked door where the owner listens ("" = nowhere)."""
+    def announce(self, listener: str | None = None, incarnation: str | None = None) -> None:
+        """Tell who comes to a locked door where the owner listens ("" = nowhere), and readers which opening this
+        is; None = as it is.
+        """
         if self._descriptor >= 0 and self._pid == os.getpid():
-            _write_owner(self._descriptor, listener)
+            said = self.owner()
+            _write_owner(
+                self._descriptor,
+                said.listener if listener is None else listener,
+                said.incarnation if incarnation is None else incarnation,
+            )
 
     def close(self) -> None:
         """Let go of the lock; remove a directory in memory. Idempotent; a forked child's call changes
@@ -228,6 +236,7 @@ def read_owner(path: Path) -> Owner:
         facts.get("host", ""),
         facts.get("process", ""),
         facts.get("listener", ""),
+        facts.get("incarnation", ""),
     )
 
 
@@ -372,11 +381,17 @@ def _locked(path: Path) -> ClusterLockedError:
     )
 
 
-def _write_owner(descriptor: int, listener: str) -> None:
+def _write_owner(descriptor: int, listener: str, incarnation: str = "") -> None:
     import sys
 
     process = os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python"
-    facts = {"pid": os.getpid(), "host": os.uname().nodename, "process": process, "listener": listener}
+    facts = {
+        "pid": os.getpid(),
+        "host": os.uname().nodename,
+        "process": process,
+        "listener": listener,
+        "incarnation": incarnation,
+    }
     text = "".join(f"{name} {fact}\n" for name, fact in facts.items() if fact)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, text.encode("utf-8", "replace"), 0)

@@ -44,6 +44,7 @@ from streamlog.errors import (
     StoreFullError,
 )
 from streamlog.storage import filesystem
+from streamlog.storage.backup import copy_into
 from streamlog.storage.failure import named
 from streamlog.storage.statistics import EnvironmentStats, live_pages, read_stats
 
@@ -88,6 +89,7 @@ class Snapshot(msgspec.Struct, gc=False, eq=False):
             return
         self.readers = None
         self.transaction.abort()
+        self.transaction = _ENDED  # the engine frees the reader's slot only with the last reference
         readers.pop()
         if self.environment.closing and not readers:
             self.environment._close_engine()
@@ -99,6 +101,19 @@ class Snapshot(msgspec.Struct, gc=False, eq=False):
         self.close()
         if error is not None and isinstance(error, EngineError):
             raise self.environment.named(error) from error
+
+
+class _Ended:
+    """Stands where the transaction of a closed snapshot was."""
+
+    def get(self, key: bytes) -> NoReturn:
+        raise ClosedError("this snapshot was closed")
+
+    def cursor(self) -> NoReturn:
+        raise ClosedError("this snapshot was closed")
+
+
+_ENDED: Final = _Ended()
 
 
 class WriteTransaction(msgspec.Struct, gc=False, eq=False):
@@ -299,31 +314,13 @@ class Environment:
         """Free the reader slots of killed processes (row 7); how many there were."""
         return self._live_engine().reader_check()
 
-    def backup(self, path: Path, compact: bool = True) -> None:
-        """Copy the environment, as the newest commit left it, into a new or empty directory, while others
-        write.
-
-        compact: leave out free pages. The copy is complete when this returns, or the directory is not there.
-        """
-        engine = self._live_engine()
-        made = not path.exists()
-        path.mkdir(mode=filesystem.DIRECTORY_MODE, parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise StorageError(f"cannot back up into {path}: it is not empty", path=str(path))
-        file = path / DATA_FILE
+    def backup(self, path: Path) -> None:
+        """Copy the environment, as the newest commit left it and without free pages, into a new or empty
+        directory. Others may read and write meanwhile. Raises StorageError."""
         try:
-            engine.copy(str(path), compact=compact)
-            file.chmod(filesystem.FILE_MODE)
-            with open(file, "rb+") as copied:
-                os.fsync(copied.fileno())
-            filesystem.sync_directory(path)
-        except BaseException as error:
-            file.unlink(missing_ok=True)
-            if made:
-                path.rmdir()
-            if isinstance(error, EngineError):
-                raise named(error, path, path / DATA_FILE) from error
-            raise
+            copy_into(self._live_engine(), Path(path), DATA_FILE)
+        except EngineError as error:
+            raise named(error, path, path / DATA_FILE) from error
 
     def stats(self) -> EnvironmentStats:
         """What it holds and how far it may grow."""

@@ -55,7 +55,7 @@ def owning(
     }
 
 
-# -- Kafka's fixtures, SEMANTICS 3.6.11 ------------------------------------------------------------------------------------
+# -- Kafka's fixtures, SEMANTICS 3.6.11 --------------------------------------------------------------------
 
 
 def test_range_fixture() -> None:
@@ -109,7 +109,7 @@ def test_sticky_fixture_a_member_leaves() -> None:
         }
 
 
-# -- all assignors ---------------------------------------------------------------------------------------------------------
+# -- all assignors -----------------------------------------------------------------------------------------
 
 
 def test_members_come_by_instance_id_then_by_member_id() -> None:
@@ -188,7 +188,8 @@ def test_all_small_cases(name: str) -> None:
 
 
 def test_range_per_topic() -> None:
-    """The naive model of range: per topic within one of each other, in runs, the first members the longer ones."""
+    """The naive model of range: per topic within one of each other, in runs, the first members the longer
+    ones."""
     for counts, members in small_cases():
         assigned = RANGE.assign(counts, members)
         for topic in counts:
@@ -203,7 +204,7 @@ def test_range_per_topic() -> None:
             assert not lengths or lengths[0] - lengths[-1] <= 1
 
 
-# -- sticky: as even as can be, and as little moved as can be --------------------------------------------------------------
+# -- sticky: as even as can be, and as little moved as can be ----------------------------------------------
 
 
 def cost(loads: list[int]) -> int:
@@ -211,7 +212,8 @@ def cost(loads: list[int]) -> int:
 
 
 def best_cost(counts: Mapping[str, int], members: Mapping[str, Subscription]) -> int:
-    """The smallest sum of squared loads over all assignments, by trying them all (per topic, only numbers matter)."""
+    """The smallest sum of squared loads over all assignments, by trying them all (per topic, only numbers
+    matter)."""
     order = sorted(members)
     loads = {tuple([0] * len(order))}
     for topic, count in counts.items():
@@ -272,7 +274,9 @@ def test_with_equal_subscriptions_nothing_moves_without_need() -> None:
         owned: dict[str, list[TopicPartition]] = {member_id: [] for member_id in members}
         for number in range(count):
             if source.random() < 0.8:
-                owned[source.choice(sorted(members)[: source.randint(1, size)])].append(TopicPartition("t", number))
+                owned[source.choice(sorted(members)[: source.randint(1, size)])].append(
+                    TopicPartition("t", number)
+                )
         assigned = STICKY.assign({"t": count}, owning(members, owned))
         kept = sum(len(set(assigned[m]) & set(owned[m])) for m in members)
         fair, longer = divmod(count, size)
@@ -309,7 +313,7 @@ def test_sticky_user_data_round_trip() -> None:
     assert COOPERATIVE_STICKY.protocol is RebalanceProtocol.COOPERATIVE
 
 
-# -- cooperative -----------------------------------------------------------------------------------------------------------
+# -- cooperative -------------------------------------------------------------------------------------------
 
 
 def test_cooperative_leaves_out_what_moves() -> None:
@@ -330,7 +334,8 @@ def test_cooperative_generation_of_an_old_client_is_in_its_user_data() -> None:
 
 
 def test_a_partition_is_never_owned_by_two_and_two_rounds_suffice() -> None:
-    """A random history: members come, go, change topics; partitions are added. Members give up at once what they lose."""
+    """A random history: members come, go, change topics; partitions are added. Members give up at once what
+    they lose."""
     source = random.Random(3)
     for _ in range(60):
         counts = {"t0": 3, "t1": 5}
@@ -357,10 +362,12 @@ def test_a_partition_is_never_owned_by_two_and_two_rounds_suffice() -> None:
                 owned = {member_id: list(of_member) for member_id, of_member in assigned.items()}
             check_assigned(counts, members, owned)
             loads = [len(owned[member_id]) for member_id in sorted(members)]
-            assert cost(loads) == cost([len(p) for p in STICKY.assign(counts, owning(members, owned)).values()])
+            assert cost(loads) == cost(
+                [len(p) for p in STICKY.assign(counts, owning(members, owned)).values()]
+            )
 
 
-# -- speed -----------------------------------------------------------------------------------------------------------------
+# -- speed -------------------------------------------------------------------------------------------------
 
 
 def _hundred_members() -> Iterator[tuple[str, dict[str, int], dict[str, Subscription]]]:
@@ -371,7 +378,8 @@ def _hundred_members() -> Iterator[tuple[str, dict[str, int], dict[str, Subscrip
         equal = {f"C{n:03}": Subscription(topics) for n in range(100)}
         yield f"{label}, equal", counts, equal
         mixed = {
-            f"C{n:03}": Subscription(tuple(source.sample(topics, source.randint(1, len(topics))))) for n in range(100)
+            f"C{n:03}": Subscription(tuple(source.sample(topics, source.randint(1, len(topics)))))
+            for n in range(100)
         }
         yield f"{label}, unequal", counts, mixed
         all_of_them = [TopicPartition(t, n) for t in topics for n in range(counts[t])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import msgspec
 import pytest
@@ -31,7 +32,8 @@ def new_machine(limits: GroupLimits = LIMITS, incarnation: str = "x", group_id: 
 
 
 class History:
-    """A random history of one group: members that know little, a log, and every law looked at after every step."""
+    """A random history of one group: members that know little, a log, and every law looked at after every
+    step."""
 
     def __init__(self, seed: int, delay_ms: int) -> None:
         self.random = random.Random(seed)
@@ -89,7 +91,9 @@ class History:
                 incarnation=source.choice(["", self.incarnation]),
             )
         if kind < 12:
-            assigned = tuple((m.member_id, b"for " + m.member_id.encode()) for m in self.machine.view().members)
+            assigned = tuple(
+                (m.member_id, b"for " + m.member_id.encode()) for m in self.machine.view().members
+            )
             return events.SyncGroup(
                 token=self.token,
                 member_id=member_id,
@@ -215,7 +219,7 @@ def test_laws_over_long_histories(seed: int) -> None:
     history.silence()
 
 
-def join(token: int, **fields: object) -> events.JoinGroup:
+def join(token: int, **fields: Any) -> events.JoinGroup:
     protocols = (("range", encode_subscription(Subscription(("a",)))),)
     return events.JoinGroup(token=token, client_id="c", protocols=protocols, **fields)
 
@@ -233,7 +237,9 @@ def test_two_events_of_one_turn_see_each_other_through_a_fork() -> None:
     for event in (
         join(1),
         events.SyncGroup(token=2, member_id="c-1", generation=1, assignments=(("c-1", b"all"),)),
-        events.OffsetCommit(token=3, member_id="c-1", generation=1, offsets={PARTITIONS[0]: OffsetAndMetadata(5)}),
+        events.OffsetCommit(
+            token=3, member_id="c-1", generation=1, offsets={PARTITIONS[0]: OffsetAndMetadata(5)}
+        ),
     ):
         decision = fork.handle(event, 0)
         fork.apply(decision.records, decision.changes)
@@ -270,7 +276,12 @@ def test_the_view_is_immutable_and_follows_the_state() -> None:
         "range",
     )
     member = view.members[0]
-    assert (member.member_id, member.client_id, member.group_instance_id, member.client_host) == ("i-1", "c", "i", "/h")
+    assert (member.member_id, member.client_id, member.group_instance_id, member.client_host) == (
+        "i-1",
+        "c",
+        "i",
+        "/h",
+    )
     with pytest.raises(AttributeError):
         view.state = State.DEAD  # type: ignore[misc]
 
@@ -286,7 +297,9 @@ def test_committed_offsets_carry_metadata_and_epoch() -> None:
 
 def test_wall_time_is_stored_monotonic_time_is_not() -> None:
     machine = new_machine(GroupLimits(offsets_retention_ms=100))
-    decision = machine.handle(events.OffsetCommit(token=1, offsets={PARTITIONS[0]: OffsetAndMetadata(1)}), 5, 1000)
+    decision = machine.handle(
+        events.OffsetCommit(token=1, offsets={PARTITIONS[0]: OffsetAndMetadata(1)}), 5, 1000
+    )
     machine.apply(decision.records, decision.changes)
     assert machine.handle(events.ExpireOffsets(), 9_999_999, 1099).records == []
     assert len(machine.handle(events.ExpireOffsets(), 6, 1100).records) == 1

@@ -1,4 +1,4 @@
-"""The bytes of __consumer_offsets, byte for byte as Kafka's OffsetCommit*.json and GroupMetadata*.json say."""
+"""The bytes of __consumer_offsets, as Kafka's OffsetCommit*.json and GroupMetadata*.json say."""
 
 from __future__ import annotations
 

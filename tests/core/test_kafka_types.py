@@ -44,7 +44,9 @@ def test_nulls() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\x00", b"\x00\x05abc", b"\xff\xfe", b"\x00\x01\xff"], ids=["none", "half", "cut", "negative", "utf8"]
+    "data",
+    [b"", b"\x00", b"\x00\x05abc", b"\xff\xfe", b"\x00\x01\xff"],
+    ids=["none", "half", "cut", "negative", "utf8"],
 )
 def test_torn_string(data: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):

@@ -1,21 +1,23 @@
 """The interpreter of group scripts: one GroupMachine, its log, and members with names.
 
-    group [delay_ms=0] [max=N] [retention_ms=N] [incarnation=a]      once, first; defaults otherwise
+    group [delay_ms=0] [max=N] [retention_ms=N] [incarnation=a]    once, first; defaults otherwise
     join NAME [topics=orders] [protocols=range] [instance=I] [session_ms=10000] [rebalance_ms=60000]
-              [handshake] [forget] [old_client] [incarnation=a]      options are remembered for the next join of NAME
-              handshake: JoinGroup v4 and later; forget: come back without the member id; old_client: before v9
-    sync NAME [assign topic=count ...] [generation=N]                assign: runs the group's assignor as the leader
-    heartbeat NAME ...   leave NAME ...   leave_instance I           generation=N for another than the member's own
-    repeat                                                           the last request again, with the same token
+              [incarnation=a] [handshake] [forget] [old_client]
+              options are remembered for the next join of NAME, flags are not; handshake: JoinGroup v4 and
+              later; forget: come back without the member id; old_client: before v9
+    sync NAME [assign topic=count ...] [generation=N]              assign: as leader, by the group's assignor
+    heartbeat NAME ...   leave NAME ...   leave_instance I         generation=N: another than its own
+    repeat                                                         the last request again, same token
     commit NAME|nobody topic-n=offset ... [generation=N] [metadata=N characters]
-    fetch topic-n ...    delete_offsets topic-n ...    delete_group   expire_offsets   topics_deleted topic ...
-    advance_ms N                                                     deadlines on the way fire at their time
-    suspend_ms N                                                     the coordinator itself sleeps: deadlines move along
-    status               log                                         the group; what is in its compacted log
-    restart [incarnation=a]                                          a new machine replays the log
+    fetch topic-n ...    delete_offsets topic-n ...    delete_group
+    expire_offsets       topics_deleted topic ...
+    advance_ms N                                                   deadlines on the way fire at their time
+    suspend_ms N                                                   the coordinator sleeps: deadlines move
+    along status               log                                       the group; its compacted log
+    restart [incarnation=a]                                        a new machine replays the log
 
-Every decision is also checked against the laws of `streamlog.core.machine`: handle changes nothing, apply may run twice, the
-log says what the machine says, nobody is answered twice.
+Every decision is also checked against the laws of `streamlog.core.machine`: handle changes nothing, apply
+may run twice, the log says what the machine says, nobody is answered twice.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ class GroupScript:
         handler: Callable[[Command], Iterable[str]] = getattr(self, f"do_{command.name}")
         return handler(command)
 
-    # -- commands --------------------------------------------------------------------------------------------------------
+    # -- commands ------------------------------------------------------------------------------------------
 
     def do_group(self, command: Command) -> Iterable[str]:
         self.limits = GroupLimits(
@@ -173,10 +175,11 @@ class GroupScript:
         return self._request("admin", "leave", lambda token: events.LeaveGroup(token=token, members=leaving))
 
     def do_repeat(self, command: Command) -> Iterable[str]:
-        assert self.last_request is not None, "nothing to repeat"
+        event = self.last_request
+        assert event is not None, "nothing to repeat"
         name, kind = self.tokens.get(self.last_token, self.asked)
         self.tokens[self.last_token] = (name, kind)
-        return self._decide(lambda machine: machine.handle(self.last_request, self.now_ms), name, kind)
+        return self._decide(lambda machine: machine.handle(event, self.now_ms), name, kind)
 
     def do_commit(self, command: Command) -> Iterable[str]:
         name = command.arguments[0]
@@ -238,7 +241,8 @@ class GroupScript:
     def do_status(self, command: Command) -> Iterator[str]:
         view = self.machine.view()
         deadline_ms = self.machine.next_deadline_ms()
-        yield f"group    {self._summary(self.machine)} protocol={view.protocol} next_deadline_ms={deadline_ms}"
+        summary = self._summary(self.machine)
+        yield f"group    {summary} protocol={view.protocol} next_deadline_ms={deadline_ms}"
         for member in view.members:
             leader = " leader" if view.leader == member.member_id else ""
             instance = f" instance={member.group_instance_id}" if member.group_instance_id else ""
@@ -257,23 +261,24 @@ class GroupScript:
             self.machine.replay(key, value, self.now_ms)
         return self._decide(lambda machine: machine.finish_loading(self.now_ms))
 
-    # -- requests and decisions ------------------------------------------------------------------------------------------
+    # -- requests and decisions ----------------------------------------------------------------------------
 
-    def _request(
-        self, name: str, kind: str, make: Callable[[int], events.GroupEvent]
-    ) -> Iterable[str]:
+    def _request(self, name: str, kind: str, make: Callable[[int], events.GroupEvent]) -> Iterable[str]:
         self.last_token += 1
         self.asked = self.tokens[self.last_token] = (name, kind)
         event = self.last_request = make(self.last_token)
         return self._decide(lambda machine: machine.handle(event, self.now_ms), name, kind)
 
-    def _decide(self, decide: Callable[[GroupMachine], Decision[GroupChanged]], name: str = "", kind: str = "") -> list[str]:
+    def _decide(
+        self, decide: Callable[[GroupMachine], Decision[GroupChanged]], name: str = "", kind: str = ""
+    ) -> list[str]:
         machine = self.machine
         before, before_line = self._dump(machine), self._summary(machine)
         made = self.members_made
         decision = decide(machine)
         self.members_made = made
-        assert repr(decide(machine)) == repr(decision), "the same event, decided twice, gave two decisions"
+        again = decide(machine)
+        assert repr(again) == repr(decision), "the same event, decided twice, gave two decisions"
         assert self._dump(machine) == before, "handle changed the machine"
         for key, value in decision.records:
             self.log.pop(key, None)
@@ -320,8 +325,14 @@ class GroupScript:
             case StreamlogError():
                 text = f"refused: {type(answer).__name__}"
             case events.JoinGroupReply():
-                client.member_id, client.generation, client.joined = answer.member_id, answer.generation, answer
-                members = f" members={','.join(m.member_id for m in answer.members)}" if answer.members else ""
+                client.member_id, client.generation, client.joined = (
+                    answer.member_id,
+                    answer.generation,
+                    answer,
+                )
+                members = (
+                    f" members={','.join(m.member_id for m in answer.members)}" if answer.members else ""
+                )
                 skip = " skip_assignment" if answer.skip_assignment else ""
                 text = (
                     f"as {answer.member_id} generation={answer.generation} protocol={answer.protocol} "
@@ -331,19 +342,21 @@ class GroupScript:
                 client.owned = decode_assignment(answer.assignment).partitions
                 text = _assigned(answer.assignment)
             case events.LeaveGroupReply():
-                text = ", ".join(
-                    f"{m.member_id or m.group_instance_id} {'left' if error is None else type(error).__name__}"
+                outcomes = [
+                    (m.member_id or m.group_instance_id, "left" if error is None else type(error).__name__)
                     for m, error in answer.members
-                )
+                ]
+                text = ", ".join(f"{who} {outcome}" for who, outcome in outcomes)
             case events.OffsetCommitReply() | events.OffsetDeleteReply():
                 text = " ".join(
-                    f"{p} {'ok' if error is None else type(error).__name__}" for p, error in answer.errors.items()
+                    f"{p} {'ok' if error is None else type(error).__name__}"
+                    for p, error in answer.errors.items()
                 )
             case _:
                 text = "ok"
         return f"{name:<8} {kind} {text}"
 
-    # -- small things ----------------------------------------------------------------------------------------------------
+    # -- small things --------------------------------------------------------------------------------------
 
     def _assign(self, leader: Client, counts: dict[str, int]) -> tuple[tuple[str, bytes], ...]:
         joined = leader.joined
@@ -390,7 +403,9 @@ def _assigned(assignment: bytes) -> str:
 def _record_line(key: bytes, value: bytes | None) -> str:
     match decode_key(key):
         case OffsetKey(_, partition):
-            return f"offset {partition} " + ("deleted" if value is None else f"= {decode_offset_value(value).offset}")
+            return f"offset {partition} " + (
+                "deleted" if value is None else f"= {decode_offset_value(value).offset}"
+            )
         case GroupKey():
             if value is None:
                 return "group deleted"

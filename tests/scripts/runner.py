@@ -8,10 +8,12 @@
 
     command ...
 
-Blocks are separated by blank lines; each runs against the state the block before left behind. The folder of a script names its
-area, and the area its interpreter (`INTERPRETERS` in test_scripts.py): a fresh object per script with one method `run`.
+Blocks are separated by blank lines; each runs against the state the block before left behind. The folder of
+a script names its area, and the area its interpreter (`INTERPRETERS` in test_scripts.py): a fresh object
+per script with one method `run`.
 
-Rewrite the expected outputs with `pytest tests/scripts --rewrite`, and commit the diff only if you understand it.
+Rewrite the expected outputs with `pytest tests/scripts --rewrite`, and commit the diff only if you
+understand it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ NO_OUTPUT = "(nothing)"
 
 
 class Command(NamedTuple):
-    """One line: `advance_ms 500`, `join alice topics=orders`. A bare word is an argument or a flag, as the command likes."""
+    """One line: `advance_ms 500`, `join alice topics=orders`. A bare word is an argument or a flag, as the
+    command likes."""
 
     name: str
     arguments: tuple[str, ...]
@@ -96,7 +99,8 @@ def run_block(interpreter: Interpreter, block: Block) -> tuple[str, ...]:
 
 
 def run_script(path: Path, interpreter: Interpreter, *, rewrite: bool = False) -> list[str]:
-    """Run the script; returns the differences as readable lines, none if all is as expected (or was rewritten)."""
+    """Run the script; returns the differences as readable lines, none if all is as expected (or was
+    rewritten)."""
     parts: list[str] = []
     differences: list[str] = []
     for block in parse_script(path.read_text()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -62,12 +62,16 @@ class Group:
             self.replies.update(decision.replies)
         self.now_ms = end_ms
 
-    def join(self, member_id: str = "", *, protocols: str = "range", topics: str = "orders", **fields: object) -> int:
+    def join(
+        self, member_id: str = "", *, protocols: str = "range", topics: str = "orders", **fields: Any
+    ) -> int:
         """Returns the token: the answer may come later."""
         token = self.token()
         metadata = encode_subscription(Subscription(tuple(topics.split(","))))
         pairs = tuple((name, metadata) for name in protocols.split(","))
-        self.post(events.JoinGroup(token=token, member_id=member_id, client_id="m", protocols=pairs, **fields))
+        self.post(
+            events.JoinGroup(token=token, member_id=member_id, client_id="m", protocols=pairs, **fields)
+        )
         return token
 
     def joined(self, token: int) -> events.JoinGroupReply:
@@ -87,7 +91,12 @@ class Group:
         return self.post(events.Heartbeat(token=self.token(), member_id=member_id, generation=generation))
 
     def commit(
-        self, member_id: str = "", generation: int = -1, offset: int = 1, instance: str | None = None, **fields: object
+        self,
+        member_id: str = "",
+        generation: int = -1,
+        offset: int = 1,
+        instance: str | None = None,
+        **fields: Any,
     ) -> object:
         return self.post(
             events.OffsetCommit(
@@ -100,7 +109,7 @@ class Group:
             )
         )
 
-    def stable(self, **fields: object) -> str:
+    def stable(self, **fields: Any) -> str:
         """One member, generation 1, synced."""
         member_id = self.joined(self.join(**fields)).member_id
         self.sync(member_id, 1, **{member_id: b"\x00\x00\x00\x00\x00\x00\xff\xff\xff\xff"})
@@ -117,7 +126,7 @@ def accepted(reply: object) -> bool:
     return isinstance(reply, events.OffsetCommitReply) and set(reply.errors.values()) == {None}
 
 
-# -- 1 ---------------------------------------------------------------------------------------------------------------------
+# -- 1 -----------------------------------------------------------------------------------------------------
 
 
 def test_1_dead_group_refuses_commits() -> None:
@@ -139,8 +148,9 @@ def test_1_commit_without_generation_in_an_empty_group_is_accepted_and_creates_i
 
 
 def test_1_order_of_validation() -> None:
-    """otherwise member must exist (UNKNOWN_MEMBER_ID), instance id match (FENCED_INSTANCE_ID), generation equal
-    (ILLEGAL_GENERATION); generation<0 with members -> UNKNOWN_MEMBER_ID; CompletingRebalance -> REBALANCE_IN_PROGRESS"""
+    """otherwise member must exist (UNKNOWN_MEMBER_ID), instance id match (FENCED_INSTANCE_ID), generation
+    equal (ILLEGAL_GENERATION); generation<0 with members -> UNKNOWN_MEMBER_ID; CompletingRebalance ->
+    REBALANCE_IN_PROGRESS"""
     group = Group()
     member_id = group.joined(group.join(group_instance_id="i")).member_id
     assert group.machine.state is State.COMPLETING_REBALANCE
@@ -161,7 +171,8 @@ def test_1_order_of_validation() -> None:
 
 
 def test_1_preparing_group_accepts_commits_of_its_generation() -> None:
-    """PreparingRebalance -> ACCEPTED for the current generation (so members can commit in onPartitionsRevoked)"""
+    """PreparingRebalance -> ACCEPTED for the current generation (so members can commit in
+    onPartitionsRevoked)"""
     group = Group()
     member_id = group.stable()
     group.join()
@@ -188,7 +199,7 @@ def test_1_commit_refreshes_the_session() -> None:
     assert isinstance(group.commit(member_id, 1), UnknownMemberIdError)
 
 
-# -- 3 ---------------------------------------------------------------------------------------------------------------------
+# -- 3 -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("offset", [0, 5, 4, 2**63 - 1])
@@ -200,12 +211,12 @@ def test_3_any_offset_is_stored(offset: int) -> None:
     assert group.machine.committed("orders", 0) == OffsetAndMetadata(offset)
 
 
-# -- 5 ---------------------------------------------------------------------------------------------------------------------
+# -- 5 -----------------------------------------------------------------------------------------------------
 
 
 def test_5_a_partition_is_never_owned_by_two_and_unowned_for_one_round() -> None:
-    """Cooperative: keep owned, two rebalances, revoke only what moves; a partition is never owned by two live members; the
-    moving partition is unowned for one round."""
+    """Cooperative: keep owned, two rebalances, revoke only what moves; a partition is never owned by two
+    live members; the moving partition is unowned for one round."""
     everything = tuple(TopicPartition("t", number) for number in range(4))
     members = {"C0": Subscription(("t",), owned=everything, generation=1), "C1": Subscription(("t",))}
     first = COOPERATIVE_STICKY.assign({"t": 4}, members)
@@ -215,7 +226,7 @@ def test_5_a_partition_is_never_owned_by_two_and_unowned_for_one_round() -> None
     assert second == {"C0": list(everything[:2]), "C1": list(everything[2:])}
 
 
-# -- 7 ---------------------------------------------------------------------------------------------------------------------
+# -- 7 -----------------------------------------------------------------------------------------------------
 
 
 def test_7_generation_increments_each_completed_rebalance() -> None:
@@ -259,7 +270,8 @@ def test_7_leader_assigns_in_sync_group() -> None:
 
 
 def test_7_protocol_by_votes_among_those_all_support() -> None:
-    """protocol chosen = by votes among protocols all members support, else INCONSISTENT_GROUP_PROTOCOL(23)."""
+    """protocol chosen = by votes among protocols all members support, else
+    INCONSISTENT_GROUP_PROTOCOL(23)."""
     group = Group()
     first = group.joined(group.join(protocols="a,b,c")).member_id
     tokens = [group.join(protocols="d,c,b"), group.join(protocols="c,b")]
@@ -270,7 +282,7 @@ def test_7_protocol_by_votes_among_those_all_support() -> None:
     assert error.code == 23
 
 
-# -- 8 ---------------------------------------------------------------------------------------------------------------------
+# -- 8 -----------------------------------------------------------------------------------------------------
 
 
 def test_8_member_not_rejoined_by_the_rebalance_timeout_is_dropped() -> None:
@@ -286,11 +298,12 @@ def test_8_member_not_rejoined_by_the_rebalance_timeout_is_dropped() -> None:
     assert isinstance(group.heartbeat(slow, 1), UnknownMemberIdError)
 
 
-# -- 9 ---------------------------------------------------------------------------------------------------------------------
+# -- 9 -----------------------------------------------------------------------------------------------------
 
 
 def test_9_rebalance_triggers() -> None:
-    """rebalance triggers: join, leave, session expiry, subscription change, partition count or topic (pattern) change."""
+    """rebalance triggers: join, leave, session expiry, subscription change, partition count or topic
+    (pattern) change."""
 
     def triggered(group: Group) -> bool:
         return group.machine.state in (State.PREPARING_REBALANCE, State.COMPLETING_REBALANCE)
@@ -334,7 +347,7 @@ def test_9_assignment_ignores_topics_that_do_not_exist() -> None:
         assert assignor.assign({"t": 1}, members) == {"C0": [TopicPartition("t", 0)]}
 
 
-# -- 10 --------------------------------------------------------------------------------------------------------------------
+# -- 10 ----------------------------------------------------------------------------------------------------
 
 
 def test_10_offsets_of_an_empty_group_expire() -> None:
@@ -374,7 +387,7 @@ def test_10_offsets_of_topics_nobody_subscribes_expire() -> None:
     assert group.machine.committed("other", 0) is None
 
 
-# -- 11: the fixtures are in tests/core/test_assignor.py, with the order of members ----------------------------------------
+# -- 11: the fixtures are in tests/core/test_assignor.py, with the order of members ------------------------
 
 
 def test_11_members_sorted_by_instance_id_else_member_id() -> None:
@@ -391,7 +404,8 @@ def test_11_members_sorted_by_instance_id_else_member_id() -> None:
 
 def test_coordinator_partition() -> None:
     """group coordinator: partition of `__consumer_offsets` = abs(hash(groupId)) % 50 (1.3)"""
-    # Java: "".hashCode() 0, "a" 97, "hello" 99162322, "polygenelubricants" Integer.MIN_VALUE (Utils.abs makes it 0).
+    # Java: "".hashCode() 0, "a" 97, "hello" 99162322, "polygenelubricants" Integer.MIN_VALUE (Utils.abs
+    # makes it 0).
     assert group_partition("") == 0
     assert group_partition("a") == 97 % 50
     assert group_partition("hello") == 99162322 % 50
@@ -402,6 +416,11 @@ def test_coordinator_partition() -> None:
 
 def test_errors_are_definite() -> None:
     """Every refusal above says that nothing was stored."""
-    for error in (UnknownMemberIdError, FencedInstanceIdError, IllegalGenerationError, RebalanceInProgressError):
+    for error in (
+        UnknownMemberIdError,
+        FencedInstanceIdError,
+        IllegalGenerationError,
+        RebalanceInProgressError,
+    ):
         assert issubclass(error, StreamlogError)
         assert not error.indefinite

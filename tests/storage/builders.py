@@ -130,7 +130,9 @@ class OwnedLog:
         transaction.commit()
         return compaction
 
-    def batches(self, start: int | None = None, end: int | None = None, bytes_max: int = 1 << 30) -> list[Batch]:
+    def batches(
+        self, start: int | None = None, end: int | None = None, bytes_max: int = 1 << 30
+    ) -> list[Batch]:
         start = self.checkpoint.log_start_offset if start is None else start
         end = self.checkpoint.log_end_offset if end is None else end
         with self.environment.snapshot() as snapshot:

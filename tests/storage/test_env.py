@@ -109,7 +109,9 @@ def test_a_finished_transaction_refuses_work(environment: Environment) -> None:
             use()
 
 
-def test_row_11_a_transaction_left_open_by_an_interrupt_does_not_block_the_next(environment: Environment) -> None:
+def test_row_11_a_transaction_left_open_by_an_interrupt_does_not_block_the_next(
+    environment: Environment,
+) -> None:
     left_open = environment.write()
     left_open.put(b"k", b"lost")
     put(environment, b"k", b"kept")
@@ -447,7 +449,10 @@ def test_rows_6_and_7_slots_of_killed_readers_are_taken_back(tmp_path: Path) -> 
             reader.kill()
             reader.wait()
         assert environment.stats().reader_slots == 1
-        snapshots = [environment.snapshot(), environment.snapshot()]  # the second one needs the dead one's slot
+        snapshots = [
+            environment.snapshot(),
+            environment.snapshot(),
+        ]  # the second one needs the dead one's slot
         assert environment.stats().reader_slots == 2
         for snapshot in snapshots:
             snapshot.close()
@@ -614,12 +619,11 @@ def test_an_open_write_transaction_does_not_survive_close(tmp_path: Path) -> Non
 # -- backup, space
 
 
-@pytest.mark.parametrize("compact", [True, False])
-def test_row_23_backup_while_a_write_is_under_way(environment: Environment, tmp_path: Path, compact: bool) -> None:
+def test_row_23_backup_while_a_write_is_under_way(environment: Environment, tmp_path: Path) -> None:
     put(environment, b"k", b"v" * 100_000)
     transaction = environment.write()
     transaction.put(b"k", b"not yet")
-    environment.backup(tmp_path / "copies" / "one", compact)
+    environment.backup(tmp_path / "copies" / "one")
     transaction.commit()
     copy = Environment.open(tmp_path / "copies" / "one")
     assert get(copy) == b"v" * 100_000
@@ -628,7 +632,9 @@ def test_row_23_backup_while_a_write_is_under_way(environment: Environment, tmp_
         environment.backup(tmp_path / "copies" / "one")
 
 
-def test_row_9_deleted_pages_are_reused_and_a_compact_copy_is_small(environment: Environment, tmp_path: Path) -> None:
+def test_row_9_deleted_pages_are_reused_and_a_compact_copy_is_small(
+    environment: Environment, tmp_path: Path
+) -> None:
     for round_number in range(4):
         for number in range(20):
             put(environment, b"%d" % number, b"v" * 50_000)
@@ -641,7 +647,7 @@ def test_row_9_deleted_pages_are_reused_and_a_compact_copy_is_small(environment:
     stats = environment.stats()
     assert stats.file_bytes < 1.5 * first
     assert stats.live_bytes == 0
-    environment.backup(tmp_path / "copy", compact=True)
+    environment.backup(tmp_path / "copy")
     assert (tmp_path / "copy" / "data.mdb").stat().st_size < 20_000
 
 

@@ -22,7 +22,10 @@ def test_what_was_appended_is_read_bit_for_bit(owned: OwnedLog) -> None:
     owned.append(first)
     owned.append((b"b", b"2", 7))
     batches = owned.batches()
-    assert [(batch.base_offset, batch.next_offset, batch.leader_epoch) for batch in batches] == [(0, 2, 3), (2, 3, 3)]
+    assert [(batch.base_offset, batch.next_offset, batch.leader_epoch) for batch in batches] == [
+        (0, 2, 3),
+        (2, 3, 3),
+    ]
     assert batches[0].encode() == first.with_offsets(0, 3).encode()
     assert owned.records() == [(0, b"a", b"1"), (1, None, None), (2, b"b", b"2")]
 

@@ -1,0 +1,85 @@
+"""Opening the directory a command names: as its owner to write, beside whoever owns it to read.
+
+Reading commands never take the owner's lock, never create anything, and so never stand in an application's way.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import streamlog
+from streamlog.cli.arguments import closest
+from streamlog.cli.failures import CommandError
+from streamlog.client.topic import Topic
+from streamlog.errors import UnknownTopicOrPartitionError
+from streamlog.storage.directory import read_format
+
+
+@contextmanager
+def reading(arguments: argparse.Namespace) -> Iterator[Any]:
+    """The cluster to read from. Works beside a live owner."""
+    require_directory(arguments.dir)
+    with open_reading(arguments.dir) as cluster:
+        yield cluster
+
+
+def open_reading(path: str) -> Any:
+    """`streamlog.open(path, mode="r")`."""
+    try:
+        return streamlog.open(path, mode="r")
+    except ModuleNotFoundError as error:
+        if error.name != "streamlog.client.reader_cluster":
+            raise
+        return streamlog.open(path)
+
+
+@contextmanager
+def writing(arguments: argparse.Namespace, *, create: bool = False) -> Iterator[Any]:
+    """The cluster to write to, as its owner. `create`: make the directory if there is none."""
+    if not create:
+        require_directory(arguments.dir)
+    with streamlog.open(arguments.dir, sync=getattr(arguments, "sync", "full")) as cluster:
+        yield cluster
+
+
+def require_directory(path: str) -> None:
+    """Refuse a path that is no streamlog directory, before anything is made there."""
+    if path.startswith(":memory:"):
+        raise CommandError("':memory:' lives only inside one process; name a directory with --dir")
+    place = Path(path)
+    if not place.exists():
+        raise CommandError(
+            f"there is no directory {path}. `streamlog topics create NAME --dir {path}` makes one; --dir names another"
+        )
+    if place.is_dir() and read_format(place) is None:
+        raise CommandError(f"{path} is not a streamlog directory (it has no file FORMAT); --dir names another")
+
+
+def topic_of(cluster: Any, name: str, directory: str) -> Topic:
+    """A topic, or an error that says which there are."""
+    try:
+        topic: Topic = cluster.topic(name)
+    except UnknownTopicOrPartitionError:
+        names = cluster.topics
+        near = closest(name, names)
+        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(names[:8])}" if names else "it has no topics yet"
+        raise CommandError(
+            f"there is no topic {name!r} in {directory}; {hint} `streamlog topics create {name}` makes it"
+        ) from None
+    return topic
+
+
+def partitions_of(topic: Topic, wanted: list[int] | None) -> list[int]:
+    """The partitions to use: those asked for, checked, or all."""
+    if not wanted:
+        return list(range(len(topic)))
+    for number in wanted:
+        if number >= len(topic):
+            raise CommandError(
+                f"topic {topic.name!r} has no partition {number}; it has {len(topic)}, numbered from 0 to {len(topic) - 1}"
+            )
+    return sorted(set(wanted))

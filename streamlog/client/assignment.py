@@ -1,0 +1,258 @@
+"""Which partitions a consumer reads: given to it by `assign`, or shared out by its group after `subscribe`.
+
+The middle layer of a consumer, see `positions`.
+
+Invariant: assigning and subscribing exclude each other until `unsubscribe`.
+
+Source: Kafka SubscriptionState, ConsumerCoordinator (onJoinPrepare, onJoinComplete, onLeavePrepare).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from re import Pattern
+from typing import TYPE_CHECKING, TypeAlias
+
+from streamlog.client.commits import Commits
+from streamlog.client.fetching import AssignedPartition
+from streamlog.client.offsets import checked_partitions
+from streamlog.client.positions import ConsumerPositions
+from streamlog.config import ConsumerConfig
+from streamlog.core.controller import validate_topic_name
+from streamlog.errors import (
+    ConfigError,
+    IllegalStateError,
+    InvalidGroupIdError,
+    UnknownTopicOrPartitionError,
+)
+from streamlog.record import TopicPartition
+
+if TYPE_CHECKING:
+    from streamlog.broker.cluster import BrokerCluster
+    from streamlog.client.membership import Membership
+
+Listener = Callable[[list[TopicPartition]], object]
+Topics: TypeAlias = "str | Iterable[str] | Pattern[str]"
+
+
+def checked_topics(topics: Topics) -> tuple[str, ...] | Pattern[str]:
+    """What to subscribe to: names, each a valid one, or a compiled pattern. Raises ConfigError, InvalidTopicError."""
+    if isinstance(topics, Pattern):
+        if isinstance(topics.pattern, str):
+            return topics
+        raise _no_topics(topics)
+    if isinstance(topics, str):
+        topics = (topics,)
+    if isinstance(topics, (bytes, Mapping)) or not isinstance(topics, Iterable):
+        raise _no_topics(topics)
+    names = tuple(topics)
+    for name in names:
+        validate_topic_name(name)
+    return names
+
+
+def _no_topics(topics: object) -> ConfigError:
+    return ConfigError(
+        f"topics={topics!r:.80}: allowed: a topic name, several, or a compiled regular expression over str",
+        option="topics",
+        value=topics,
+        allowed="topic names or a compiled pattern",
+    )
+
+
+class ConsumerAssignment(ConsumerPositions):
+    """What a consumer reads, by its own choice or its group's."""
+
+    def __init__(self, backend: BrokerCluster, config: ConsumerConfig) -> None:
+        super().__init__(backend, config)
+        self._commits = Commits(backend, config, self._assigned)
+        self._membership: Membership | None = None
+        self._subscribed: tuple[str, ...] = ()
+        self._pattern: Pattern[str] | None = None
+        self._manual = False
+        self._ever_assigned = False
+        # Where `stop_at_end` stops: each partition's end when it first came to us, whatever rebalances follow.
+        self._first_ends: dict[TopicPartition, int] = {}
+        self._matched: tuple[int, tuple[str, ...]] = (-1, ())
+        self._on_assigned: Listener | None = None
+        self._on_revoked: Listener | None = None
+        self._on_lost: Listener | None = None
+
+    def assign(self, partitions: Iterable[TopicPartition | tuple[str, int]]) -> None:
+        """Read exactly these partitions, without a group's help. Replaces the former assignment.
+
+        Raises   UnknownTopicOrPartitionError; IllegalStateError after `subscribe`.
+        """
+        self._check_open()
+        if self._subscribed or self._pattern is not None:
+            raise IllegalStateError(
+                "this consumer is subscribed; assign() and subscribe() exclude each other, unsubscribe() first"
+            )
+        wanted = checked_partitions(partitions)
+        for tp in wanted:
+            self._backend.topic_for_client(tp.topic)
+            self._backend.partition(tp.topic, tp.partition)
+        self._commits.maybe_auto_commit(force=True)
+        self._manual = bool(wanted)
+        for tp in [tp for tp in self._assigned if tp not in wanted]:
+            self._drop(tp)
+        for tp in wanted:
+            if tp not in self._assigned:
+                self._take_up(tp)
+        self._ever_assigned = True
+
+    def subscribe(
+        self,
+        topics: Topics,
+        *,
+        on_assigned: Listener | None = None,
+        on_revoked: Listener | None = None,
+        on_lost: Listener | None = None,
+    ) -> None:
+        """Share the partitions of these topics with the other members of the group.
+
+        topics:  names, or a compiled regular expression that topics must match from their start; new topics that
+                 match are followed.
+        on_...:  rebalance listeners; called inside `poll` with a list of TopicPartition.
+        Raises   InvalidGroupIdError without a group; IllegalStateError after `assign`.
+        """
+        self._check_open()
+        if self.config.group_id is None:
+            raise InvalidGroupIdError(
+                "subscribe() needs a group: cluster.consumer_group(name, topics).consumer(), or assign() instead"
+            )
+        if self._manual:
+            raise IllegalStateError(
+                "this consumer has assigned partitions; assign() and subscribe() exclude each other"
+            )
+        wanted = checked_topics(topics)
+        if isinstance(wanted, tuple):
+            if not wanted:
+                raise _no_topics(topics)
+            if self._backend.config.auto_create_topics:
+                for name in wanted:
+                    self._backend.topic_for_client(name)
+            self._pattern, self._subscribed = None, tuple(sorted(set(wanted)))
+        else:
+            self._pattern, self._subscribed = wanted, ()
+            self._matched = (-1, ())
+        self._on_assigned, self._on_revoked, self._on_lost = on_assigned, on_revoked, on_lost
+        if self._membership is None:
+            from streamlog.client.membership import MemberCallbacks, Membership
+
+            callbacks = MemberCallbacks(
+                self._topics_wanted,
+                lambda: list(self._assigned),
+                self._assign_members,
+                self._revoke_members,
+                self._lose_members,
+            )
+            self._membership = Membership(
+                self._backend, self.config.group_id, self.config, self._listener, callbacks
+            )
+            self._commits.membership = self._membership
+            self._backend.heartbeats.add(self._membership)
+        self._listener.wake()
+
+    def unsubscribe(self) -> None:
+        """Leave the group, or drop the assignment. Calls `on_revoked` with what the group had given."""
+        self._check_open()
+        self._commits.maybe_auto_commit(force=True)
+        try:
+            self._leave_group()
+        finally:
+            for tp in list(self._assigned):
+                self._drop(tp)
+            self._subscribed, self._pattern, self._manual = (), None, False
+            self._ever_assigned = False
+
+    @property
+    def subscription(self) -> frozenset[str]:
+        """The topics this consumer is subscribed to."""
+        return frozenset(self._topics_wanted())
+
+    @property
+    def assignment(self) -> frozenset[TopicPartition]:
+        """The partitions this consumer reads now."""
+        return frozenset(self._assigned)
+
+    def _topics_wanted(self) -> tuple[str, ...]:
+        if self._pattern is None:
+            return self._subscribed
+        # Asked at every poll: looked up again only when the cluster's topics have changed.
+        version = self._backend.metadata.state.log_end_offset
+        if self._matched[0] != version:
+            match = self._pattern.match
+            images = list(self._backend.topics.values())
+            self._matched = version, tuple(sorted(t.name for t in images if not t.internal and match(t.name)))
+        return self._matched[1]
+
+    # -- the group's orders ----------------------------------------------------------------------------------
+
+    def _assign_members(self, partitions: Sequence[TopicPartition]) -> None:
+        for tp in partitions:
+            if tp not in self._assigned:
+                try:
+                    self._take_up(tp)
+                except UnknownTopicOrPartitionError:
+                    continue  # deleted, or made anew with fewer partitions: the next rebalance leaves it out
+        self._ever_assigned = True
+        if self._on_assigned is not None:
+            self._on_assigned(list(partitions))
+
+    def _revoke_members(self, partitions: Sequence[TopicPartition]) -> None:
+        if not partitions:
+            return
+        try:
+            self._commits.maybe_auto_commit(force=True, leaving=True)
+            if self._on_revoked is not None:
+                self._on_revoked(list(partitions))
+        finally:
+            for tp in partitions:
+                self._drop(tp)
+
+    def _lose_members(self, partitions: Sequence[TopicPartition]) -> None:
+        if not partitions:
+            return
+        listener = self._on_lost or self._on_revoked
+        try:
+            if listener is not None:
+                listener(list(partitions))
+        finally:
+            for tp in partitions:
+                self._drop(tp)
+
+    def _take_up(self, tp: TopicPartition) -> None:
+        assigned = AssignedPartition(tp, self._backend.partition(tp.topic, tp.partition))
+        assigned.subscription = self._listener.subscribe(assigned.partition, assigned)
+        self._assigned[tp] = assigned
+        if self.config.stop_at_end:
+            end_offset = self._first_ends.get(tp)
+            if end_offset is None:
+                end_offset = self._first_ends[tp] = self._offsets.end_offset(assigned.partition)
+            assigned.end_offset = end_offset
+
+    def _drop(self, tp: TopicPartition) -> None:
+        assigned = self._assigned.pop(tp, None)
+        if assigned is not None and assigned.subscription is not None:
+            self._listener.unsubscribe(assigned.subscription)
+            assigned.subscription = None
+            # Whoever iterates over the buffer must not hand out more of what is no longer ours.
+            assigned.buffer, assigned.next_index = [], 0
+
+    def _leave_group(self) -> None:
+        membership = self._membership
+        if membership is None:
+            return
+        self._backend.heartbeats.remove(membership)
+        try:
+            owned = list(self._assigned)
+            if owned:
+                # Kafka's onLeavePrepare: revoked while the group still knows us, lost if it does not.
+                listener = self._on_revoked if membership.generation >= 0 else self._on_lost or self._on_revoked
+                if listener is not None:
+                    listener(owned)
+        finally:
+            self._membership = None
+            self._commits.membership = None
+            membership.close()
