@@ -41,11 +41,12 @@ from typing import Protocol
 from google_crc32c import value as crc32c
 
 from . import batch_columnar, batch_v2
-from .batch_columnar import Body, Headers, encode_columns
+from .batch_columnar import DECODE_ERRORS, Body, Headers, decode_lone, encode_columns
 from .batch_header import (
     CODEC_MASK,
     CONTROL,
     CRC_START,
+    BODY_START,
     HEADER_BYTES,
     HEADER_LAYOUT,
     LENGTH_END,
@@ -88,6 +89,7 @@ __all__ = [
     "ControlRecord",
     "ControlType",
     "control_batch",
+    "lone_record_of",
     "parse_batch",
     "parse_header",
     "records_of",
@@ -161,10 +163,12 @@ def records_of(
     start_offset: int = 0,
     check_crc: bool = True,
     position: int = 0,
+    last_offset: int = -1,
 ) -> list[Record]:
     """The records of the one batch that fills data[position:], without building a Batch.
 
-    `position` skips what lies before the batch in a stored value; a memoryview of that is copied once.
+    position:     skips what lies before the batch in a stored value; a memoryview of that is copied once.
+    last_offset:  where the batch must end, if the caller knows: the CRC does not cover the base offset.
     """
     try:
         (
@@ -193,6 +197,11 @@ def records_of(
         or (check_crc and crc32c(payload) != crc)
     ):
         reject_batch(data, position, check_crc)
+    if last_offset >= 0 and base_offset + last_offset_delta != last_offset:
+        raise CorruptRecordError(
+            f"the batch ends at offset {base_offset + last_offset_delta}, it is stored as ending at {last_offset}",
+            offset=base_offset,
+        )
     return decode_records(
         payload,
         magic,
@@ -206,6 +215,34 @@ def records_of(
         partition,
         start_offset,
     )
+
+
+def lone_record_of(
+    data: bytes | memoryview, topic: str, partition: int, last_offset: int, check_crc: bool, position: int
+) -> Record | None:
+    """The one record of a plain columnar batch; None if it is anything else, or damaged: then ask `records_of`.
+
+    What a reader of unbatched records does most, written out: half the time of the general way.
+    """
+    if len(data) - position <= HEADER_BYTES:
+        return None
+    base_offset, length, magic, crc, attributes, delta, base_timestamp, _, count = unpack_read_header(data, position)
+    if count != 1 or magic != MAGIC_COLUMNAR or attributes or delta or base_offset != last_offset:
+        return None
+    payload = bytes(data[position + CRC_START :])
+    if length != len(payload) + LENGTH_OVER_PAYLOAD or (check_crc and crc32c(payload) != crc):
+        return None
+    try:
+        time, key, value, headers, zero = decode_lone(payload[BODY_START:])
+    except DECODE_ERRORS:
+        return None
+    if zero:
+        return None
+    if headers is None:
+        return Record(topic, partition, base_offset, base_timestamp + time, key, value)
+    if len(headers) != 1:
+        return None
+    return Record(topic, partition, base_offset, base_timestamp + time, key, value, headers[0])
 
 
 # Sealing

@@ -74,6 +74,8 @@ COLUMNAR_LAYOUT = (
 DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 encode_columns = msgspec.msgpack.Encoder().encode  # takes a Body
 decode_columns: Callable[[bytes | memoryview], Body] = msgspec.msgpack.Decoder(Body).decode
+LoneBody = tuple[int, bytes | None, bytes | None, list[Headers] | None, int]
+decode_lone: Callable[[bytes | memoryview], LoneBody] = msgspec.msgpack.Decoder(LoneBody).decode
 
 
 def encode_body(body: Body, count: int) -> bytes:

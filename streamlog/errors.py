@@ -3,7 +3,7 @@
     StreamlogError
       Kafka's, by number      OffsetOutOfRangeError 1 ... ShareSessionLimitReachedError 133
       the caller's            ConfigError 40, SerializationError, DeserializationError, ClosedError,
-                              IllegalStateError, ReentrantCallError, ForeignThreadError,
+                              UnknownNameError, IllegalStateError, ReentrantCallError, ForeignThreadError,
                               UnsupportedOperationError
       producer's, consumer's  DeliveryError, BufferExhaustedError, CommitFailedError,
                               NoOffsetForPartitionError
@@ -149,6 +149,12 @@ class DeserializationError(StreamlogError, ValueError):
 
 class ClosedError(StreamlogError, RuntimeError, fatal=True):
     """The object was closed before this call."""
+
+
+class UnknownNameError(StreamlogError, AttributeError):
+    """There is no such method or property; the message says which one was probably meant."""
+
+    suggestion: str | None = None
 
 
 class IllegalStateError(StreamlogError, RuntimeError):
@@ -365,6 +371,7 @@ __all__ = [
     "TransactionalIdNotFoundError",
     "UnknownLeaderEpochError",
     "UnknownMemberIdError",
+    "UnknownNameError",
     "UnknownProducerIdError",
     "UnknownServerError",
     "UnknownTopicIdError",

@@ -27,6 +27,10 @@ def backup_environments(
 ) -> None:
     """Copy the cluster into `path`, which must be new or empty. Raises StorageError; then there is no copy."""
     path = Path(path).absolute()
+    if path.is_relative_to(directory.path):
+        raise StorageError(
+            f"cannot back up into {path}: it lies inside {directory.path}, the cluster itself", path=str(path)
+        )
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise StorageError(f"cannot back up into {path}: it is not empty; a backup needs a new directory", path=str(path))
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")

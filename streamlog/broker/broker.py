@@ -9,12 +9,11 @@ group sessions, slices of deletions, `flush.ms`; it is not started before there 
 Invariants:
  1. `partitions` holds at most one object per (topic, partition), and only for topics of the cluster image.
  2. What a turn staged for a partition is written with its checkpoint in the same transaction.
- 3. Deleting takes at most `DELETE_SLICE_BYTES` a turn.
+ 3. Deciding changes nothing: what a turn changes besides partitions is in its effects (law 6).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -22,6 +21,7 @@ import msgspec
 from streamlog.batch import Batch
 from streamlog.broker import api
 from streamlog.broker.api import GroupRequest
+from streamlog.broker.deletion import FAILED_PAUSE_MS, SLICE_BYTES, Deletions
 from streamlog.broker.metadata import MetadataLog
 from streamlog.broker.partition import Partition, TopicMeters, checkpoint_of, load_state
 from streamlog.broker.reading import LogReader
@@ -37,7 +37,7 @@ from streamlog.core.replica import (
     recoded,
     truncated,
 )
-from streamlog.errors import InvalidTopicError, StreamlogError, UnknownTopicOrPartitionError
+from streamlog.errors import InvalidTopicError, StorageError, StreamlogError, UnknownTopicOrPartitionError
 from streamlog.metrics import MetricsRegistry
 from streamlog.storage import log
 from streamlog.storage.env import Environment
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from streamlog.broker.coordinator import Coordinator
     from streamlog.storage import cleaner
 
-DELETE_SLICE_BYTES: Final = 8 * 1024 * 1024
 TOPIC_METRICS: Final = "kafka.server:type=BrokerTopicMetrics,name="
 
 
@@ -63,17 +62,23 @@ class RefreshTopic(msgspec.Struct, frozen=True):
 
 
 class RaiseLogStart(msgspec.Struct, frozen=True):
-    """Retention decided a new log start offset; ignored where the partition has moved on."""
+    """Retention decided a new log start offset; ignored where the log was cut since `truncation_count`."""
 
     partition: Partition
     log_start_offset: int
+    truncation_count: int
 
 
-class DeleteSlice(msgspec.Struct, frozen=True):
-    """Delete some of the batches below an offset, or of a log that belongs to no partition any more."""
+class TrimHead(msgspec.Struct, frozen=True):
+    """There are batches below the log start offset, left by a crash: delete them."""
 
-    partition: Partition | None
-    log_id: int
+    partition: Partition
+
+
+class DropLogs(msgspec.Struct, frozen=True):
+    """Logs of topics that were deleted, but a crash or an interrupt came before DropTopic: delete them."""
+
+    log_ids: list[int]
 
 
 class SwapCompacted(msgspec.Struct, frozen=True):
@@ -118,8 +123,8 @@ class Broker(TurnOwner):
         self._load_lock = runtime.lock()
         self._topic_meters: dict[str, TopicMeters] = {}
         self._all_topics = TopicMeters(lambda name: metrics.meter(TOPIC_METRICS + name))
-        self._doomed_logs: deque[int] = deque()
-        self._trimming: dict[Partition, None] = {}
+        self.deletions = Deletions(self)
+        self.sync_error: StorageError | None = None
         self._unsynced_since_ms: int | None = None
         self._service_deadline_ms: int | None = None
         self._service = Service(runtime, f"streamlog-broker-{broker_id}", self._serve)
@@ -159,12 +164,26 @@ class Broker(TurnOwner):
                     partition=number,
                 )
             image = topic.partitions[number]
-            state = load_state(self.environment, image.log_id, image.leader_epoch)
+            state, is_untrimmed = load_state(self.environment, image.log_id, image.leader_epoch)
             partition = Partition(
                 topic, number, image, self.topic_config(topic), state, self.topic_meters(name)
             )
             self.partitions[name, number] = partition
+            if is_untrimmed:
+                self.slip_in(TrimHead(partition))
             return partition
+
+    def _current_partition(self, name: str, number: int) -> Partition:
+        """The partition to write to. The topic may have been deleted, and made anew, before its DropTopic came here."""
+        partition = self.partition(name, number)
+        topic = self.metadata.image.topics.get(name)
+        if topic is not None and topic.topic_id == partition.topic_id:
+            return partition
+        for key, old in list(self.partitions.items()):
+            if key[0] == name and (topic is None or old.topic_id != topic.topic_id):
+                del self.partitions[key]
+                old.stop_serving()
+        return self.partition(name, number)
 
     def topic_config(self, topic: TopicImage) -> TopicConfig:
         return TopicConfig.with_overrides(topic.config, self.config)
@@ -182,6 +201,8 @@ class Broker(TurnOwner):
         request = pending.request
         kind = type(request)
         if kind is api.Produce:
+            if turn.reclaiming:
+                return DEFER  # its room is kept for deleting
             self._decide_produce(turn, pending, request)  # type: ignore[arg-type]
         elif kind is GroupRequest:
             return self.coordinator.decide(turn, pending, request)  # type: ignore[arg-type]
@@ -195,14 +216,13 @@ class Broker(TurnOwner):
         results: list[api.Produced] = []
         for name, number, batch in request.entries:
             try:
-                partition = self.partition(name, number)
+                partition = self._current_partition(name, number)
                 if partition.internal:
                     raise InvalidTopicError(
                         f"topic {name!r} is internal; clients cannot write to it", topic=name
                     )
                 batch = partition.admit(batch, turn.wall_ms)
             except StreamlogError as error:
-                self.topic_meters(name).failed_produce.count += 1
                 results.append(api.Produced(-1, -1, -1, error))
                 continue
             results.append(self.append(turn, partition, batch))
@@ -226,27 +246,20 @@ class Broker(TurnOwner):
     def _decide_rare(self, turn: Turn, pending: Pending, request: object) -> object:
         match request:
             case api.DeleteRecords():
-                partition = self.partition(request.topic, request.partition)
-                if partition in turn.staged:
-                    return DEFER
-                start = delete_records_target(
-                    partition.state, request.before_offset, partition.topic, partition.number
-                )
-                self._raise_log_start(turn, partition, start)
-                turn.reply(pending, start)
+                self._delete_records(turn, pending, request)
             case RaiseLogStart():
                 partition = request.partition
-                if partition in turn.staged:
-                    return DEFER
-                if partition.view is not None:
-                    start = min(request.log_start_offset, partition.state.high_watermark)
-                    self._raise_log_start(turn, partition, start)
+                state = turn.staged.get(partition) or partition.state
+                if partition.view is not None and state.truncation_count == request.truncation_count:
+                    self._raise_log_start(turn, partition, min(request.log_start_offset, partition.state.high_watermark))
                 turn.reply(pending, None)
             case api.TruncateTail():
-                partition = self.partition(request.topic, request.partition)
-                if partition in turn.staged:
-                    return DEFER
-                self._truncate(turn, partition, request.from_offset)
+                self._truncate(turn, pending, request)
+            case TrimHead():
+                turn.effects.append(lambda: self.deletions.trimming.setdefault(request.partition))
+                turn.reply(pending, None)
+            case DropLogs():
+                turn.effects.append(lambda: self._drop_logs(request.log_ids))
                 turn.reply(pending, None)
             case SwapCompacted():
                 return self._decide_swap(turn, pending, request)
@@ -254,7 +267,7 @@ class Broker(TurnOwner):
                 if request.partition.view is not None and request.partition.generation == request.generation:
                     from streamlog.storage import cleaner
 
-                    cleaner.save_cleaner_checkpoint(self.transaction(turn), request.partition.log_id, request.checkpoint)
+                    cleaner.save_cleaner_checkpoint(self.transaction(turn, True), request.partition.log_id, request.checkpoint)
                 turn.reply(pending, None)
             case DropTopic():
                 turn.effects.append(lambda: self._drop(request.topic))
@@ -266,32 +279,58 @@ class Broker(TurnOwner):
                 raise TypeError(f"a broker does not know {type(request).__name__}")
         return None
 
-    def _raise_log_start(self, turn: Turn, partition: Partition, start: int) -> None:
-        if start > partition.state.log_start_offset:
-            turn.staged[partition] = head_deleted(partition.state, start, 0)
-        self._trimming[partition] = None
-        self.transaction(turn)
+    def _frees(self, request: object) -> bool:
+        return type(request) is not api.Produce and type(request) is not GroupRequest
 
-    def _truncate(self, turn: Turn, partition: Partition, from_offset: int) -> None:
-        state = partition.state
-        cut = log.truncate_tail(self.transaction(turn), partition.log_id, from_offset)
+    def _delete_records(self, turn: Turn, pending: Pending, request: api.DeleteRecords) -> None:
+        partition = self._loaded(turn, pending, request.topic, request.partition)
+        if partition is not None:
+            state = turn.staged.get(partition) or partition.state
+            start = delete_records_target(state, request.before_offset, partition.topic, partition.number)
+            self._raise_log_start(turn, partition, start)
+            turn.reply(pending, start)
+
+    def _loaded(self, turn: Turn, pending: Pending, topic: str, number: int) -> Partition | None:
+        """The partition; None if the store could not read it, which is this request's trouble only."""
+        try:
+            return self._current_partition(topic, number)
+        except StorageError as error:
+            turn.fail(pending, error)
+            return None
+
+    def _raise_log_start(self, turn: Turn, partition: Partition, start: int) -> None:
+        state = turn.staged.get(partition) or partition.state
+        if start > state.log_start_offset:
+            self.transaction(turn, reclaiming=True)
+            turn.staged[partition] = head_deleted(state, start, 0)
+            turn.effects.append(lambda: self.deletions.trimming.setdefault(partition))
+
+    def _truncate(self, turn: Turn, pending: Pending, request: api.TruncateTail) -> None:
+        partition = self._loaded(turn, pending, request.topic, request.partition)
+        if partition is None:
+            return
+        state = turn.staged.get(partition) or partition.state
+        cut = log.truncate_tail(self.transaction(turn, reclaiming=True), partition.log_id, request.from_offset)
         if cut.batches:
             turn.staged[partition] = truncated(
                 state, max(cut.log_end_offset, state.log_start_offset), cut.bytes, cut.max_timestamp
             )
-            turn.effects.append(lambda: _bump(partition))
+            generation = partition.generation + 1
+            turn.effects.append(lambda: setattr(partition, "generation", generation))
+        turn.reply(pending, None)
 
     def _decide_swap(self, turn: Turn, pending: Pending, request: SwapCompacted) -> object:
         partition = request.partition
-        if partition in turn.staged:
-            return DEFER
+        state = turn.staged.get(partition) or partition.state
+        if state.truncation_count != partition.state.truncation_count:
+            return DEFER  # cut in this very turn: its generation rises when that is applied
         if partition.view is None or partition.generation != request.generation:
             turn.reply(pending, None)
             return None
         from streamlog.storage import cleaner
 
-        change = cleaner.apply_compaction(self.transaction(turn), partition.log_id, request.plan)
-        turn.staged[partition] = recoded(partition.state, change)
+        change = cleaner.apply_compaction(self.transaction(turn, reclaiming=True), partition.log_id, request.plan)
+        turn.staged[partition] = recoded(state, change)
         turn.reply(pending, change)
         return None
 
@@ -301,10 +340,17 @@ class Broker(TurnOwner):
             if partition is not None and partition.topic_id == topic.topic_id:
                 del self.partitions[topic.name, number]
                 partition.stop_serving()
-            if image.log_id not in self._doomed_logs:
-                self._doomed_logs.append(image.log_id)
-        self._topic_meters.pop(topic.name, None)
-        self.metrics.remove(topic=topic.name)
+            self.deletions.doomed[image.log_id] = None
+        if topic.name not in self.metadata.image.topics:
+            self._topic_meters.pop(topic.name, None)
+            self.metrics.remove(topic=topic.name)
+
+    def _drop_logs(self, log_ids: list[int]) -> None:
+        self.deletions.doomed.update(dict.fromkeys(log_ids))
+        for key, partition in list(self.partitions.items()):
+            if partition.log_id in self.deletions.doomed:
+                del self.partitions[key]
+                partition.stop_serving()
 
     def _refresh(self, name: str) -> None:
         topic = self.metadata.image.topics.get(name)
@@ -319,8 +365,8 @@ class Broker(TurnOwner):
     # -- committing and applying -------------------------------------------------------------------------------------
 
     def _before_commit(self, turn: Turn) -> None:
-        for partition in self._trimming and [p for p in self._trimming if p.view is not None]:
-            self._trim_slice(turn, partition)
+        if turn.staged_machines and self._coordinator is not None:
+            self._coordinator.before_commit(turn)
         for partition, state in turn.staged.items():
             retention_bytes = partition.config.retention_bytes
             if 0 <= retention_bytes < state.size_bytes and partition.config.deletes:
@@ -339,50 +385,46 @@ class Broker(TurnOwner):
             state.size_bytes,
             retention_bytes,
             state.high_watermark,
-            DELETE_SLICE_BYTES,
+            SLICE_BYTES,
         )
         if target is None or target <= state.log_start_offset:
             return state
-        cut = log.delete_head(self.transaction(turn), partition.log_id, target, DELETE_SLICE_BYTES)
+        cut = log.delete_head(self.transaction(turn), partition.log_id, target, SLICE_BYTES)
         state = turn.staged[partition] = head_deleted(state, target, cut.bytes)
         return state
-
-    def _trim_slice(self, turn: Turn, partition: Partition) -> None:
-        state = turn.staged.get(partition) or partition.state
-        cut = log.delete_head(
-            self.transaction(turn), partition.log_id, state.log_start_offset, DELETE_SLICE_BYTES
-        )
-        if cut.batches:
-            turn.staged[partition] = head_deleted(state, state.log_start_offset, cut.bytes)
-        if cut.done:
-            turn.effects.append(lambda: self._trimming.pop(partition, None) and None)
 
     def _apply(self, turn: Turn) -> None:
         for partition, state in turn.staged.items():
             partition.publish(state)
-        if turn.transaction is not None:
-            if not self.environment_syncs_itself and self._unsynced_since_ms is None:
-                self._unsynced_since_ms = turn.now_ms
-            if self._service_deadline_ms is None or self._trimming or self._doomed_logs:
-                self._plan_service(turn.now_ms)
-        elif self._doomed_logs or (self._coordinator is not None and self._coordinator.deadline_changed):
+        if (
+            turn.transaction is not None
+            and not self.environment_syncs_itself
+            and self._unsynced_since_ms is None
+        ):
+            self._unsynced_since_ms = turn.now_ms
+            self._plan_service(turn.now_ms)
+        elif (
+            self.deletions.trimming
+            or self.deletions.doomed
+            or (self._coordinator is not None and self._coordinator.deadline_changed)
+        ):
             self._plan_service(turn.now_ms)
 
     def _count(self, turn: Turn) -> None:
-        everything = self._all_topics
+        everything, by_topic = self._all_topics, self._topic_meters
         for pending, value, _ in turn.replies:
             if type(pending.request) is not api.Produce or value is None:
                 continue
-            for (_, _, batch), produced in zip(pending.request.entries, value, strict=True):
-                everything.produce_requests.count += 1
-                if produced.error is not None:
-                    everything.failed_produce.count += 1
-                    everything.bytes_rejected.count += batch.size_bytes
-                    continue
-                everything.messages_in.count += batch.record_count
-                everything.bytes_in.count += batch.size_bytes
-        for partition in turn.staged:
-            pass
+            for (name, _, batch), produced in zip(pending.request.entries, value, strict=True):
+                of_topic = by_topic.get(name)
+                for meters in (everything,) if of_topic is None else (everything, of_topic):
+                    meters.produce_requests.count += 1
+                    if produced.error is not None:
+                        meters.failed_produce.count += 1
+                        meters.bytes_rejected.count += batch.size_bytes
+                        continue
+                    meters.messages_in.count += batch.record_count
+                    meters.bytes_in.count += batch.size_bytes
 
     # -- deadlines ---------------------------------------------------------------------------------------------------
 
@@ -398,53 +440,65 @@ class Broker(TurnOwner):
             self._service.wake()
 
     def _next_deadline_ms(self, now_ms: int) -> int | None:
-        deadlines = [] if self._coordinator is None else [self._coordinator.next_deadline_ms()]
-        if self._doomed_logs or self._trimming:
-            deadlines.append(now_ms)
+        deadlines = [self.deletions.deadline_ms()]
+        if self._coordinator is not None:
+            deadlines.append(self._coordinator.next_deadline_ms())
         if self._unsynced_since_ms is not None:
             deadlines.append(self._unsynced_since_ms + self.config.flush_ms)
         known = [deadline for deadline in deadlines if deadline is not None]
         return min(known) if known else None
 
     def _serve(self, now_ms: int) -> int | None:
+        """The broker's own thread: do what is due. Returns when to look again."""
         if self._closed:
             return None
         self._service_deadline_ms = None
+        failed = False
+        if self._unsynced_since_ms is not None and self._unsynced_since_ms + self.config.flush_ms <= now_ms:
+            failed = not self._flush()
         deadline_ms = self._next_deadline_ms(now_ms)
-        if deadline_ms is not None and deadline_ms <= now_ms:
-            if (
-                self._unsynced_since_ms is not None
-                and self._unsynced_since_ms + self.config.flush_ms <= now_ms
-            ):
-                self._unsynced_since_ms = None
-                self.environment.sync()
-            self.post(Tick())
+        if deadline_ms is not None and deadline_ms <= now_ms and not failed:
+            try:
+                failed = self.post(Tick()).error is not None
+            except StreamlogError:
+                return None  # closed meanwhile
             deadline_ms = self._next_deadline_ms(self._clock.monotonic_ms())
+        if failed and deadline_ms is not None:
+            deadline_ms = max(deadline_ms, now_ms + FAILED_PAUSE_MS)
         self._service_deadline_ms = deadline_ms
         return deadline_ms
 
+    def _flush(self) -> bool:
+        """`sync="off"`: what has been committed for `flush_ms` goes to the disk. Returns whether it did."""
+        since_ms, self._unsynced_since_ms = self._unsynced_since_ms, None
+        try:
+            self.environment.sync()
+            self.sync_error = None
+        except StorageError as error:
+            self.sync_error = error  # tried again, and told by closing if it never works
+            self._unsynced_since_ms = since_ms
+        except StreamlogError:
+            pass  # closed meanwhile: that syncs
+        return self._unsynced_since_ms is None or self.sync_error is None
+
     def _decide_tick(self, turn: Turn, pending: Pending) -> object:
-        if self._doomed_logs:
-            log_id = self._doomed_logs[0]
-            if log.delete_all_slice(self.transaction(turn), log_id, DELETE_SLICE_BYTES):
-                turn.effects.append(
-                    lambda: self._doomed_logs.remove(log_id) if log_id in self._doomed_logs else None
-                )
-        if self._trimming:
-            self.transaction(turn)
         if self._coordinator is not None:
             self._coordinator.on_tick(turn)
+        deadline_ms = self.deletions.deadline_ms()
+        if deadline_ms is not None and deadline_ms <= turn.now_ms:
+            self.deletions.stage_slice(turn)
         turn.reply(pending, None)
         return None
 
     def delete_orphans(self) -> int:
         """Find logs of topics deleted before a crash, and have them deleted. Returns how many."""
-        known = set(self.metadata.image.log_ids())
         with self.environment.snapshot() as snapshot:
-            orphans = [log_id for log_id in log.log_ids(snapshot) if log_id not in known]
-        self._doomed_logs.extend(orphans)
+            stored = log.log_ids(snapshot)
+        # The image is looked at after the store: a topic made in between is known, whatever the store holds of it.
+        known = set(self.metadata.image.log_ids())
+        orphans = [log_id for log_id in stored if log_id not in known]
         if orphans:
-            self._service.wake()
+            self.post(DropLogs(orphans))
         return len(orphans)
 
     # -- closing -----------------------------------------------------------------------------------------------------
@@ -452,17 +506,13 @@ class Broker(TurnOwner):
     def close(self) -> None:
         """Finish what is under way, wake who waits, refuse everything later."""
 
-        def stop() -> None:
-            self._closed = True
-            for partition in self.partitions.values():
+        def withdraw() -> None:
+            for partition in list(self.partitions.values()):
                 partition.stop_serving()
-            if self._coordinator is not None:
-                self._coordinator.close()
 
-        if not self._closed:
-            self.exclusively(stop)
-            self._service.stop()
+        self.stop(withdraw)
+        self._service.stop()
 
-
-def _bump(partition: Partition) -> None:
-    partition.generation += 1
+    def _on_stop(self, refusal: StreamlogError) -> None:
+        if self._coordinator is not None:
+            self._coordinator.close(refusal, self._answer)

@@ -1,8 +1,8 @@
 """The cluster inside the process: the directory, the metadata log, the brokers, and the ways into them.
 
     client --> Cluster here --> leader's broker (turn)   Produce, groups, deletions
-                           \--> partition views + store  reads
-                           \--> metadata log (turn)      topics, options
+                           +--> partition views + store  reads
+                           +--> metadata log (turn)      topics, options
 
 Invariants:
  1. One owner process per directory (`flock`), one `BrokerCluster` per directory in the process.
@@ -16,6 +16,7 @@ Not implemented yet: more than one broker (replication, elections, the network b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -32,12 +33,14 @@ from streamlog.broker.runner import Runtime, ThreadedRuntime
 from streamlog.broker.turn import Pending
 from streamlog.config import ClusterConfig, TopicConfig
 from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC, BrokerRegistered, ControllerElected, TopicImage
-from streamlog.errors import ClosedError, ConfigError, TopicAlreadyExistsError, UnsupportedOperationError
+from streamlog.core.group_events import TopicsDeleted
+from streamlog.errors import ClosedError, ConfigError, StoreForkedError, TopicAlreadyExistsError, UnsupportedOperationError
 from streamlog.metrics import MetricsRegistry
 from streamlog.storage.directory import ClusterDirectory
 from streamlog.storage.env import Environment
 
 CONTROLLER_ID: Final = 0
+READERS_WAIT_MS: Final = 1000
 OFFSETS_TOPIC_CONFIG: Final[Mapping[str, str]] = {"cleanup.policy": "compact", "retention.ms": "-1"}
 
 
@@ -54,6 +57,7 @@ class BrokerCluster:
         self.metrics = MetricsRegistry(self.runtime.clock)
         self.incarnation = f"{self.runtime.random.getrandbits(64):016x}"
         self.closed = False
+        self._released = False
         directory.announce(incarnation=self.incarnation)
         self._environments: list[Environment] = []
         try:
@@ -65,7 +69,11 @@ class BrokerCluster:
         except BaseException:
             for environment in self._environments:
                 environment.close(force=True)
+            directory.close()
             raise
+        owners = [self.metadata, *self.brokers]
+        for owner in owners:
+            owner.sibling_locks = tuple(other.turn_lock for other in owners if other is not owner)
         self.broker = self.brokers[0]
         self.topics: dict[str, TopicImage] = self.metadata.image.topics
         self.wait = self.broker.wait
@@ -122,29 +130,60 @@ class BrokerCluster:
 
     def check_usable(self) -> None:
         """Raises ClosedError, or StoreForkedError in a child process."""
-        if self.closed:
-            self.refuse_closed()
         for environment in self._environments[:1]:
             environment.check_process()
+        if self.closed:
+            self.refuse_closed()
+
+    @property
+    def is_foreign(self) -> bool:
+        """Opened by the parent of this process: nothing of it may be touched after the fork."""
+        try:
+            for environment in self._environments[:1]:
+                environment.check_process()
+        except StoreForkedError:
+            return True
+        return False
 
     def refuse_closed(self) -> NoReturn:
         raise ClosedError(f"the cluster at {self.directory.path} is closed; open it again with streamlog.open(...)")
 
     def close(self) -> None:
-        """Stop the threads, finish what is under way, sync, and release the directory. Idempotent."""
-        if self.closed:
+        """Stop the threads, finish what is under way, sync, and release the directory. Idempotent.
+
+        Every step is tried, whatever the others raise; after an interrupt, calling again goes on.
+        """
+        if self._released:
             return
         self.closed = True
-        self.heartbeats.stop()
-        self.housekeeping.stop()
-        for broker in self.brokers:
-            broker.close()
-        self.metadata.close()
-        for environment in reversed(self._environments):
-            if self.sync == "off":
-                environment.sync()
-            environment.close(force=True)
-        self.directory.close()
+        if self.is_foreign:
+            return
+        first_error: Exception | None = None
+        steps: list[Callable[[], object]] = [self.heartbeats.stop, self.housekeeping.stop]
+        steps += [broker.close for broker in self.brokers]
+        steps.append(self.metadata.close)
+        steps += [partial(self._close_environment, environment) for environment in reversed(self._environments)]
+        steps.append(self.directory.close)
+        for step in steps:
+            try:
+                step()
+            except Exception as error:
+                first_error = first_error or error
+        self._released = True
+        if first_error is not None:
+            raise first_error
+
+    def _close_environment(self, environment: Environment) -> None:
+        if not environment.close():
+            self._wait_for_readers(environment)
+
+    def _wait_for_readers(self, environment: Environment) -> None:
+        """A thread is still reading: its snapshot is short, and its end closes the file (ECOSYSTEM 3.2 row 24)."""
+        waiter = self.runtime.waiter()
+        for _ in range(READERS_WAIT_MS):
+            if environment.close():
+                return
+            waiter.wait(1)
 
     def backup(self, path: Path) -> None:
         """Copy the cluster into a new directory while it is in use. Raises StorageError; then there is no copy."""
@@ -198,6 +237,17 @@ class BrokerCluster:
         self.check_usable()
         image = self.metadata.call(api.DeleteTopic(name))
         self.broker.call(DropTopic(image))
+        if CONSUMER_OFFSETS_TOPIC in self.topics:
+            self.broker.coordinator.forget_topic(name)
+        self._forget_offsets_of(name)
+
+    def _forget_offsets_of(self, topic: str) -> None:
+        """As Kafka: a topic made anew begins without the offsets committed for the old one."""
+        if CONSUMER_OFFSETS_TOPIC not in self.topics:
+            return
+        for hosted in self.coordinator.groups():
+            if any(tp.topic == topic for tp in hosted.machine.all_committed()):
+                self.broker.post(GroupRequest(hosted.group_id, TopicsDeleted((topic,))))
 
     def create_partitions(self, name: str, total: int) -> TopicImage:
         self.check_usable()

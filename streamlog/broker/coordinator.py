@@ -7,6 +7,7 @@ they load together, at the first touch of any of them, from the fold's checkpoin
 
 Invariants:
  1. A machine changes only in `_apply_decision`, an effect of a turn that committed, or while it is being loaded.
+    Deadlines, parked requests and folds change with it: a turn that is dropped loses none of them.
  2. One decision with records per machine a turn: a second request for it is deferred to the next turn.
  3. A parked request is answered by its token, exactly once, by whatever later decision names it.
  4. A checkpoint holds the newest value of every live key at its offset: replaying it and the records behind it
@@ -18,6 +19,7 @@ Not implemented: transaction coordinators (they will be hosted the same way).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,7 +37,7 @@ from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC
 from streamlog.core.group_records import decode_key
 from streamlog.core.group_state import GroupLimits, State
 from streamlog.core.machine import Decision
-from streamlog.errors import CoordinatorNotAvailableError
+from streamlog.errors import CoordinatorNotAvailableError, StorageError, StreamlogError
 from streamlog.record import OffsetAndMetadata, TopicPartition
 from streamlog.storage import log
 from streamlog.storage.keys import CheckpointKind
@@ -46,13 +48,16 @@ if TYPE_CHECKING:
 FOLD_KIND: Final = CheckpointKind.FOLD
 FOLD_CHECKPOINT_EVERY_RECORDS: Final = 4096
 _READ_BYTES: Final = 4 * 1024 * 1024
-_OFFSETS_EXPIRY_CHECK_MS: Final = 600_000
+TICK_GROUPS_MAX: Final = 256
+"""Groups whose time has come that one turn decides; the others follow in the next."""
+LATE_MS_MAX: Final = 2_000
+"""A judge that comes later than this to a deadline was itself stopped (a debugger, SIGSTOP): nobody is blamed."""
 
 
 class HostedGroup(Source):
     """A machine and what its host keeps beside it. `view` is published after each change."""
 
-    __slots__ = ("group_id", "machine", "view", "partition", "deadline_ms")
+    __slots__ = ("group_id", "machine", "view", "partition", "scheduled_ms", "is_idle", "_is_news")
 
     def __init__(self, group_id: str, machine: groups.GroupMachine, partition: Partition) -> None:
         super().__init__()
@@ -60,14 +65,19 @@ class HostedGroup(Source):
         self.machine = machine
         self.view = machine.view()
         self.partition = partition
-        self.deadline_ms: int | None = None
+        # The group's entry in the host's heap; its machine may want later, which is seen when the entry comes up.
+        self.scheduled_ms: int | None = None
+        self._is_news = False
+        self.is_idle = False  # nobody has asked for it since offsets were last expired
 
     def publish(self) -> None:
         view = self.machine.view()
-        changed = (view.state, view.generation) != (self.view.state, self.view.generation)
+        if (view.state, view.generation) != (self.view.state, self.view.generation):
+            self._is_news = True  # until told: an interrupt may come between publishing and telling
         self.view = view
-        if changed and self.subscriptions:
+        if self._is_news:
             self.notify()
+            self._is_news = False
 
 
 class _Fold:
@@ -75,8 +85,8 @@ class _Fold:
 
     __slots__ = ("latest", "records_since_checkpoint")
 
-    def __init__(self) -> None:
-        self.latest: dict[bytes, bytes] = {}
+    def __init__(self, latest: dict[bytes, bytes] | None = None) -> None:
+        self.latest: dict[bytes, bytes] = {} if latest is None else latest
         self.records_since_checkpoint = 0
 
     def note(self, key: bytes, value: bytes | None) -> None:
@@ -126,7 +136,7 @@ class Coordinator:
         """All groups, by name."""
         for number in range(len(self._broker.metadata.image.topic(CONSUMER_OFFSETS_TOPIC).partitions)):
             self._load(self._broker.partition(CONSUMER_OFFSETS_TOPIC, number))
-        return [self._hosted[group_id] for group_id in sorted(self._hosted)]
+        return [hosted for _, hosted in sorted(self._hosted.copy().items())]
 
     def committed(
         self, group_id: str, partitions: list[TopicPartition] | None
@@ -143,96 +153,166 @@ class Coordinator:
     def next_deadline_ms(self) -> int | None:
         return self._deadlines[0][0] if self._deadlines else None
 
+    def expire_offsets(self) -> None:
+        """Let every group look for expired offsets; nobody waits for it."""
+        for hosted in self.groups():
+            self._broker.post(GroupRequest(hosted.group_id, events.ExpireOffsets()))
+
+    def forget_topic(self, topic: str) -> None:
+        """A topic was deleted: one of the same name, later, must not be read from the middle."""
+        for hosted in self.groups():
+            if any(partition.topic == topic for partition in hosted.machine.all_committed()):
+                self._broker.post(GroupRequest(hosted.group_id, events.TopicsDeleted((topic,))))
+
     # -- inside the turn ---------------------------------------------------------------------------------------------
 
     def decide(self, turn: Turn, pending: Pending, request: GroupRequest) -> object:
         """Let the group's machine decide; park the request unless the decision answers it."""
-        partition = self._offsets_partition(request.group_id)
-        self._load(partition)
+        try:
+            partition = self._offsets_partition(request.group_id)
+            self._load(partition)
+        except StorageError as error:  # the group cannot be read: that is the trouble of who asks for it, only
+            turn.fail(pending, error)
+            return None
         with self._load_lock:
             hosted = self._hosted_or_new(request.group_id, partition)
         if hosted in turn.staged_machines:
             return DEFER
         event: Any = request.event
-        token = pending.token
-        if token == 0:
+        if pending.token == 0:
             self._tokens += 1
-            token = pending.token = self._tokens
-        if hasattr(event, "token"):
-            event = msgspec.structs.replace(event, token=token)
-            self._parked[token] = pending
-        decision = hosted.machine.handle(event, turn.now_ms, turn.wall_ms)
-        self._stage(turn, hosted, decision)
-        if not hasattr(event, "token"):
+            pending.token = self._tokens
+        is_answered = hasattr(event, "token")
+        if is_answered:
+            event = msgspec.structs.replace(event, token=pending.token)
+        self._stage(turn, hosted, hosted.machine.handle(event, turn.now_ms, turn.wall_ms), pending if is_answered else None)
+        if not is_answered:
             turn.reply(pending, None)
+        if type(event) is events.ExpireOffsets:
+            turn.effects.append(lambda: self._forget_idle(hosted))
         return None
 
     def on_tick(self, turn: Turn) -> None:
         """Let every machine whose deadline has come decide."""
-        while self._deadlines and self._deadlines[0][0] <= turn.now_ms:
-            deadline_ms, group_id = heappop(self._deadlines)
-            hosted = self._hosted.get(group_id)
-            if hosted is None or hosted.deadline_ms != deadline_ms or hosted in turn.staged_machines:
-                continue
-            hosted.deadline_ms = None
-            self._stage(turn, hosted, hosted.machine.on_deadline(turn.now_ms, turn.wall_ms))
+        if not self._deadlines or self._deadlines[0][0] > turn.now_ms:
+            return
+        late_ms = turn.now_ms - self._deadlines[0][0]
+        if late_ms > LATE_MS_MAX:
+            self._extend_all(turn, late_ms + self._limits.session_timeout_min_ms)
+        else:
+            for group_id in self._due(turn.now_ms):
+                hosted = self._hosted.get(group_id)
+                if hosted is not None and hosted not in turn.staged_machines:
+                    decision = hosted.machine.on_deadline(turn.now_ms, turn.wall_ms)
+                    if not decision.is_empty:
+                        self._stage(turn, hosted, decision, None)
+                if len(turn.staged_machines) >= TICK_GROUPS_MAX:
+                    break
+        turn.effects.append(lambda: self._reschedule(turn.now_ms))
 
-    def _stage(self, turn: Turn, hosted: HostedGroup, decision: Decision[Any]) -> None:
+    def _extend_all(self, turn: Turn, by_ms: int) -> None:
+        for group_id in sorted(self._hosted):
+            hosted = self._hosted[group_id]
+            if hosted.scheduled_ms is not None and hosted not in turn.staged_machines:
+                decision = hosted.machine.handle(events.ExtendDeadlines(by_ms), turn.now_ms, turn.wall_ms)
+                self._stage(turn, hosted, decision, None)
+
+    def before_commit(self, turn: Turn) -> None:
+        """Save the folds that have grown enough, with everything this turn adds to them."""
+        for number in sorted({hosted.partition.number for hosted in turn.staged_machines}):
+            fold = self._folds[number]
+            decided = [
+                (hosted.partition, decision.records)
+                for hosted, decision in turn.staged_machines.items()
+                if hosted.partition.number == number and decision.records
+            ]
+            count = fold.records_since_checkpoint + sum(len(records) for _, records in decided)
+            if not decided or count < max(FOLD_CHECKPOINT_EVERY_RECORDS, len(fold.latest)):
+                continue
+            saved = _Fold(dict(fold.latest))
+            for _, records in decided:
+                for key, value in records:
+                    saved.note(key, value)
+            partition = decided[0][0]
+            value = msgspec.msgpack.encode((turn.staged[partition].log_end_offset, saved.latest))
+            log.put_extra(self._broker.transaction(turn), partition.log_id, FOLD_KIND, value)
+            turn.effects.append(_reset(fold))
+
+    def _stage(self, turn: Turn, hosted: HostedGroup, decision: Decision[Any], asking: Pending | None) -> None:
+        """asking: the request decided on; parked if the decision does not answer it."""
         if decision.records:
             keys = [key for key, _ in decision.records]
             values = [value for _, value in decision.records]
             batch = batches.seal_v2_columns(keys, values, timestamps=turn.wall_ms)
             self._broker.append(turn, hosted.partition, batch)
-            self._maybe_checkpoint(turn, hosted.partition, decision)
-        turn.staged_machines[hosted] = None
-        turn.effects.append(lambda: self._apply_decision(hosted, decision))
+        turn.staged_machines[hosted] = decision
+        machine = hosted.machine
+        turn.effects.append(lambda: self._apply_decision(hosted, machine, decision))
         for token, answer in decision.replies:
-            pending = self._parked.get(token)
+            pending = asking if asking is not None and asking.token == token else self._parked.get(token)
             if pending is None:
                 continue
+            if pending is asking:
+                asking = None
             turn.effects.append(_forget(self._parked, token))
             if isinstance(answer, BaseException):
                 turn.fail(pending, answer)
             else:
                 turn.reply(pending, answer)
+        if asking is not None:
+            turn.effects.append(_park(self._parked, asking))
 
-    def _apply_decision(self, hosted: HostedGroup, decision: Decision[Any]) -> None:
-        hosted.machine.apply(decision.records, decision.changes)
+    def _apply_decision(self, hosted: HostedGroup, machine: groups.GroupMachine, decision: Decision[Any]) -> None:
+        machine.apply(decision.records, decision.changes)
         fold = self._folds[hosted.partition.number]
         for key, value in decision.records:
             fold.note(key, value)
-        hosted.publish()
-        if hosted.machine.state is State.DEAD:
+        if machine.state is State.DEAD and hosted.machine is machine:
             hosted.machine = self._new_machine(hosted.group_id)
+        hosted.publish()
         self._note_deadline(hosted)
 
-    def _note_deadline(self, hosted: HostedGroup) -> None:
-        deadline_ms = hosted.machine.next_deadline_ms()
-        if deadline_ms is not None and deadline_ms != hosted.deadline_ms:
-            earliest = self._deadlines[0][0] if self._deadlines else None
-            heappush(self._deadlines, (deadline_ms, hosted.group_id))
-            if earliest is None or deadline_ms < earliest:
-                self.deadline_changed = True
-        hosted.deadline_ms = deadline_ms
+    def _forget_idle(self, hosted: HostedGroup) -> None:
+        """Drop a group nobody would miss and nobody has asked for since the last time."""
+        if not hosted.machine.is_vacant or hosted.subscriptions:
+            hosted.is_idle = False
+        elif hosted.is_idle:
+            if self._hosted.get(hosted.group_id) is hosted:
+                del self._hosted[hosted.group_id]
+        else:
+            hosted.is_idle = True
 
-    def _maybe_checkpoint(self, turn: Turn, partition: Partition, decision: Decision[Any]) -> None:
-        fold = self._folds[partition.number]
-        if fold.records_since_checkpoint + len(decision.records) < FOLD_CHECKPOINT_EVERY_RECORDS:
+    # -- deadlines ---------------------------------------------------------------------------------------------------
+
+    def _note_deadline(self, hosted: HostedGroup) -> None:
+        """Heartbeats push deadlines back all the time: only an earlier one needs a new entry."""
+        deadline_ms = hosted.machine.next_deadline_ms()
+        if deadline_ms is None or (hosted.scheduled_ms is not None and hosted.scheduled_ms <= deadline_ms):
             return
-        latest = dict(fold.latest)
-        for key, value in decision.records:
-            if value is None:
-                latest.pop(key, None)
-            else:
-                latest[key] = value
-        end_offset = turn.staged[partition].log_end_offset
-        log.put_extra(
-            self._broker.transaction(turn),
-            partition.log_id,
-            FOLD_KIND,
-            msgspec.msgpack.encode((end_offset, latest)),
-        )
-        turn.effects.append(lambda: setattr(fold, "records_since_checkpoint", 0))
+        if not self._deadlines or deadline_ms < self._deadlines[0][0]:
+            self.deadline_changed = True
+        hosted.scheduled_ms = deadline_ms
+        heappush(self._deadlines, (deadline_ms, hosted.group_id))
+
+    def _due(self, now_ms: int) -> Iterator[str]:
+        """The groups of all entries that are due; the heap is left as it is, the turn may still be dropped."""
+        heap, places = self._deadlines, [0]
+        while places:
+            place = places.pop()
+            if place < len(heap) and heap[place][0] <= now_ms:
+                yield heap[place][1]
+                places += (2 * place + 1, 2 * place + 2)
+
+    def _reschedule(self, now_ms: int) -> None:
+        """Take off what was due, and put back when each machine wants to be looked at next."""
+        due: dict[str, None] = {}
+        while self._deadlines and self._deadlines[0][0] <= now_ms:
+            due[heappop(self._deadlines)[1]] = None
+        for group_id in due:
+            hosted = self._hosted.get(group_id)
+            if hosted is not None:
+                hosted.scheduled_ms = None
+                self._note_deadline(hosted)
 
     # -- loading -----------------------------------------------------------------------------------------------------
 
@@ -250,6 +330,7 @@ class Coordinator:
         hosted = self._hosted.get(group_id)
         if hosted is None:
             hosted = self._hosted[group_id] = HostedGroup(group_id, self._new_machine(group_id), partition)
+        hosted.is_idle = False
         return hosted
 
     def _new_machine(self, group_id: str) -> groups.GroupMachine:
@@ -273,10 +354,12 @@ class Coordinator:
                 saved = log.get_extra(snapshot, partition.log_id, FOLD_KIND)
             offset = state.log_start_offset
             if saved is not None:
-                offset, latest = msgspec.msgpack.decode(saved, type=tuple[int, dict[bytes, bytes]])
-                for key, value in latest.items():
+                try:
+                    offset, fold.latest = msgspec.msgpack.decode(saved, type=tuple[int, dict[bytes, bytes]])
+                except msgspec.DecodeError:
+                    pass  # a cache: without it all of the log is replayed
+                for key, value in fold.latest.items():
                     self._replay(machines, partition, key, value, now_ms)
-                fold.latest = latest
             while offset < state.log_end_offset:
                 with environment.snapshot() as snapshot:
                     found = log.read(snapshot, partition.log_id, offset, state.log_end_offset, _READ_BYTES)
@@ -294,7 +377,15 @@ class Coordinator:
                 hosted.view = hosted.machine.view()
                 self._hosted[hosted.group_id] = hosted
                 self._note_deadline(hosted)
+                self._forget_deleted_topics(hosted)
             self._folds[partition.number] = fold
+
+    def _forget_deleted_topics(self, hosted: HostedGroup) -> None:
+        """A crash may have come between the deletion of a topic and that of the offsets committed for it."""
+        topics = self._broker.metadata.image.topics
+        gone = sorted({partition.topic for partition in hosted.machine.all_committed() if partition.topic not in topics})
+        if gone:
+            self._broker.slip_in(GroupRequest(hosted.group_id, events.TopicsDeleted(tuple(gone))))
 
     def _replay(
         self,
@@ -313,11 +404,20 @@ class Coordinator:
             hosted = machines[group_id] = HostedGroup(group_id, self._new_machine(group_id), partition)
         hosted.machine.replay(key, value, now_ms)
 
-    def close(self) -> None:
-        """Answer nobody any more; whoever is parked finds out by its own timeout or by the closed broker."""
-        self._parked.clear()
+    def close(self, refusal: StreamlogError, answer: Callable[[Pending, object, BaseException | None], None]) -> None:
+        """No turn runs any more: whoever is parked learns it."""
+        while self._parked:
+            answer(self._parked.popitem()[1], None, refusal)
         self._deadlines.clear()
 
 
-def _forget(parked: dict[int, Pending], token: int) -> Any:
-    return lambda: parked.pop(token, None)
+def _forget(parked: dict[int, Pending], token: int) -> Callable[[], None]:
+    return lambda: parked.pop(token, None) and None
+
+
+def _park(parked: dict[int, Pending], pending: Pending) -> Callable[[], None]:
+    return lambda: parked.setdefault(pending.token, pending) and None
+
+
+def _reset(fold: _Fold) -> Callable[[], None]:
+    return lambda: setattr(fold, "records_since_checkpoint", 0)

@@ -108,9 +108,7 @@ class BesideListener(Listener):
         super().unsubscribe(subscription)
 
     def mark(self, subscription: Subscription) -> None:
-        if not subscription.queued:
-            subscription.queued = True
-            self._queue.append(subscription)
+        self._queue[subscription] = None
 
     def take(self) -> Subscription | None:
         if not self._queue:
@@ -118,8 +116,7 @@ class BesideListener(Listener):
         queue = self._queue
         if not queue:
             return None
-        subscription: Subscription = queue.popleft()
-        subscription.queued = False
+        subscription: Subscription = queue.popitem(last=False)[0]
         return subscription
 
     def wait(self, timeout_ms: int | None) -> bool:

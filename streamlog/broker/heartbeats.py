@@ -16,6 +16,10 @@ else:
     Protocol = object  # real ones cost import time, and nobody asks isinstance of them
 
 
+LATE_MS_MAX = 2_000
+"""This thread coming later than this was stopped itself (a debugger, SIGSTOP), and so were the members it looks after."""
+
+
 class Member(Protocol):
     """A group member of this process."""
 
@@ -23,6 +27,10 @@ class Member(Protocol):
     def heartbeat_interval_ms(self) -> int: ...
     def heartbeat(self, now_ms: int) -> None:
         """Say that it lives, or leave if nobody has polled for too long."""
+        ...
+
+    def excuse(self, late_ms: int) -> None:
+        """Nothing could happen for so long: it does not count as not polling."""
         ...
 
 
@@ -52,10 +60,12 @@ class Heartbeats:
 
     def _serve(self, now_ms: int) -> int | None:
         with self._lock:
-            due = [member for member, due_ms in self._members.items() if due_ms <= now_ms]
-            for member in due:
+            due = [(member, due_ms) for member, due_ms in self._members.items() if due_ms <= now_ms]
+            for member, _ in due:
                 self._members[member] = now_ms + member.heartbeat_interval_ms
-        for member in due:
+        for member, due_ms in due:
+            if now_ms - due_ms > LATE_MS_MAX:
+                member.excuse(now_ms - due_ms)
             try:
                 member.heartbeat(now_ms)
             except StreamlogError:

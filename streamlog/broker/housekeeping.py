@@ -2,9 +2,11 @@
 
     every log.retention.check.interval.ms   time and size retention: look in a snapshot, then ask the turn
     every log.cleaner.backoff.ms            compaction: recode outside from a snapshot, swap in a turn
+    every offsets.retention.check.interval  groups forget offsets that have expired
 
 The decisions are `storage.cleaner`'s and `core.replica`'s; this module only knows when, for which partitions, and how
-to hand the result to the broker. A compaction whose partition moved on in the meantime is thrown away.
+to hand the result to the broker. A compaction whose partition moved on in the meantime is thrown away. What is wrong with
+one partition (a corrupt batch) does not keep the others from being cleaned.
 
 Sources: Kafka LogManager.cleanupLogs, LogCleanerManager.grabFilthiestCompactedLog.
 """
@@ -18,7 +20,8 @@ import msgspec
 from streamlog.broker.broker import Broker, RaiseLogStart, SaveCleanerCheckpoint, SwapCompacted
 from streamlog.broker.partition import Partition
 from streamlog.broker.runner import Service
-from streamlog.errors import ClosedError, StreamlogError
+from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC
+from streamlog.errors import ClosedError, StreamlogError, UnknownTopicOrPartitionError
 from streamlog.storage.log import iterate_headers
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 FIRST_RUN_AFTER_MS: Final = 30_000
 """Kafka's log.initial.task.delay.ms: opening comes first."""
+BUSY_LOOK_MS: Final = 1
 
 
 class CleanerReport(msgspec.Struct, frozen=True):
@@ -43,10 +47,11 @@ class Housekeeping:
     def __init__(self, cluster: BrokerCluster) -> None:
         self._cluster = cluster
         self._service = Service(cluster.runtime, "streamlog-cleaner", self._serve)
-        self._next_retention_ms: int | None = None
+        self._next_run_ms = self._next_expiry_ms = 0
         self._stopped = False
-        self._running = cluster.runtime.lock()
-        self._swept_orphans = False
+        self._lock = cluster.runtime.lock()
+        self._is_running = False
+        self._swept: dict[int, int] = {}  # broker -> the end of the metadata log when its store was compared
         self.last_error: StreamlogError | None = None
 
     def __repr__(self) -> str:
@@ -54,10 +59,9 @@ class Housekeeping:
 
     def start(self) -> None:
         """Begin the background runs."""
-        config = self._cluster.config
-        self._next_retention_ms = self._cluster.runtime.clock.monotonic_ms() + min(
-            config.log_retention_check_interval_ms, FIRST_RUN_AFTER_MS
-        )
+        config, now_ms = self._cluster.config, self._cluster.runtime.clock.monotonic_ms()
+        self._next_run_ms = now_ms + min(config.log_retention_check_interval_ms, FIRST_RUN_AFTER_MS)
+        self._next_expiry_ms = now_ms + config.offsets_retention_check_interval_ms
         self._service.wake()
 
     def stop(self) -> None:
@@ -70,55 +74,84 @@ class Housekeeping:
         Raises   what the store raises; ClosedError after close.
         """
         self._cluster.check_usable()
-        with self._running:
-            return self._run(force=True)
+        self._expire_offsets()
+        return self._run_alone(force=True)
+
+    def _run_alone(self, force: bool) -> CleanerReport:
+        """One run at a time. A flag, since nobody may wait while holding a lock."""
+        waiter = self._cluster.runtime.waiter()
+        mine = False
+        try:
+            while not mine:
+                with self._lock:
+                    mine, self._is_running = not self._is_running, True
+                if not mine:
+                    waiter.wait(BUSY_LOOK_MS)
+            return self._run(force)
+        finally:
+            if mine:
+                self._is_running = False
 
     def _serve(self, now_ms: int) -> int | None:
-        config = self._cluster.config
         if self._stopped:
             return None
-        assert self._next_retention_ms is not None
-        if now_ms < self._next_retention_ms:
-            return self._next_retention_ms
+        clock, config = self._cluster.runtime.clock, self._cluster.config
         try:
-            with self._running:
-                self._run(force=False)
-            self.last_error = None
+            if now_ms >= self._next_expiry_ms:
+                self._next_expiry_ms = now_ms + config.offsets_retention_check_interval_ms
+                self._expire_offsets()
+            if now_ms >= self._next_run_ms:
+                self._next_run_ms = now_ms + config.log_retention_check_interval_ms
+                self._run_alone(force=False)
+                self.last_error = None
         except ClosedError:
             return None
         except StreamlogError as error:
             # A full disk or a corrupt batch must not end the cleaner: the next run tries again, verify tells more.
             self.last_error = error
             _log_failure(error)
-        pause_ms = config.log_retention_check_interval_ms
         if config.log_cleaner_enable and self._any_compacted():
-            pause_ms = min(pause_ms, config.log_cleaner_backoff_ms)
-        self._next_retention_ms = self._cluster.runtime.clock.monotonic_ms() + pause_ms
-        return self._next_retention_ms
+            self._next_run_ms = min(self._next_run_ms, clock.monotonic_ms() + config.log_cleaner_backoff_ms)
+        return min(self._next_run_ms, self._next_expiry_ms)
+
+    def _expire_offsets(self) -> None:
+        if CONSUMER_OFFSETS_TOPIC in self._cluster.topics:
+            for broker in self._cluster.brokers:
+                broker.coordinator.expire_offsets()
 
     def _any_compacted(self) -> bool:
         return any("compact" in topic.config.get("cleanup.policy", "") for topic in list(self._cluster.topics.values()))
 
     def _run(self, force: bool) -> CleanerReport:
         retained = compacted = freed = 0
+        first_error: StreamlogError | None = None
         for broker in self._cluster.brokers:
-            if not self._swept_orphans:
+            metadata_end = self._cluster.metadata.state.log_end_offset
+            if self._swept.get(broker.id) != metadata_end:
                 broker.delete_orphans()
-                self._swept_orphans = True
+                self._swept[broker.id] = metadata_end
             for topic in list(self._cluster.topics.values()):
                 config = broker.topic_config(topic)
+                if not (config.compacts or config.deletes):
+                    continue
                 for number in range(len(topic.partitions)):
                     if self._stopped:
                         return CleanerReport(retained, compacted, freed)
-                    if not (config.compacts or config.deletes):
-                        continue
-                    partition = broker.partitions.get((topic.name, number)) or broker.partition(topic.name, number)
-                    if config.deletes or config.compacts:
+                    try:
+                        partition = broker.partition(topic.name, number)
                         retained += self._retain(broker, partition)
-                    if config.compacts and (force or self._cluster.config.log_cleaner_enable):
-                        change = self._compact(broker, partition, force)
-                        compacted += change is not None
-                        freed -= change or 0
+                        if config.compacts and (force or self._cluster.config.log_cleaner_enable):
+                            change = self._compact(broker, partition, force)
+                            compacted += change is not None
+                            freed -= change or 0
+                    except UnknownTopicOrPartitionError:
+                        break  # deleted meanwhile
+                    except ClosedError:
+                        raise
+                    except StreamlogError as error:
+                        first_error = first_error or error
+        if first_error is not None:
+            raise first_error
         return CleanerReport(retained, compacted, freed)
 
     def _retain(self, broker: Broker, partition: Partition) -> bool:
@@ -128,7 +161,10 @@ class Housekeeping:
             return False
         from streamlog.storage import cleaner
 
-        with broker.environment.snapshot() as snapshot:
+        view, snapshot = broker.reader.open(partition)
+        with snapshot:
+            if partition in broker.deletions.trimming or partition.view is not view:
+                return False  # its size still counts what is being deleted: the next run looks again
             start = cleaner.plan_retention(
                 iterate_headers(snapshot, partition.log_id, view.log_start_offset),
                 now_ms=self._cluster.runtime.clock.wall_ms(),
@@ -140,7 +176,7 @@ class Housekeeping:
             )
         if start <= view.log_start_offset:
             return False
-        broker.call(RaiseLogStart(partition, start))
+        broker.call(RaiseLogStart(partition, start, view.truncation_count))
         return True
 
     def _compact(self, broker: Broker, partition: Partition, force: bool) -> int | None:
@@ -172,6 +208,8 @@ class Housekeeping:
         compaction = cleaner.Compaction(broker.environment, partition.log_id, work)
         change = 0
         for plan in compaction.plans():
+            if self._stopped:
+                return change
             swapped: int | None = broker.call(SwapCompacted(partition, generation, plan))
             if swapped is None:
                 return change  # the log was truncated or its topic deleted: this pass is void

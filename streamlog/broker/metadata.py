@@ -28,7 +28,7 @@ from streamlog.broker.turn import DEFER, Pending, Turn, TurnOwner
 from streamlog.core import controller
 from streamlog.core.controller import ClusterImage, MetadataRecord
 from streamlog.core.replica import ReplicaState, appended
-from streamlog.errors import FencedLeaderEpochError, NotControllerError
+from streamlog.errors import CorruptStoreError, FencedLeaderEpochError, NotControllerError, StreamlogError
 from streamlog.storage import log
 from streamlog.storage.env import Environment
 from streamlog.storage.keys import CheckpointKind
@@ -76,7 +76,7 @@ class MetadataLog(TurnOwner):
     # -- opening -----------------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        self.state = load_state(self.environment, METADATA_LOG_ID, 0)
+        self.state, _ = load_state(self.environment, METADATA_LOG_ID, 0)
         offset = self.state.log_start_offset
         with self.environment.snapshot() as snapshot:
             saved = log.get_extra(snapshot, METADATA_LOG_ID, IMAGE_KIND)
@@ -87,6 +87,12 @@ class MetadataLog(TurnOwner):
         while offset < self.state.log_end_offset:
             with self.environment.snapshot() as snapshot:
                 found = log.read(snapshot, METADATA_LOG_ID, offset, self.state.log_end_offset, _READ_BYTES)
+            if not found:
+                raise CorruptStoreError(
+                    f"the metadata log ends at {self.state.log_end_offset}, but holds nothing from offset {offset} on; "
+                    "restore a backup",
+                    offset=offset,
+                )
             for batch in found:
                 for record in batch.records(controller.CONSUMER_OFFSETS_TOPIC, 0, offset):
                     self.image.apply(_decode(record.value or b""))
@@ -141,9 +147,13 @@ class MetadataLog(TurnOwner):
                 records, reply = [changed], changed
             case _:
                 raise TypeError(f"the metadata log does not know {type(request).__name__}")
+        self.transaction(turn, reclaiming=self._frees(request))
         self._append(turn, records)
         turn.reply(pending, reply)
         return None
+
+    def _frees(self, request: object) -> bool:
+        return type(request) is api.DeleteTopic
 
     def _append(self, turn: Turn, records: Sequence[MetadataRecord]) -> None:
         values = [_encode(record) for record in records]
@@ -179,9 +189,16 @@ class MetadataLog(TurnOwner):
         self._records_since_checkpoint += 0 if self.state is state else len(records)
         self.state = state
         if self._records_since_checkpoint >= CHECKPOINT_EVERY_RECORDS:
-            self.save_checkpoint()
+            self._try_checkpoint()
 
     # -- the checkpoint ----------------------------------------------------------------------------------------------
+
+    def _try_checkpoint(self) -> None:
+        """The checkpoint only saves time, so a store that is full or closing may refuse it; the next one covers more."""
+        try:
+            self.save_checkpoint()
+        except StreamlogError:
+            pass
 
     def save_checkpoint(self) -> None:
         """Save the image, so that the next opening need not replay the log. Called by the runner, between commits."""
@@ -198,10 +215,8 @@ class MetadataLog(TurnOwner):
     def close(self) -> None:
         """Finish what is under way and refuse everything later. The environment is closed by the cluster."""
 
-        def stop() -> None:
-            self._closed = True
+        def save() -> None:
             if self._records_since_checkpoint > CHECKPOINT_EVERY_RECORDS // 8:
-                self.save_checkpoint()
+                self._try_checkpoint()
 
-        if not self._closed:
-            self.exclusively(stop)
+        self.stop(save)

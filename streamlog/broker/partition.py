@@ -16,10 +16,10 @@ from streamlog.broker.purgatory import Source
 from streamlog.config import TopicConfig
 from streamlog.core.controller import PartitionImage, TopicImage
 from streamlog.core.replica import ReplicaState
-from streamlog.errors import InvalidRecordError, InvalidTimestampError, RecordTooLargeError
+from streamlog.errors import CorruptRecordError, InvalidRecordError, InvalidTimestampError, RecordTooLargeError
 from streamlog.metrics import Meter
 from streamlog.storage import log
-from streamlog.storage.env import Environment
+from streamlog.storage.env import Environment, Snapshot
 from streamlog.storage.verification import rebuild_checkpoint
 
 
@@ -160,23 +160,37 @@ class Partition(Source):
             )
 
 
-def load_state(environment: Environment, log_id: int, leader_epoch: int) -> ReplicaState:
-    """The state of a log as its checkpoint tells it; a log never written to is empty."""
+def load_state(environment: Environment, log_id: int, leader_epoch: int) -> tuple[ReplicaState, bool]:
+    """The state of a log as its checkpoint tells it, and whether a crash left batches below its start.
+
+    A log never written to is empty.
+    """
     with environment.snapshot() as snapshot:
         checkpoint = log.load_checkpoint(snapshot, log_id)
         if checkpoint is None and log.last_batch(snapshot, log_id) is not None:
             # A checkpoint is a cache: without it the log is walked once.
             checkpoint = rebuild_checkpoint(snapshot, log_id)
-    if checkpoint is None:
-        return ReplicaState(leader_epoch=leader_epoch)
-    return ReplicaState(
-        checkpoint.log_start_offset,
-        checkpoint.high_watermark,
-        checkpoint.log_end_offset,
-        leader_epoch,
-        checkpoint.size_bytes,
-        checkpoint.max_timestamp,
-    )
+        if checkpoint is None:
+            return ReplicaState(leader_epoch=leader_epoch), False
+        state = ReplicaState(
+            checkpoint.log_start_offset,
+            checkpoint.high_watermark,
+            checkpoint.log_end_offset,
+            leader_epoch,
+            checkpoint.size_bytes,
+            checkpoint.max_timestamp,
+        )
+        return state, _is_untrimmed(snapshot, log_id, state.log_start_offset)
+
+
+def _is_untrimmed(snapshot: Snapshot, log_id: int, log_start_offset: int) -> bool:
+    if log_start_offset == 0:
+        return False
+    try:
+        oldest = next(log.iterate_headers(snapshot, log_id), None)
+    except CorruptRecordError:
+        return False
+    return oldest is not None and oldest.header.last_offset < log_start_offset
 
 
 def checkpoint_of(state: ReplicaState) -> log.LogCheckpoint:

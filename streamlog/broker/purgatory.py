@@ -8,13 +8,14 @@ only ever looks at the sources that had news: waiting on ten thousand quiet part
 Invariants:
  1. No lost wake-up: `notify` marks the subscription ready, then sets the waiter; the reader takes the mark off *before*
     it looks at the source. News after the look set the mark again.
- 2. A subscription is in `ready` at most once, so a reader that never looks does not make the queue grow.
+ 2. A subscription is in `ready` at most once, so a reader that never looks does not make the queue grow. Being in it
+    *is* the mark: a flag beside it could be left set by an interrupt between the two.
  3. Notifying costs nothing while nobody listens, and never blocks.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from typing import Any
 
 from streamlog.broker.runner import Lock, Runtime
@@ -31,23 +32,20 @@ class Source:
     def notify(self) -> None:
         """Tell all listeners that there is a new view. Called after publishing it."""
         for subscription in self.subscriptions:
-            if not subscription.queued:
-                subscription.queued = True
-                listener = subscription.listener
-                listener.ready.append(subscription)
-                listener.waiter.set()
+            listener = subscription.listener
+            listener.ready[subscription] = None
+            listener.waiter.set()
 
 
 class Subscription:
     """One listener's interest in one source."""
 
-    __slots__ = ("listener", "source", "subject", "queued")
+    __slots__ = ("listener", "source", "subject")
 
     def __init__(self, listener: Listener, source: Source, subject: Any) -> None:
         self.listener = listener
         self.source = source
         self.subject = subject
-        self.queued = False
 
     def cancel(self, lock: Lock) -> None:
         """Hear no more of the source."""
@@ -61,7 +59,7 @@ class Listener:
     __slots__ = ("ready", "waiter", "_lock")
 
     def __init__(self, runtime: Runtime, lock: Lock) -> None:
-        self.ready: deque[Subscription] = deque()
+        self.ready: OrderedDict[Subscription, None] = OrderedDict()  # each operation is one step to other threads
         self.waiter = runtime.waiter()
         self._lock = lock
 
@@ -78,18 +76,14 @@ class Listener:
 
     def mark(self, subscription: Subscription) -> None:
         """Look at this source again at the next `take`, though it may have no news."""
-        if not subscription.queued:
-            subscription.queued = True
-            self.ready.append(subscription)
+        self.ready[subscription] = None
 
     def take(self) -> Subscription | None:
         """The next source with news, or None. The caller must look at it after this call."""
         try:
-            subscription = self.ready.popleft()
-        except IndexError:
+            return self.ready.popitem(last=False)[0]
+        except KeyError:
             return None
-        subscription.queued = False
-        return subscription
 
     def wake(self) -> None:
         self.waiter.set()

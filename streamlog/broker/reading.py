@@ -13,7 +13,7 @@ from __future__ import annotations
 from streamlog.batch import Batch
 from streamlog.broker.partition import Partition
 from streamlog.core.replica import ReplicaState
-from streamlog.errors import NotLeaderOrFollowerError, OffsetOutOfRangeError
+from streamlog.errors import CorruptRecordError, NotLeaderOrFollowerError, OffsetOutOfRangeError, StreamlogError
 from streamlog.record import OffsetAndTimestamp
 from streamlog.storage import log
 from streamlog.storage.env import Environment, Snapshot
@@ -86,6 +86,8 @@ class LogReader:
             if offset >= end:
                 return view, []
             return view, log.read(snapshot, partition.log_id, offset, end, bytes_max, check_crcs)
+        except CorruptRecordError as error:
+            raise corrupt_at(partition.topic, partition.number, offset, error) from error
         finally:
             snapshot.close()
 
@@ -97,8 +99,34 @@ class LogReader:
         try:
             end = end_for(view, isolation_level)
             return log.offset_for_timestamp(snapshot, partition.log_id, view.log_start_offset, end, timestamp)
+        except CorruptRecordError as error:
+            raise corrupt_at(partition.topic, partition.number, None, error) from error
         finally:
             snapshot.close()
+
+
+def corrupt_at(
+    topic: str, number: int, offset: int | None, error: StreamlogError, last_offset: int | None = None
+) -> CorruptRecordError:
+    """The error for a damaged batch, with what a reader needs to go on behind it.
+
+    offset:       the first offset that cannot be read (None: only the batch's last one is known).
+    last_offset:  of the batch; None = the error knows it.
+    """
+    if last_offset is None:
+        last_offset = error.facts.get("last_offset", offset)  # type: ignore[assignment]
+    if last_offset is None:
+        last_offset = -1
+    first = last_offset if offset is None else offset
+    return CorruptRecordError(
+        f"{topic}-{number} is corrupt at offset {first}, up to {last_offset}: {error}. The rest is readable: go on at "
+        f"next_offset={last_offset + 1}; `streamlog verify` shows all damage",
+        topic=topic,
+        partition=number,
+        offset=first,
+        next_offset=last_offset + 1,
+        last_offset=last_offset,
+    )
 
 
 def check_range(partition: Partition, view: ReplicaState, offset: int) -> None:

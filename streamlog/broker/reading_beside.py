@@ -172,11 +172,16 @@ class ClusterBeside:
 
     def owner_incarnation(self) -> str | None:
         """The incarnation of the live owner; "" if it is not known; None if nobody owns the directory."""
-        stores = self._stores
-        if stores is not None and stores.incarnation is not None:
-            return stores.incarnation
+        here = self._owned_here()
+        if here is not None:
+            return here
         owner = self.owner()
         return None if owner is None else owner.incarnation
+
+    def _owned_here(self) -> str | None:
+        """The incarnation of the owner in this process; None if that is not here (any more)."""
+        stores = self._stores
+        return None if stores is None or stores.metadata.closing else stores.incarnation
 
     # -- what there is now ---------------------------------------------------------------------------------------------
 
@@ -327,9 +332,9 @@ class ClusterBeside:
 
     def refuse_write(self, what: str) -> NoReturn:
         """Raises ReadOnlyError that says who owns the directory and what to do."""
-        stores, path = self._stores, self.directory.path
-        owner = None if stores is not None and stores.borrowed else self.owner()
-        if stores is not None and stores.borrowed:
+        path = self.directory.path
+        owner = self.owner()
+        if self._owned_here() is not None:
             advice = 'this process has it open for writing: use the cluster of mode="rw"'
         elif owner is None:
             advice = 'nobody owns it now: open it with mode="rw"'

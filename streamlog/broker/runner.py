@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, cast
 from streamlog.clock import Clock, SystemClock
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
     from types import TracebackType
     from typing import Protocol
 else:
     Protocol = object  # real ones cost import time, and nobody asks isinstance of them
 
+FAILED_STEP_PAUSE_MS = 1000
 _WAIT_MS_MAX = int(threading.TIMEOUT_MAX * 1000) - 1
 
 
@@ -86,10 +88,11 @@ class ThreadWaiter:
         self._lock.acquire()
 
     def set(self) -> None:
-        try:
-            self._lock.release()
-        except RuntimeError:
-            pass  # was set already
+        if self._lock.locked():
+            try:
+                self._lock.release()
+            except RuntimeError:
+                pass  # somebody else was faster
 
     def wait(self, timeout_ms: int | None) -> bool:
         if timeout_ms is None:
@@ -141,6 +144,13 @@ def new_lock() -> Lock:
     return threading.Lock()
 
 
+def thread_pool(name: str, threads_max: int) -> Executor:
+    """A bounded pool of threads, for those who must not run turns in their own (event loops)."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(threads_max, name)
+
+
 class Service:
     """A thread that sleeps until its next deadline or until it is woken.
 
@@ -179,8 +189,19 @@ class Service:
     def _run(self) -> None:
         clock = self._runtime.clock
         while not self._stopping:
-            deadline_ms = self._step(clock.monotonic_ms())
+            try:
+                deadline_ms = self._step(clock.monotonic_ms())
+            except Exception as error:
+                # No step may end the thread others rely on. What is wrong is said, and tried again a little later.
+                _log_failed_step(self._name, error)
+                deadline_ms = clock.monotonic_ms() + FAILED_STEP_PAUSE_MS
             if self._stopping:
                 return
             timeout_ms = None if deadline_ms is None else max(0, deadline_ms - clock.monotonic_ms())
             self._waiter.wait(timeout_ms)
+
+
+def _log_failed_step(name: str, error: Exception) -> None:
+    import logging
+
+    logging.getLogger("streamlog").error("%s: a step failed, the next follows", name, exc_info=error)

@@ -14,19 +14,24 @@ Invariants:
  4. A turn cut short anywhere is finished by the next runner: if its transaction reached the disk it is applied,
     else it is decided again. The engine's own transaction id tells which.
  5. After letting go of the lock the runner looks at the inbox again, so no request is stranded.
+ 6. Whoever waits is answered: by its turn, by `_stop` (closed, or broken), or by its own timeout.
+ 7. An error that comes from deciding a request is that request's; one that comes from the store is everybody's who
+    wanted to write; one that comes from applying what is committed stops the owner, since its state is in doubt.
 
 Nothing of the user's runs inside a turn; replies wake waiters, callbacks go to the outbox.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from streamlog.broker.runner import Runtime, Waiter
+from streamlog.broker.runner import Runtime, TurnLock, Waiter
 from streamlog.errors import (
     ClosedError,
+    IllegalStateError,
     ReentrantCallError,
     StorageError,
     StreamlogError,
@@ -36,9 +41,13 @@ from streamlog.storage.env import Environment, WriteTransaction
 
 TURN_BYTES_MAX: Final = 8 * 1024 * 1024
 TURN_REQUESTS_MAX: Final = 512
+TURN_MS_MAX: Final = 5
 TURNS_FOR_OTHERS_MAX: Final = 4
 STRANDED_WAIT_MS: Final = 50
 """A waiter looks up this often: an interrupt may have struck its runner between two steps of the hand-over."""
+APPLICATIONS_MAX: Final = 3
+FULL_INBOX_LOOK_MS: Final = 1
+"""Who finds the inbox full helps; while somebody else runs the turn, it looks again after this."""
 
 
 DEFER: Final = object()
@@ -106,6 +115,8 @@ class Turn:
         "replies",
         "committed",
         "counted",
+        "reclaiming",
+        "applications",
     )
 
     def __init__(self, now_ms: int, wall_ms: int) -> None:
@@ -120,6 +131,8 @@ class Turn:
         self.replies: list[tuple[Pending, Any, BaseException | None]] = []
         self.committed = False
         self.counted = False
+        self.reclaiming = False
+        self.applications = 0
 
     def reply(self, pending: Pending, value: object) -> None:
         """Answer once the turn is committed and applied."""
@@ -143,7 +156,15 @@ class TurnOwner:
         self._outbox: deque[Callable[[], None]] = deque()
         self._lock = runtime.turn_lock()
         self._unfinished: Turn | None = None
-        self._closed = False
+        self._closed = False  # takes no more requests
+        self._stopped = False  # and answers those still in the inbox with `_refusal`
+        self._broken: BaseException | None = None
+        self.sibling_locks: tuple[TurnLock, ...] = ()
+        """Turn locks of the other owners: their runner does not run turns here, too (law 1)."""
+
+    @property
+    def turn_lock(self) -> TurnLock:
+        return self._lock
 
     # -- what a subclass says ----------------------------------------------------------------------------------------
 
@@ -153,6 +174,13 @@ class TurnOwner:
         Returns DEFER to have the request decided in a later turn; anything else is ignored.
         """
         raise NotImplementedError
+
+    def _frees(self, request: object) -> bool:
+        """Whether the request is there to free room: it is not told that somebody else's write found none."""
+        return False
+
+    def _on_stop(self, refusal: StreamlogError) -> None:
+        """No turn will run any more: answer what is parked."""
 
     def _before_commit(self, turn: Turn) -> None:
         """Write the checkpoints of what is staged."""
@@ -174,12 +202,29 @@ class TurnOwner:
         return pending
 
     def enqueue(self, request: object, cost_bytes: int = 0, on_done: Callable[[Pending], None] | None = None) -> Pending:
-        """Only put a request into the inbox. Raises ClosedError."""
+        """Only put a request into the inbox; helps while it is full. Raises ClosedError."""
         if self._closed:
-            raise ClosedError(f"{self.name} is closed")
+            raise self._refusal()
+        if len(self._inbox) >= self.requests_max:
+            self._make_room()
         pending = Pending(request, cost_bytes, on_done)
         self._inbox.append(pending)
         return pending
+
+    def offer(self, request: object, cost_bytes: int = 0) -> Pending | None:
+        """Post as another broker does: None if the inbox is full, as a network would drop it. Never waits."""
+        if len(self._inbox) >= self.requests_max:
+            return None
+        pending = Pending(request, cost_bytes)
+        if self._closed:
+            return None
+        self._inbox.append(pending)
+        self.advance()
+        return pending
+
+    def slip_in(self, request: object) -> None:
+        """Into the inbox, full or not, for a turn to come: for who holds a lock that turns need."""
+        self._inbox.append(Pending(request))
 
     def call(self, request: object, timeout_ms: int | None = None, cost_bytes: int = 0) -> Any:
         """Post and wait: the reply, or the error raised. Raises StreamlogTimeoutError after `timeout_ms`."""
@@ -193,35 +238,46 @@ class TurnOwner:
     def wait(self, pending: Pending, timeout_ms: int | None = None) -> None:
         """Run turns or ride along until `pending` is done."""
         deadline_ms = None if timeout_ms is None else self._clock.monotonic_ms() + timeout_ms
-        while not pending.done:
-            self.advance()
-            if pending.done:
-                return
-            if self._lock._is_owned():
-                raise ReentrantCallError(
-                    f"{type(pending.request).__name__} would wait for {self.name}, but this very thread is inside its turn "
-                    "(a logging handler, __del__ or a signal handler?); send without waiting instead"
-                )
-            if pending.waiter is None:
-                pending.waiter = self.runtime.waiter()
-                continue  # look once more: it may have been answered while nobody was listening
-            left_ms = STRANDED_WAIT_MS
-            if deadline_ms is not None:
-                left_ms = min(left_ms, deadline_ms - self._clock.monotonic_ms())
-                if left_ms <= 0:
-                    raise StreamlogTimeoutError(
-                        f"{type(pending.request).__name__} was not answered by {self.name} within {timeout_ms} ms",
-                        timeout_ms=timeout_ms,
+        try:
+            while not pending.done:
+                self.advance()
+                if pending.done:
+                    return
+                if self._is_runner():
+                    raise ReentrantCallError(
+                        f"{type(pending.request).__name__} would wait for {self.name}, but this very thread is inside a turn "
+                        "(a logging handler, __del__ or a signal handler?); send without waiting instead"
                     )
-            pending.waiter.wait(left_ms)
+                if self._stopped and self._unfinished is None and pending not in tuple(self._inbox) and not pending.done:
+                    raise self._refusal()
+                if pending.waiter is None:
+                    pending.waiter = self.runtime.waiter()
+                    continue  # look once more: it may have been answered while nobody was listening
+                left_ms = STRANDED_WAIT_MS
+                if deadline_ms is not None:
+                    left_ms = min(left_ms, deadline_ms - self._clock.monotonic_ms())
+                    if left_ms <= 0:
+                        raise StreamlogTimeoutError(
+                            f"{type(pending.request).__name__} was not answered by {self.name} within {timeout_ms} ms",
+                            timeout_ms=timeout_ms,
+                        )
+                pending.waiter.wait(left_ms)
+        except BaseException:
+            # The runner may have handed over to us, who leave: first nobody finds our waiter, then we look.
+            pending.waiter = None
+            self.advance()
+            raise
 
     # -- running turns -----------------------------------------------------------------------------------------------
 
     def advance(self) -> None:
         """Run turns while there is something to do and nobody else does it."""
         lock = self._lock
-        if lock._is_owned():
+        if lock._is_owned() and self._is_inside():
             return  # we are the runner: the request waits for the next turn
+        for sibling in self.sibling_locks:
+            if sibling._is_owned():
+                return  # a thread holds one turn lock at most
         turns = 0
         try:
             while (self._has_work()) and lock.acquire(False):
@@ -246,22 +302,76 @@ class TurnOwner:
         if self._outbox:
             self._empty_outbox()
 
-    def exclusively(self, action: Callable[[], None]) -> None:
-        """Run `action` as the runner, between turns: for opening and closing only."""
+    def stop(self, action: Callable[[], None]) -> None:
+        """Take no more requests, finish those taken, run `action` as the last runner, answer who still waits.
+
+        Raises   ReentrantCallError inside a turn. May be called again after an interrupt.
+        """
+        if self._is_runner():
+            raise ReentrantCallError(f"{self.name} cannot be closed from inside a turn")
+        self._closed = True
         with self._lock:
+            if self._stopped:
+                return
             while self._has_work():
                 self._run_turn()
-            action()
-        if self._outbox:
-            self._empty_outbox()
+            try:
+                action()
+            finally:
+                self._stop()
+        self._empty_outbox()
 
-    def transaction(self, turn: Turn) -> WriteTransaction:
-        """The turn's write transaction, begun at its first use."""
+    def transaction(self, turn: Turn, reclaiming: bool = False) -> WriteTransaction:
+        """The turn's write transaction, begun at its first use. reclaiming: to free room, also where there is none."""
         transaction = turn.transaction
         if transaction is None:
-            transaction = turn.transaction = self.environment.write()
+            transaction = turn.transaction = self.environment.write(reclaiming=reclaiming)
             turn.transaction_id = transaction.id
+            turn.reclaiming = reclaiming
         return transaction
+
+    def _is_runner(self) -> bool:
+        """Whether this thread is inside a turn, here or at a sibling."""
+        return (self._lock._is_owned() and self._is_inside()) or any(lock._is_owned() for lock in self.sibling_locks)
+
+    def _is_inside(self) -> bool:
+        """Whether a turn of ours is on this thread's stack. If not, interrupts kept it from letting go of the lock."""
+        inside = (TurnOwner.advance.__code__, TurnOwner.stop.__code__)
+        frame = sys._getframe(2)
+        while frame is not None:
+            if frame.f_code in inside and frame.f_locals.get("self") is self:
+                return True
+            frame = frame.f_back  # type: ignore[assignment]
+        while self._lock._is_owned():
+            self._lock.release()
+        return False
+
+    def _make_room(self) -> None:
+        """Run turns, or wait for who runs them, until the inbox is no longer full. The runner itself cannot wait."""
+        while len(self._inbox) >= self.requests_max and not self._is_runner():
+            self.advance()
+            if len(self._inbox) >= self.requests_max:
+                self.runtime.waiter().wait(FULL_INBOX_LOOK_MS)
+        if self._closed:
+            raise self._refusal()
+
+    def _refusal(self) -> StreamlogError:
+        if self._broken is None:
+            return ClosedError(f"{self.name} is closed")
+        refusal = IllegalStateError(
+            f"{self.name} stopped: what a turn committed could not be applied ({self._broken!r}). Nothing that was "
+            "acknowledged is lost; close the cluster and open it again"
+        )
+        refusal.__cause__ = self._broken
+        return refusal
+
+    def _stop(self) -> None:
+        """The end: called as the runner, nothing unfinished."""
+        self._closed = self._stopped = True
+        refusal = self._refusal()
+        self._on_stop(refusal)
+        while self._inbox:
+            self._answer(self._inbox.popleft(), None, refusal)
 
     def _has_work(self) -> bool:
         return bool(self._inbox) or self._unfinished is not None
@@ -301,19 +411,27 @@ class TurnOwner:
                 if pending.poison is not None:
                     turn.fail(pending, pending.poison)
                     continue
+                if self._stopped:
+                    turn.fail(pending, self._refusal())
+                    continue
                 try:
                     if self._decide(turn, pending) is DEFER:
                         turn.requests.pop()
                         continue
-                except StorageError:
-                    raise
+                except StorageError as error:
+                    if turn.transaction is not None:
+                        raise
+                    turn.fail(pending, error)  # it could not even begin: nothing is written, others may go on
                 except StreamlogError as error:
                     turn.fail(pending, error)
                 except Exception as error:
                     pending.poison = error
                     raise
                 bytes_taken += pending.cost_bytes
-                if bytes_taken >= TURN_BYTES_MAX or len(turn.requests) >= TURN_REQUESTS_MAX:
+                count = len(turn.requests)
+                if bytes_taken >= TURN_BYTES_MAX or count >= TURN_REQUESTS_MAX:
+                    break
+                if not count & 31 and self._clock.monotonic_ms() - turn.now_ms >= TURN_MS_MAX:
                     break
             self._before_commit(turn)
             if turn.transaction is not None:
@@ -328,26 +446,32 @@ class TurnOwner:
         if turn.committed:
             return
         if isinstance(error, StorageError):
-            # Disk full, map full, an I/O error: whoever wanted to write is told, readers are not concerned.
-            for pending in turn.requests:
-                pending.poison = error
+            # Disk full, map full, an I/O error: whoever wanted to write is told, who frees room may try alone.
+            at_fault = [pending for pending in turn.requests if not self._frees(pending.request)] or turn.requests
+            for pending in at_fault:
+                pending.poison = pending.poison or error
         elif not any(pending.poison is error for pending in turn.requests):
             for pending in turn.requests:
-                pending.poison = error
-        again = self._unfinished = Turn(turn.now_ms, turn.wall_ms)
-        for pending in turn.requests:
-            again.requests.append(pending)
-            if pending.poison is not None:
-                again.fail(pending, pending.poison)
-        again.requests = [pending for pending in again.requests if pending.poison is not None]
+                pending.poison = pending.poison or error
+        again = Turn(turn.now_ms, turn.wall_ms)
+        again.requests = [pending for pending in turn.requests if pending.poison is not None]
+        for pending in again.requests:
+            again.fail(pending, cast(BaseException, pending.poison))
         again.committed = True
+        self._unfinished = again
 
     def _finish(self, turn: Turn) -> None:
         if not turn.committed:
-            return self._finish(cast(Turn, self._unfinished))
-        self._apply(turn)
-        for effect in turn.effects:
-            effect()
+            turn = cast(Turn, self._unfinished)
+        try:
+            for effect in turn.effects:
+                effect()
+            self._apply(turn)
+        except Exception as error:
+            turn.applications += 1
+            if turn.applications < APPLICATIONS_MAX:
+                return self._finish(turn)  # out of memory, perhaps: applying is re-runnable
+            return self._break(turn, error)
         if not turn.counted:
             turn.counted = True
             self.turns_total += 1
@@ -355,19 +479,33 @@ class TurnOwner:
         for pending in turn.requests:
             pending.taken = True
         for pending, value, error in turn.replies:
-            if not pending.done:
-                pending.reply = value
-                pending.error = error
-                pending.taken = True
-                pending.done = True
-                if pending.on_done is not None:
-                    self._outbox.append(_callback(pending))
-            if pending.waiter is not None:
-                pending.waiter.set()
+            self._answer(pending, value, error)
         inbox = self._inbox
         while inbox and inbox[0].taken:
             inbox.popleft()
         self._unfinished = None
+
+    def _answer(self, pending: Pending, value: object, error: BaseException | None) -> None:
+        """Tell who waits. Again changes nothing."""
+        if not pending.done:
+            pending.reply = value
+            pending.error = error
+            pending.taken = True
+            pending.done = True
+        if pending.waiter is not None:
+            pending.waiter.set()
+        on_done = pending.on_done
+        if on_done is not None:
+            self._outbox.append(lambda: on_done(pending))
+            pending.on_done = None  # last: an interrupt before it tells twice, never not at all
+
+    def _break(self, turn: Turn, error: Exception) -> None:
+        """What is committed cannot be applied: the state is in doubt, so nothing more is decided on it."""
+        self._broken = error
+        for pending in turn.requests:
+            self._answer(pending, None, self._refusal())
+        self._unfinished = None
+        self._stop()
 
     def _empty_outbox(self) -> None:
         outbox = self._outbox
@@ -376,8 +514,8 @@ class TurnOwner:
                 callback = outbox.popleft()
             except IndexError:
                 return
-            callback()
-
-
-def _callback(pending: Pending) -> Callable[[], None]:
-    return lambda: pending.on_done(pending) if pending.on_done is not None else None
+            try:
+                callback()
+            except Exception:
+                # A wake-up failed (no memory for a thread). It was a courtesy, and this caller is not concerned.
+                continue

@@ -134,7 +134,6 @@ def _seek(
             f"offset {start.number} is behind the end: "
             + ", ".join(f"{tp.topic}-{tp.partition} has offsets {begins[tp]} to {end - 1}" if end > begins[tp] else
                         f"{tp.topic}-{tp.partition} is empty" for tp, end in list(ends.items())[:4])
-            + ("; --follow waits for it" if False else "")
         )  # fmt: skip
     for tp, end in ends.items():
         begin = begins[tp]

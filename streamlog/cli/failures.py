@@ -16,7 +16,7 @@ INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 TERMINATED: Final = 143
 
-READING_COMMANDS: Final = "consume (without --group), topics list, topics describe, groups list, groups describe, dump and verify"
+READING_COMMANDS: Final = "consume (without --group), topics list and describe, groups list and describe, dump, verify and backup"
 
 
 class CommandError(Exception):

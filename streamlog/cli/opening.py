@@ -21,20 +21,10 @@ from streamlog.storage.directory import read_format
 
 @contextmanager
 def reading(arguments: argparse.Namespace) -> Iterator[Any]:
-    """The cluster to read from. Works beside a live owner."""
+    """The cluster to read from (`mode="r"`). Works beside a live owner."""
     require_directory(arguments.dir)
-    with open_reading(arguments.dir) as cluster:
+    with streamlog.open(arguments.dir, mode="r") as cluster:
         yield cluster
-
-
-def open_reading(path: str) -> Any:
-    """`streamlog.open(path, mode="r")`."""
-    try:
-        return streamlog.open(path, mode="r")
-    except ModuleNotFoundError as error:
-        if error.name != "streamlog.client.reader_cluster":
-            raise
-        return streamlog.open(path)
 
 
 @contextmanager
@@ -66,9 +56,12 @@ def topic_of(cluster: Any, name: str, directory: str) -> Topic:
     except UnknownTopicOrPartitionError:
         names = cluster.topics
         near = closest(name, names)
-        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(names[:8])}" if names else "it has no topics yet"
+        if near:
+            hint = f"did you mean {near!r}?"
+        else:
+            hint = f"it has {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}." if names else "it has no topics yet."
         raise CommandError(
-            f"there is no topic {name!r} in {directory}; {hint} `streamlog topics create {name}` makes it"
+            f"there is no topic {name!r} in {directory}; {hint} `streamlog topics create {name} --dir {directory}` makes it"
         ) from None
     return topic
 

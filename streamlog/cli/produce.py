@@ -17,7 +17,7 @@ from streamlog.cli.formats import PRODUCE_FORMATS, BadLine, parse_json_line
 from streamlog.cli.interrupts import Interrupts
 from streamlog.cli.lines import STDIN, UNTERMINATED, Source, split_lines
 from streamlog.cli.opening import topic_of, writing
-from streamlog.cli.terminal import Terminal, plural, size
+from streamlog.cli.terminal import Terminal, duration, plural, size
 from streamlog.clock import SystemClock
 from streamlog.errors import StreamlogError
 from streamlog.record import Record
@@ -218,7 +218,7 @@ class Production:
             terminal.document({"topic": name, "records": self.records, "bytes": self.bytes, "elapsed_ms": elapsed_ms, "keyless": keyless})
         elif not terminal.quiet:
             rate = self.records * 1000 / elapsed_ms
-            terminal.line(f"{plural(self.records, 'record')} ({size(self.bytes)}) written to {name} in {elapsed_ms / 1000:.2f} s, {rate:,.0f}/s")
+            terminal.line(f"{plural(self.records, 'record')} ({size(self.bytes)}) written to {name} in {duration(elapsed_ms)}, {rate:,.0f}/s")
         if keyless:
             terminal.warn(
                 f"streamlog: {plural(keyless, 'line')} did not match --key-regex and have no key: they are spread over the partitions"

@@ -133,6 +133,14 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def duration(milliseconds: float) -> str:
+    """4 ms, 1.25 s, 3:05 min."""
+    if milliseconds < 1000:
+        return f"{milliseconds:.0f} ms"
+    seconds = milliseconds / 1000
+    return f"{seconds:.2f} s" if seconds < 100 else f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
+
+
 def when(timestamp_ms: int) -> str:
     """A record's time for people, in local time; a dash if it has none."""
     if timestamp_ms < 0:

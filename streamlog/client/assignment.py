@@ -249,7 +249,9 @@ class ConsumerAssignment(ConsumerPositions):
             owned = list(self._assigned)
             if owned:
                 # Kafka's onLeavePrepare: revoked while the group still knows us, lost if it does not.
-                listener = self._on_revoked if membership.generation >= 0 else self._on_lost or self._on_revoked
+                listener = (
+                    self._on_revoked if membership.generation >= 0 else self._on_lost or self._on_revoked
+                )
                 if listener is not None:
                     listener(owned)
         finally:

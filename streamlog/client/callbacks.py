@@ -42,9 +42,8 @@ class DeliveryCallbacks:
         with self._lock:
             if batch.callbacks is None:
                 batch.callbacks = []
-            batch.callbacks.append((index, callback))
-            if batch not in self._batches:
                 self._batches.append(batch)
+            batch.callbacks.append((index, callback))
             if batch.pending is not None:
                 batch.pending.on_done = self.wake
         if self._closed:

@@ -10,18 +10,25 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from re import Pattern
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from streamlog.broker.cluster import BrokerCluster
 from streamlog.broker.runner import Runtime, new_lock
 from streamlog.client.assignment import checked_topics
 from streamlog.client.consumer import Consumer
+from streamlog.client.delivery import attach
+from streamlog.client.habits import unknown_name
 from streamlog.client.options import topic_overrides
 from streamlog.client.producer import Producer
 from streamlog.client.topic import Topic
 from streamlog.config import ClusterConfig, ConsumerConfig, ProducerConfig
 from streamlog.core.controller import validate_topic_name
-from streamlog.errors import ConfigError, InvalidGroupIdError, TopicAlreadyExistsError, UnsupportedOperationError
+from streamlog.errors import (
+    ConfigError,
+    InvalidGroupIdError,
+    TopicAlreadyExistsError,
+    UnsupportedOperationError,
+)
 from streamlog.metrics import Metrics
 from streamlog.storage.directory import ClusterDirectory, memory_directory
 
@@ -36,6 +43,7 @@ MEMORY: Final = ":memory:"
 SYNC_MODES: Final = ("full", "normal", "off")
 
 Shared = tuple["BrokerCluster", dict[str, Any]]
+ProducerT = TypeVar("ProducerT", bound=Producer)
 _open_clusters: dict[object, _Opened] = {}
 _open_readers: dict[object, OpenedReader] = {}
 _open_lock = new_lock()
@@ -69,6 +77,11 @@ class Cluster:
             return f"<Cluster {str(self.path)!r} closed>"
         topics = sum(not topic.internal for topic in list(self._backend.topics.values()))
         return f"<Cluster {str(self.path)!r} brokers={len(self._backend.brokers)} topics={topics} sync={self._backend.sync!r}>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            raise unknown_name(self, name)
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -165,11 +178,13 @@ class Cluster:
 
     def producer(self, *, config: Mapping[str, Any] | None = None, **options: Any) -> Producer:
         """A producer. Options are `ProducerConfig`'s, as keywords or in `config` by Kafka's names. Raises ConfigError."""
+        return self._make_producer(Producer, ProducerConfig.from_options(options, config))
+
+    def _make_producer(self, kind: type[ProducerT], parsed: ProducerConfig) -> ProducerT:
         self._check_open()
-        parsed = ProducerConfig.from_options(options, config)
         if parsed.transactional_id is not None:
             raise UnsupportedOperationError("transactional_id: transactions are not part of this version yet")
-        producer = Producer(self._backend, parsed, self._forget_producer)
+        producer = kind(self._backend, parsed, self._forget_producer)
         self._producers[producer] = None
         return producer
 
@@ -240,8 +255,10 @@ class Cluster:
             return
         self._closed = True
         first: Exception | None = None
+        if self._backend.is_foreign:
+            return  # the parent's cluster: nothing here is ours to flush or to release
         try:
-            if not self._backend.is_foreign:
+            if not self._backend.closed:
                 for consumer in list(self._consumers):
                     try:
                         consumer._close(commit=commit)
@@ -264,9 +281,9 @@ class Cluster:
             raise first
 
     def _check_open(self) -> None:
-        if self._closed or self._backend.closed:
-            self._backend.refuse_closed()
         self._backend.check_usable()
+        if self._closed:
+            self._backend.refuse_closed()
 
 
 def _not_default(count: int) -> int:
@@ -373,6 +390,22 @@ def close_all() -> None:
                 "their way; they were sent now. Use `with`, or close()"
             )
     _open_clusters.clear()
+
+
+def _forget_all() -> None:
+    """In a forked child: what the parent has open is not open here."""
+    global _open_lock
+    for opened in list(_open_clusters.values()):
+        opened.backend.closed = True  # whoever looks is told why by `check_usable`
+        for cluster in list(opened.handles):
+            for producer in list(cluster._producers):
+                producer._topics = {}
+    _open_clusters.clear()
+    _open_lock = new_lock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def _say(text: str) -> None:

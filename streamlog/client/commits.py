@@ -33,6 +33,7 @@ from streamlog.record import OffsetAndMetadata, TopicPartition
 
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
+    from streamlog.broker.runner import Waiter
     from streamlog.client.membership import Membership
 
 RETRY_MS: Final = 20
@@ -52,6 +53,8 @@ class Commits:
         self._automatic = config.enable_auto_commit and config.group_id is not None
         self._clock = backend.runtime.clock
         self._due_ms = self._clock.monotonic_ms() + config.auto_commit_interval_ms
+        # What a commit waits on while a rebalance is in its way; made when it is first needed.
+        self.waiter: Waiter | None = None
 
     # -- by itself ---------------------------------------------------------------------------------------------------
 
@@ -109,7 +112,6 @@ class Commits:
         if not wanted:
             return
         deadline_ms = self._clock.monotonic_ms() + timeout_ms
-        waiter = None
         while True:
             left_ms = deadline_ms - self._clock.monotonic_ms()
             if left_ms <= 0:
@@ -126,8 +128,9 @@ class Commits:
                 membership.advance()
                 self._refuse_foreign(wanted)
                 if not membership.is_stable:
-                    waiter = waiter or self._backend.runtime.waiter()
-                    waiter.wait(min(RETRY_MS, left_ms))
+                    if self.waiter is None:
+                        self.waiter = self._backend.runtime.waiter()
+                    self.waiter.wait(min(RETRY_MS, left_ms))
             except _STALE as error:
                 raise CommitFailedError(
                     f"group {self._config.group_id!r} no longer knows this member: it was too slow, or was replaced. "

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.client.assignment import ConsumerAssignment
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
+from streamlog.client.habits import unknown_name
 from streamlog.client.serde import resolve_deserializer
 from streamlog.client.timeouts import milliseconds
 from streamlog.config import ConsumerConfig
@@ -71,6 +72,11 @@ class Consumer(ConsumerAssignment):
         what = f"group={self.config.group_id!r}" if self.config.group_id else "no group"
         state = "closed" if self._closed else f"{len(self._assigned)} partitions"
         return f"<Consumer {what} {state}>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            raise unknown_name(self, name)
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -179,7 +185,12 @@ class Consumer(ConsumerAssignment):
             assigned.next_index = index
             assigned.position = record.offset + 1 if index < len(buffer) else assigned.fetch_offset
             yield record
-            if assigned.next_index != index or assigned.buffer is not buffer or assigned.paused or self._closed:
+            if (
+                assigned.next_index != index
+                or assigned.buffer is not buffer
+                or assigned.paused
+                or self._closed
+            ):
                 return  # the loop's body moved us
             if ready and self._membership is not None:
                 return
@@ -306,6 +317,12 @@ class Consumer(ConsumerAssignment):
             if assigned.position < assigned.end_offset and not assigned.paused:
                 return False
         return membership is None or membership.is_settled
+
+    def note_alive(self) -> None:
+        """Count as a poll for `max_poll_interval_ms`: for work that takes long on the records of one poll."""
+        membership = self._membership
+        if membership is not None:
+            membership.last_poll_ms = self._clock.monotonic_ms()
 
     def wakeup(self) -> None:
         """Let a poll that waits in another thread return at once."""

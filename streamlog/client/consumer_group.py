@@ -196,7 +196,7 @@ class ConsumerGroup:
         if to == "latest":
             return lookup.end_offset(partition)
         word, _, number = to.partition(":") if isinstance(to, str) else ("", "", "")
-        if word in ("timestamp", "shift") and number.lstrip("-").isdigit():
+        if word in ("timestamp", "shift") and number.removeprefix("-").isdecimal():
             if word == "shift":
                 return committed.get(tp, view.log_start_offset) + int(number)
             found = lookup.for_timestamp(partition, int(number))

@@ -13,20 +13,44 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from streamlog.broker import api
 from streamlog.broker.turn import Pending
-from streamlog.errors import StreamlogError
+from streamlog.client.awaiting import all_settled, settled
 from streamlog.record import Headers, Record, RecordMetadata
 
 if TYPE_CHECKING:
-    from streamlog.client.producer import Producer
+    from streamlog.client.awaiting import Arrivals
+    from streamlog.client.accumulator import Accumulator
 
 NO_OFFSET = -1
+
+
+def attach(exception: BaseException, error: BaseException) -> None:
+    """Hang `error`, raised while cleaning up after `exception`, at the end of what `exception` tells of its past."""
+    if error is exception:
+        return
+    seen = {id(error)}
+    link: BaseException | None = error
+    while link is not None:  # python has made `exception` the context of `error`, or of its causes
+        if link.__context__ is exception:
+            link.__context__ = None
+        seen.add(id(link))
+        link = link.__cause__ or link.__context__
+        if link is not None and id(link) in seen:
+            break
+    last = exception
+    while (past := last.__cause__ or last.__context__) is not None and id(past) not in seen:
+        seen.add(id(past))
+        last = past
+    last.__context__ = error
+    if hasattr(exception, "add_note"):
+        exception.add_note(f"and {type(error).__name__}: {error}")
 
 
 class OpenBatch:
@@ -35,9 +59,10 @@ class OpenBatch:
     __slots__ = (
         "producer", "topic", "partition", "keys", "values", "headers", "timestamps", "size_bytes", "size_limit", "linger_until_ms",
         "pending", "entry", "sent_bytes", "produced", "error", "callbacks", "known_failures", "settled",
+        "arrivals",
     )  # fmt: skip
 
-    def __init__(self, producer: Producer, topic: str, partition: int, linger_until_ms: int, size_limit: int) -> None:
+    def __init__(self, producer: Accumulator, topic: str, partition: int, linger_until_ms: int, size_limit: int) -> None:
         self.producer = producer
         self.topic = topic
         self.partition = partition
@@ -57,6 +82,7 @@ class OpenBatch:
         self.callbacks: list[tuple[int, Callable[[SendFuture], object]]] | None = None
         self.known_failures: set[int] | None = None
         self.settled = False
+        self.arrivals: Arrivals | None = None  # who awaits it in an event loop
 
     def __repr__(self) -> str:
         state = "failed" if self.error else "done" if self.settled else "sent" if self.pending else "open"
@@ -66,6 +92,14 @@ class OpenBatch:
         """Drop what an interrupted `send` left half appended; its caller never got a future."""
         count = min(len(self.keys), len(self.values), len(self.timestamps))
         del self.keys[count:], self.values[count:], self.timestamps[count:]
+        if self.headers is not None:
+            for index in [index for index in self.headers if index >= count]:
+                del self.headers[index]
+
+    def fail(self, error: BaseException) -> None:
+        """The batch never left: its records have failed."""
+        self.error = error
+        self.settled = True
 
     def header_column(self) -> list[Headers] | None:
         if self.headers is None:
@@ -95,13 +129,28 @@ class OpenBatch:
             if self.known_failures is None:
                 self.known_failures = set()
             self.known_failures.add(index)
-            raise self.error
+            raise self.error.with_traceback(None)
         produced = self.produced
         assert produced is not None, self
         if produced.base_offset == NO_OFFSET:
             return RecordMetadata(self.topic, self.partition, NO_OFFSET, self.timestamps[index])
         timestamp = produced.log_append_time if produced.log_append_time >= 0 else self.timestamps[index]
         return RecordMetadata(self.topic, self.partition, produced.base_offset + index, timestamp)
+
+    def metadata_of(self, start: int, count: int) -> Iterator[RecordMetadata]:
+        """Where `count` records from `start` on are; the batch was written."""
+        produced = self.produced
+        assert produced is not None, self
+        first = produced.base_offset
+        offsets = repeat(NO_OFFSET) if first == NO_OFFSET else range(first + start, first + start + count)
+        timestamps: Iterable[int] = self.timestamps[start : start + count]
+        if produced.log_append_time >= 0:
+            timestamps = repeat(produced.log_append_time, count)
+        return map(RecordMetadata, repeat(self.topic, count), repeat(self.partition), offsets, timestamps)
+
+    @property
+    def has_unknown_failures(self) -> bool:
+        return self.error is not None and len(self.known_failures or ()) < len(self.values)
 
     def unknown_failures(self) -> list[Record]:
         """The records of a failed batch nobody has been told about."""
@@ -146,10 +195,11 @@ class SendFuture(msgspec.Struct, frozen=True, eq=False, gc=False):
         """The error `result` would raise, or None. Counts as having been told."""
         try:
             self.result(timeout)
-        except StreamlogError as error:
-            if not self.done():
-                raise
-            return error
+        except Exception as error:
+            if error is not self.batch.error:
+                raise  # not the record's fate: the time is over
+            found: BaseException = error
+            return found
         return None
 
     def add_done_callback(self, callback: Callable[[SendFuture], object]) -> None:
@@ -160,26 +210,10 @@ class SendFuture(msgspec.Struct, frozen=True, eq=False, gc=False):
         self.batch.producer._callbacks.add(self.batch, self.index, callback)
 
     def __await__(self) -> Generator[Any, None, RecordMetadata]:
-        if self.done():
-            return self.result()
-        return (yield from self._wait_in_loop().__await__())
-
-    async def _wait_in_loop(self) -> RecordMetadata:
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        arrived = asyncio.Event()
-
-        def tell(_: SendFuture) -> None:
-            try:
-                loop.call_soon_threadsafe(arrived.set)
-            except RuntimeError:
-                pass  # the loop is closed: nobody awaits any more
-
-        self.add_done_callback(tell)
-        self.batch.producer._hurry(self.batch)
-        await arrived.wait()
-        return self.result()
+        batch: OpenBatch = self.batch
+        if not batch.settle():
+            yield from settled(batch).__await__()
+        return batch.metadata(self.index)
 
 
 class SentMany(Sequence[SendFuture]):
@@ -219,5 +253,26 @@ class SentMany(Sequence[SendFuture]):
         return self._futures
 
     def result(self, timeout: float | None = None) -> list[RecordMetadata]:
-        """Where the records are, in the order given. Raises the first error there is."""
-        return [future.result(timeout) for future in self._all()]
+        """Where the records are, in the order given. Sends at once what still lingers. Raises the first error there is."""
+        batches = [batch for batch, _, _ in self._segments]
+        if batches and not all(batch.settle() for batch in batches):
+            batches[0].producer._await_all(batches, timeout)
+        if any(batch.error is not None for batch in batches):
+            return [future.result(timeout) for future in self._all()]
+        gathered: list[RecordMetadata] = []
+        for batch, start, count in self._segments:
+            gathered += batch.metadata_of(start, count)
+        if self._order is None:
+            return gathered
+        ordered: list[Any] = [None] * len(gathered)
+        for position, metadata in zip(self._order, gathered, strict=True):
+            ordered[position] = metadata
+        return ordered
+
+    def __await__(self) -> Generator[Any, None, list[RecordMetadata]]:
+        yield from self.wait().__await__()
+        return self.result()
+
+    async def wait(self) -> None:
+        """In an event loop: until the fate of every record is known. Raises nothing of theirs."""
+        await all_settled(batch for batch, _, _ in self._segments)

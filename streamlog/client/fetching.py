@@ -14,13 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from streamlog.batch import Batch
 from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Subscription
-from streamlog.broker.reading import LogReader, check_range, end_for
+from streamlog.broker.reading import LogReader, check_range, corrupt_at, end_for
 from streamlog.errors import CorruptRecordError, DeserializationError
 from streamlog.record import Record, TopicPartition
-from streamlog.storage import log
+from streamlog.storage.records import read_records
 
 UNKNOWN_OFFSET: Final = -1
 
@@ -78,43 +77,24 @@ class AssignedPartition:
             end = self.lag_end = end_for(view, isolation_level)
             if offset >= end:
                 return False
-            batches = log.read(snapshot, partition.log_id, offset, end, bytes_max, check_crcs)
+            found = read_records(
+                snapshot, partition.log_id, self.tp.topic, self.tp.partition, offset, end, bytes_max, check_crcs
+            )
         except CorruptRecordError as error:
-            raise self._corrupt(error) from error
+            raise corrupt_at(*self.tp, offset, error) from error
         finally:
             snapshot.close()
-        return self._decode(batches, offset, end)
-
-    def _decode(self, batches: list[Batch], offset: int, end: int) -> bool:
-        topic, number = self.tp
-        records: list[Record] = []
-        for batch in batches:
-            if not batch.is_control:
-                decoded = batch.records(topic, number, offset)
-                records = decoded if not records else records + decoded
-            offset = batch.base_offset + batch.last_offset_delta + 1
-        if not batches:
-            offset = end  # compaction left nothing between here and the end
-        meters = self.partition.meters
-        meters.messages_out.count += len(records)
-        meters.bytes_out.count += sum([batch.size_bytes for batch in batches])
+        meters = partition.meters
         meters.fetch_requests.count += 1
-        self.fetch_offset = offset
-        self.buffer = records
+        meters.messages_out.count += len(found.records)
+        meters.bytes_out.count += found.size_bytes
+        # Nothing found: compaction left nothing between here and the end.
+        self.fetch_offset = offset = end if found.next_offset is None else found.next_offset
+        self.buffer = found.records
         self.next_index = 0
-        if not records:
+        if not found.records:
             self.position = offset
         return offset < end
-
-    def _corrupt(self, error: CorruptRecordError) -> CorruptRecordError:
-        return CorruptRecordError(
-            f"{self.tp} is corrupt at offset {self.fetch_offset}: {error}; the other batches stay readable, seek past it "
-            "(streamlog verify shows all damage)",
-            topic=self.tp.topic,
-            partition=self.tp.partition,
-            offset=self.fetch_offset,
-            **{name: value for name, value in error.facts.items() if name not in ("topic", "partition", "offset")},
-        )
 
     def take(self, count_max: int, deserialize_key: Deserializer | None, deserialize_value: Deserializer | None) -> list[Record]:
         """Hand out up to `count_max` buffered records and move the position behind them.

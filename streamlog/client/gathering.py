@@ -8,18 +8,24 @@ Everything here works on whole columns: the cost of a Python call is paid per ca
 from __future__ import annotations
 
 import random
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Iterable
 from itertools import accumulate
 from operator import add, sub
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
 from streamlog.client.delivery import OpenBatch
 from streamlog.client.partitioner import Crc32Partitioner, create_partitioner
 from streamlog.client.serde import only_bytes, to_bytes
 from streamlog.config import ProducerConfig
 from streamlog.core.controller import TopicImage
-from streamlog.errors import InvalidTimestampError, RecordTooLargeError, SerializationError, UnknownTopicOrPartitionError
+from streamlog.errors import (
+    ConfigError,
+    InvalidTimestampError,
+    RecordTooLargeError,
+    SerializationError,
+    UnknownTopicOrPartitionError,
+)
 from streamlog.record import Headers
 
 RECORD_OVERHEAD_BYTES: Final = 8
@@ -36,10 +42,16 @@ class Gathered(NamedTuple):
 class TopicBuffer:
     """The open batches of one topic, one per partition, and its partitioner. Belongs to one image of the topic."""
 
-    __slots__ = ("image", "count", "batches", "partitioner", "place", "hashes")
+    __slots__ = ("image", "count", "batches", "partitioner", "place", "hashes", "batch_bytes", "large_bytes")
 
-    def __init__(self, image: TopicImage, config: ProducerConfig, chance: random.Random) -> None:
+    def __init__(
+        self, image: TopicImage, config: ProducerConfig, message_bytes_max: int, chance: random.Random
+    ) -> None:
+        """message_bytes_max: the topic's max.message.bytes; sizes here are estimates, so batches stay well below it."""
         self.image = image
+        self.batch_bytes = min(config.batch_size, message_bytes_max // 2)
+        # A larger record than this could lift an open batch over the topic's limit: it begins a new one.
+        self.large_bytes = message_bytes_max // 6
         self.count = len(image.partitions)
         self.batches: list[OpenBatch | None] = [None] * self.count
         spec = "sticky" if config.partitioner_ignore_keys else config.partitioner
@@ -53,7 +65,21 @@ class TopicBuffer:
     def open_batches(self) -> list[OpenBatch]:
         return [batch for batch in self.batches if batch is not None]
 
-    def refuse_partition(self, partition: object) -> NoReturn:
+    def retire(self) -> None:
+        """Another buffer takes over: who still holds this one must look again (an IndexError tells)."""
+        self.batches = []
+
+    def checked_partition(self, partition: object) -> int:
+        """A partition the caller chose. Raises UnknownTopicOrPartitionError, ConfigError."""
+        if type(partition) is not int:
+            raise ConfigError(
+                f"partition={partition!r:.80}: allowed: an int from 0 to {self.count - 1}, or None for the partitioner's choice",
+                option="partition",
+                value=partition,
+                allowed=f"0 to {self.count - 1}, or None",
+            )
+        if 0 <= partition < self.count:
+            return partition
         raise UnknownTopicOrPartitionError(
             f"topic {self.image.name!r} has no partition {partition!r}; allowed: 0 to {self.count - 1}, or None",
             topic=self.image.name,
@@ -139,7 +165,7 @@ def largest_record(keys: list[bytes | None], values: list[bytes | None]) -> int:
 def cut(ends: list[int], start: int, room_bytes: int) -> int:
     """How far from record `start` records fit into `room_bytes`; at least one does. `ends` are `running_sizes`."""
     before = ends[start - 1] if start else 0
-    return min(bisect_left(ends, before + room_bytes, start, len(ends)) + 1, len(ends))
+    return max(bisect_right(ends, before + room_bytes, start, len(ends)), start + 1)
 
 
 def check_size(size: int, allowed: int, topic: str) -> None:
@@ -155,8 +181,11 @@ def check_size(size: int, allowed: int, topic: str) -> None:
 
 def check_headers(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
     """Headers as a tuple of pairs. Raises SerializationError naming the wrong one."""
-    if isinstance(headers, dict):
-        headers = headers.items()
+    given: object = headers
+    if isinstance(given, dict):
+        headers = given.items()
+    elif isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
+        raise SerializationError(f"headers are pairs (str, bytes or None), not {given!r:.80}", given=given)
     checked: list[tuple[str, bytes | None]] = []
     for header in headers:
         if not isinstance(header, (tuple, list)) or len(header) != 2:

@@ -25,6 +25,23 @@ POLL_SECONDS: Final = 0.25
 WORKERS_MAX: Final = 1000
 
 
+def check_run(handler: object, workers: object, on_error: object) -> None:
+    """Raises ConfigError for arguments of `run` that make no sense."""
+    if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= WORKERS_MAX:
+        raise ConfigError(
+            f"workers={workers!r}: allowed: 1 to {WORKERS_MAX}", option="workers", value=workers, allowed=f"1 to {WORKERS_MAX}"
+        )
+    if not (callable(on_error) or on_error in ("raise", "skip")):
+        raise ConfigError(
+            f"on_error={on_error!r}: allowed: 'raise', 'skip' or a callable (record, exception)",
+            option="on_error",
+            value=on_error,
+            allowed="'raise', 'skip' or a callable",
+        )
+    if not callable(handler):
+        raise ConfigError(f"handler {handler!r} is not callable", option="handler", value=handler, allowed="a callable (record)")
+
+
 class GroupRun:
     """One run of a handler."""
 
@@ -37,19 +54,7 @@ class GroupRun:
         on_error: str | Callable[[Record, Exception], Any],
         options: Mapping[str, Any],
     ) -> None:
-        if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= WORKERS_MAX:
-            raise ConfigError(
-                f"workers={workers!r}: allowed: 1 to {WORKERS_MAX}", option="workers", value=workers, allowed=f"1 to {WORKERS_MAX}"
-            )
-        if not (callable(on_error) or on_error in ("raise", "skip")):
-            raise ConfigError(
-                f"on_error={on_error!r}: allowed: 'raise', 'skip' or a callable (record, exception)",
-                option="on_error",
-                value=on_error,
-                allowed="'raise', 'skip' or a callable",
-            )
-        if not callable(handler):
-            raise ConfigError(f"handler {handler!r} is not callable", option="handler", value=handler, allowed="a callable (record)")
+        check_run(handler, workers, on_error)
         self._runtime = backend.runtime
         self._group = group
         self._handler = handler
@@ -62,9 +67,14 @@ class GroupRun:
         self._ended = self._runtime.waiter()
 
     def run(self) -> None:
-        self._consumers = [
-            self._group.consumer(enable_auto_commit=False, **self._options) for _ in range(self._workers)
-        ]
+        options = {**self._options, "enable_auto_commit": False}
+        try:
+            for _ in range(self._workers):
+                self._consumers.append(self._group.consumer(**options))
+        except BaseException:
+            for consumer in self._consumers:
+                consumer.close()
+            raise
         tasks = [
             self._runtime.spawn(f"streamlog-worker-{number}", lambda consumer=consumer: self._work(consumer))  # type: ignore[misc]
             for number, consumer in enumerate(self._consumers)
@@ -110,6 +120,7 @@ class GroupRun:
                 except Exception as error:
                     self._judge(record, error)
                 finished[TopicPartition(record.topic, record.partition)] = record.offset + 1
+                consumer.note_alive()  # each record handled is a sign of life, not only each poll
         finally:
             if finished:
                 self._commit(consumer, finished)

@@ -327,6 +327,10 @@ class Membership:
                 ),
             )
 
+    def excuse(self, late_ms: int) -> None:
+        """This process stood still for so long (a debugger, SIGSTOP): that is no failure to poll."""
+        self.last_poll_ms += late_ms
+
     def leave(self, *, wait: bool) -> None:
         """Tell the coordinator we go. A static member goes silently (KIP-345): it may be back soon."""
         if not self.member_id or self.config.group_instance_id is not None:

@@ -11,7 +11,7 @@ Source: Kafka KafkaConsumer (seek, position, offsetsForTimes), SEMANTICS 3.8.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
 from streamlog.client.offsets import OffsetLookup, checked_partitions
@@ -166,7 +166,7 @@ class ConsumerPositions:
         if partitions is None:
             self._check_open()
             return list(self._assigned.values())
-        given = list(partitions)
+        given: list[Any] = list(partitions)
         if len(given) == 1 and isinstance(given[0], (list, set, frozenset)):
             given = list(given[0])
         return [self._assigned_partition(tp) for tp in checked_partitions(given)]

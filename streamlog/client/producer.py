@@ -19,21 +19,16 @@ Not implemented yet: idempotence and transactions; retries (one in-process broke
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
-from streamlog.batch import Codec, seal_columnar
-from streamlog.broker import api
-from streamlog.broker.runner import Service
-from streamlog.client.callbacks import DeliveryCallbacks
-from streamlog.client.delivery import OpenBatch, SendFuture, SentMany
+from streamlog.client.accumulator import Accumulator
+from streamlog.client.delivery import OpenBatch, SendFuture, SentMany, attach
 from streamlog.client.gathering import (
     RECORD_OVERHEAD_BYTES,
     TopicBuffer,
     check_headers,
-    check_size,
     check_timestamp,
     checked_columns,
     column_bytes,
@@ -44,11 +39,12 @@ from streamlog.client.gathering import (
     running_sizes,
     split_items,
 )
+from streamlog.client.habits import unknown_name
 from streamlog.client.serde import resolve_serializer, to_bytes
 from streamlog.client.timeouts import milliseconds
 from streamlog.config import ProducerConfig
-from streamlog.errors import BufferExhaustedError, ClosedError, DeliveryError, StreamlogTimeoutError
-from streamlog.record import Headers, Record
+from streamlog.core.controller import validate_topic_name
+from streamlog.record import Headers
 
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
@@ -56,48 +52,31 @@ if TYPE_CHECKING:
 KEYLESS_CHUNK_RECORDS: Final = 1000
 """So many records without a key stay together at most, whatever their size."""
 
-_CODECS: Final[Mapping[str, Codec]] = {
-    "none": Codec.NONE, "gzip": Codec.GZIP, "snappy": Codec.SNAPPY, "lz4": Codec.LZ4, "zstd": Codec.ZSTD
-}  # fmt: skip
-_STRANDED_CALLBACK_MS: Final = 50
-_FAILED_RECORDS_SHOWN_MAX: Final = 1000
 
-
-class Producer:
+class Producer(Accumulator):
     """Sends records. Safe to use from several threads. Make it with `cluster.producer(...)`; leaving `with` flushes."""
 
-    def __init__(self, backend: BrokerCluster, config: ProducerConfig, on_close: Callable[[Producer], None]) -> None:
-        self.config = config
-        self._backend = backend
+    def __init__(
+        self, backend: BrokerCluster, config: ProducerConfig, on_close: Callable[[Producer], None]
+    ) -> None:
+        super().__init__(backend, config)
         self._on_close = on_close
-        runtime = backend.runtime
-        self._runtime = runtime
-        self._wall_ns = runtime.clock.wall_ns
-        self._images = backend.topics
-        self._record_bytes_max = config.max_request_size
-        self._lock = runtime.lock()
-        self._topics: dict[str, TopicBuffer] = {}
-        self._in_flight: deque[OpenBatch] = deque()
-        self._failed: list[OpenBatch] = []
-        self._batch_size = config.batch_size
-        self._buffered_bytes = 0
-        self._codec = _CODECS[config.compression]
         self._serialize_key = resolve_serializer(config.key_serializer, "key_serializer")
         self._serialize_value = resolve_serializer(config.value_serializer, "value_serializer")
         self._serializes = self._serialize_key is not None or self._serialize_value is not None
-        self._closed = False
-        self._service = Service(runtime, "streamlog-producer", self._serve)
-        self._callbacks = DeliveryCallbacks(self._lock, self._service)
-        self._service_planned = False
-        self._records_sent = 0
-        self._batches_sent = 0
-        self._batches_opened = 0
-        self._batches_opened_before = 0
-        self._records_failed = 0
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{self._buffered_bytes} bytes buffered, {len(self._in_flight)} batches in flight"
+        state = (
+            "closed"
+            if self._closed
+            else f"{self._buffered_bytes} bytes buffered, {len(self._in_flight)} batches in flight"
+        )
         return f"<Producer acks={'all' if self.config.acks == -1 else self.config.acks} {state}>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            raise unknown_name(self, name)
 
     def __enter__(self) -> Producer:
         self._check_open()
@@ -106,16 +85,12 @@ class Producer:
     def __exit__(self, kind: object, exception: BaseException | None, traceback: object) -> None:
         try:
             self.close()
-        except DeliveryError as error:
+        except Exception as error:
             if exception is None:
                 raise
-            # The user's own exception is the news; ours goes along with it.
-            if error.__context__ is exception:
-                error.__context__ = None
-            if exception.__cause__ is None and exception.__context__ is None:
-                exception.__context__ = error
+            attach(exception, error)  # the user's own exception is the news; ours goes along with it
 
-    # -- sending -----------------------------------------------------------------------------------------------------
+    # -- sending ---------------------------------------------------------------------------------------------
 
     def send(
         self,
@@ -145,7 +120,11 @@ class Producer:
         size = RECORD_OVERHEAD_BYTES if value is None else len(value) + RECORD_OVERHEAD_BYTES
         if key is not None:
             size += len(key)
-        buffer = self._topics.get(topic)
+        try:
+            buffer = self._topics.get(topic)
+        except TypeError:
+            validate_topic_name(topic)
+            raise
         if buffer is None or buffer.image is not self._images.get(topic):
             buffer = self._buffer_of(topic)
         if partition is None:
@@ -154,41 +133,74 @@ class Producer:
                 partition = crc32(key) % buffer.count
             else:
                 partition = buffer.place(key, value)
-        elif not 0 <= partition < buffer.count:
-            buffer.refuse_partition(partition)
+        else:
+            partition = buffer.checked_partition(partition)
         checked: Headers = ()
         if headers is not None:
             checked = check_headers(headers)
             size += headers_bytes(checked)
         if size > self._record_bytes_max:
-            check_size(size, self._record_bytes_max, topic)
+            self._admit(size, topic)
         if timestamp is None:
             timestamp = self._wall_ns() // 1_000_000
         else:
             check_timestamp(timestamp)
         with self._lock:
-            batch = buffer.batches[partition]
-            if batch is None:
-                batch = self._open_batch(buffer, partition)
-            values = batch.values
-            index = len(values)
+            if self._inside:  # a signal handler or __del__ struck this very thread between two steps of ours
+                return self._send_aside(topic, partition, key, value, checked, timestamp)
+            self._inside = True
             try:
-                if checked:
-                    if batch.headers is None:
-                        batch.headers = {}
-                    batch.headers[index] = checked
-                batch.keys.append(key)
-                batch.timestamps.append(timestamp)
-                values.append(value)
-            except BaseException:
-                batch.realign()
-                raise
-            batch.size_bytes = size = batch.size_bytes + size
-            if size < batch.size_limit:
-                return SendFuture(batch, index)
-            self._seal([batch])
+                try:
+                    batch = buffer.batches[partition]
+                except IndexError:  # the topic changed since we looked
+                    buffer, batch = self._look_again(topic, partition)
+                is_large = size > buffer.large_bytes
+                if batch is None:
+                    batch = self._open_batch(buffer, partition)
+                elif is_large:
+                    self._seal([batch])
+                    batch = self._open_batch(buffer, partition)
+                values = batch.values
+                index = len(values)
+                try:
+                    if checked:
+                        if batch.headers is None:
+                            batch.headers = {}
+                        batch.headers[index] = checked
+                    batch.keys.append(key)
+                    batch.timestamps.append(timestamp)
+                    values.append(value)
+                except BaseException:
+                    batch.realign()
+                    raise
+                batch.size_bytes = size = batch.size_bytes + size
+                if size < batch.size_limit and not is_large:
+                    return SendFuture(batch, index)
+                self._seal([batch])
+            finally:
+                self._inside = False
         self._after_sealing()
         return SendFuture(batch, index)
+
+    def _send_aside(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        timestamp: int,
+    ) -> SendFuture:
+        """Gather a record while this thread is in the middle of gathering another: a batch of its own, sent soon."""
+        batch = OpenBatch(self, topic, partition, 0, 0)
+        if headers:
+            batch.headers = {0: headers}
+        batch.keys.append(key)
+        batch.timestamps.append(timestamp)
+        batch.values.append(value)
+        self._aside.append(batch)
+        self._service.wake()
+        return SendFuture(batch, 0)
 
     def send_many(self, topic: str, items: Iterable[Any]) -> SentMany:
         """Send many records at once, several times faster than one by one.
@@ -229,7 +241,11 @@ class Producer:
             for partition, part_keys, part_values in gathered.parts:
                 self._append_many(buffer, partition, part_keys, part_values, segments)
             self._after_sealing()
-            indexes = range(min(KEYLESS_CHUNK_RECORDS, len(values) - start)) if gathered.order is None else gathered.order
+            indexes = (
+                range(min(KEYLESS_CHUNK_RECORDS, len(values) - start))
+                if gathered.order is None
+                else gathered.order
+            )
             order += [start + index for index in indexes]
         return SentMany(segments, order)
 
@@ -244,23 +260,39 @@ class Producer:
         """Append the records of one partition: into the open batch, into a new one, or cut into several."""
         total_bytes = column_bytes(keys) + column_bytes(values) + RECORD_OVERHEAD_BYTES * len(values)
         if total_bytes > self._record_bytes_max:
-            check_size(largest_record(keys, values), self._record_bytes_max, buffer.image.name)
-        if total_bytes <= self._batch_size:
+            self._admit(largest_record(keys, values), buffer.image.name)
+        if total_bytes <= buffer.batch_bytes:
             with self._lock:
-                batch = buffer.batches[partition]
-                if batch is not None and batch.size_bytes + total_bytes > self._batch_size:
-                    self._seal([batch])
-                    batch = None
-                self._extend(batch or self._open_batch(buffer, partition), keys, values, total_bytes, segments)
+                self._enter()
+                try:
+                    buffer, batch = self._look_again(buffer.image.name, partition)
+                    if batch is not None and batch.size_bytes + total_bytes > buffer.batch_bytes:
+                        self._seal([batch])
+                        batch = None
+                    self._extend(
+                        batch or self._open_batch(buffer, partition), keys, values, total_bytes, segments
+                    )
+                finally:
+                    self._inside = False
             return
         ends = running_sizes(keys, values)
         start, total = 0, len(values)
         while start < total:
+            if self._record_bytes_max < 0:
+                self._admit(0, buffer.image.name)
             with self._lock:
-                batch = buffer.batches[partition] or self._open_batch(buffer, partition)
-                end = cut(ends, start, self._batch_size - batch.size_bytes)
-                used = ends[end - 1] - (ends[start - 1] if start else 0)
-                self._extend(batch, keys[start:end], values[start:end], used, segments)
+                self._enter()
+                try:
+                    buffer, batch = self._look_again(buffer.image.name, partition)
+                    taken = ends[start - 1] if start else 0
+                    if batch is not None and batch.size_bytes + ends[start] - taken > buffer.batch_bytes:
+                        self._seal([batch])  # not even one more fits
+                        batch = None
+                    batch = batch or self._open_batch(buffer, partition)
+                    end = cut(ends, start, buffer.batch_bytes - batch.size_bytes)
+                    self._extend(batch, keys[start:end], values[start:end], ends[end - 1] - taken, segments)
+                finally:
+                    self._inside = False
             start = end
             self._after_sealing()
 
@@ -316,26 +348,30 @@ class Producer:
 
     def close(self, timeout: float | None = None) -> None:
         """Flush and end. Raises as `flush`; the producer is closed in any case. Closing twice is harmless."""
-        if self._closed:
-            return
-        try:
-            self._flush(milliseconds("close", timeout, self.config.delivery_timeout_ms))
-        finally:
+        timeout_ms = milliseconds("close", timeout, self.config.delivery_timeout_ms)
+        with self._lock:
+            if self._closed:
+                return
+            self._enter()
+            # From here on no batch is opened: what is flushed now is all there is.
             self._closed = True
+            self._inside = False
+        try:
+            self._backend.check_usable()
+            self._flush(timeout_ms)
+        finally:
             self._service.stop()
             self._callbacks.close()
             self._on_close(self)
 
+    @property
+    def pending_records(self) -> int:
+        """Records gathered or sent whose fate is not known yet."""
+        return sum(len(batch.values) for batch in [*self._open_batches(), *self._in_flight])
+
     def partitions_for(self, topic: str) -> list[int]:
         """The partition numbers of a topic."""
         return list(range(len(self._backend.topic(topic).partitions)))
-
-    # -- gathering ---------------------------------------------------------------------------------------------------
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("this producer is closed; make another with cluster.producer(...)")
-        self._backend.check_usable()
 
     def _serialized(self, key: Any, value: Any) -> tuple[Any, Any]:
         if self._serialize_key is not None:
@@ -343,197 +379,3 @@ class Producer:
         if self._serialize_value is not None:
             value = self._serialize_value(value)
         return key, value
-
-    def _buffer_of(self, topic: str) -> TopicBuffer:
-        self._check_open()
-        image = self._backend.topic_for_client(topic)
-        buffer = self._topics.get(topic)
-        if buffer is not None and buffer.image is image:
-            return buffer
-        with self._lock:
-            fresh = TopicBuffer(image, self.config, self._runtime.random)
-            if buffer is not None:
-                # Partitions were added, options changed, or the topic was made anew: what is gathered travels first.
-                self._seal([batch for batch in buffer.batches if batch is not None])
-            self._topics[topic] = fresh
-        self._after_sealing()
-        return fresh
-
-    def _open_batch(self, buffer: TopicBuffer, partition: int) -> OpenBatch:
-        """A new open batch of a partition. Called with the lock held."""
-        if self._closed:
-            raise ClosedError("this producer is closed; make another with cluster.producer(...)")
-        linger_ms = self.config.linger_ms
-        until_ms = 0
-        if linger_ms:
-            until_ms = self._runtime.clock.monotonic_ms() + linger_ms
-            if not self._service_planned:
-                self._service_planned = True
-                self._service.wake()
-        self._batches_opened += 1
-        batch = OpenBatch(self, buffer.image.name, partition, until_ms, self._batch_size if linger_ms else 0)
-        buffer.batches[partition] = batch
-        return batch
-
-    def _seal(self, batches: list[OpenBatch]) -> None:
-        """Encode batches and put them into the inbox, as one request. Called with the lock held."""
-        entries = []
-        sealed: list[OpenBatch] = []
-        cost_bytes = 0
-        for batch in batches:
-            buffer = self._topics.get(batch.topic)
-            if buffer is not None and buffer.batches[batch.partition] is batch:
-                buffer.batches[batch.partition] = None
-                buffer.partitioner.on_batch_sealed(batch.partition)
-            if not batch.values or batch.pending is not None:
-                continue
-            encoded = seal_columnar(
-                batch.keys,
-                batch.values,
-                headers=batch.header_column(),
-                timestamps=batch.timestamps,
-                codec=self._codec,
-                level=self.config.compression_level,
-            )
-            batch.entry = len(entries)
-            batch.sent_bytes = encoded.size_bytes
-            cost_bytes += encoded.size_bytes
-            entries.append((batch.topic, batch.partition, encoded))
-            sealed.append(batch)
-        if not entries:
-            return
-        pending = self._backend.enqueue_produce(api.Produce(entries, self.config.acks), cost_bytes)
-        self._buffered_bytes += cost_bytes
-        for batch in sealed:
-            batch.pending = pending
-            self._in_flight.append(batch)
-            self._records_sent += len(batch.values)
-            if batch.callbacks is not None:
-                pending.on_done = self._callbacks.wake
-        self._batches_sent += len(sealed)
-
-    def _after_sealing(self) -> None:
-        """Run the turn for what was enqueued, and wait while too much is in flight."""
-        self._backend.advance()
-        self._reap()
-        if self._buffered_bytes > self.config.buffer_memory:
-            self._wait_for_room()
-
-    def _wait_for_room(self) -> None:
-        deadline_ms = self._runtime.clock.monotonic_ms() + self.config.max_block_ms
-        while self._buffered_bytes > self.config.buffer_memory:
-            try:
-                oldest = self._in_flight[0]
-            except IndexError:
-                return
-            left_ms = deadline_ms - self._runtime.clock.monotonic_ms()
-            if left_ms <= 0:
-                raise BufferExhaustedError(
-                    f"{self._buffered_bytes} bytes wait to be written, more than buffer_memory={self.config.buffer_memory}, "
-                    f"and none was within max_block_ms={self.config.max_block_ms}",
-                    buffered_bytes=self._buffered_bytes,
-                    allowed_bytes=self.config.buffer_memory,
-                )
-            if oldest.pending is not None:
-                self._backend.wait(oldest.pending, left_ms)
-            self._reap()
-
-    def _reap(self) -> None:
-        """Take finished batches off the list of those in flight."""
-        in_flight = self._in_flight
-        while in_flight and (in_flight[0].settled or in_flight[0].settle()):
-            with self._lock:
-                if not in_flight or not in_flight[0].settle():
-                    return
-                batch = in_flight.popleft()
-                self._buffered_bytes -= batch.sent_bytes
-                if batch.error is not None:
-                    self._failed.append(batch)
-                    self._records_failed += len(batch.values)
-
-    # -- waiting -----------------------------------------------------------------------------------------------------
-
-    def _open_batches(self) -> list[OpenBatch]:
-        return [batch for buffer in self._topics.values() for batch in buffer.open_batches()]
-
-    def _flush(self, timeout_ms: int) -> None:
-        with self._lock:
-            self._seal(self._open_batches())
-        self._backend.advance()
-        deadline_ms = self._runtime.clock.monotonic_ms() + timeout_ms
-        for batch in tuple(self._in_flight):
-            self._wait(batch, deadline_ms, timeout_ms)
-        self._reap()
-        self._raise_failures()
-
-    def _wait(self, batch: OpenBatch, deadline_ms: int, timeout_ms: int) -> None:
-        if batch.settle() or batch.pending is None:
-            return
-        left_ms = deadline_ms - self._runtime.clock.monotonic_ms()
-        try:
-            self._backend.wait(batch.pending, max(left_ms, 0))
-        except StreamlogTimeoutError as error:
-            raise StreamlogTimeoutError(
-                f"{len(batch.values)} records for {batch.topic}-{batch.partition} were not written within {timeout_ms} ms; "
-                "they may still be",
-                topic=batch.topic,
-                partition=batch.partition,
-                timeout_ms=timeout_ms,
-            ) from error
-        batch.settle()
-
-    def _await(self, batch: OpenBatch, timeout: float | None) -> None:
-        """Send a batch at once if it is still open, and wait for it."""
-        if batch.pending is None:
-            with self._lock:
-                self._seal([batch])
-            self._backend.advance()
-            if batch.settle():
-                self._reap()
-                return
-        timeout_ms = milliseconds("result", timeout, self.config.delivery_timeout_ms)
-        self._wait(batch, self._runtime.clock.monotonic_ms() + timeout_ms, timeout_ms)
-        self._reap()
-
-    def _hurry(self, batch: OpenBatch) -> None:
-        """Have the producer's thread send this batch at once: for callers that must not run a turn themselves."""
-        batch.linger_until_ms = min(batch.linger_until_ms, 1)
-        self._service.wake()
-
-    def _raise_failures(self) -> None:
-        with self._lock:
-            failed, self._failed = self._failed, []
-        unread = [(batch, batch.unknown_failures()) for batch in failed]
-        count = sum(len(records) for _, records in unread)
-        if not count:
-            return
-        first = next(batch for batch, records in unread if records)
-        records: list[Record] = [record for _, some in unread for record in some][:_FAILED_RECORDS_SHOWN_MAX]
-        raise DeliveryError(
-            f"{count} records could not be written; the first, for {first.topic}-{first.partition}: {first.error}",
-            count=count,
-            failed=records,
-        ) from first.error
-
-    # -- the producer's own thread -----------------------------------------------------------------------------------
-
-    def _serve(self, now_ms: int) -> int | None:
-        """Send what has lingered long enough and run callbacks. Returns when to look again."""
-        if self._closed:
-            return None
-        with self._lock:
-            self._seal([batch for batch in self._open_batches() if batch.linger_until_ms <= now_ms])
-        self._backend.advance()
-        self._reap()
-        self._callbacks.run()
-        with self._lock:
-            deadlines = [batch.linger_until_ms for batch in self._open_batches()]
-            if self._callbacks.waiting:
-                deadlines.append(now_ms + _STRANDED_CALLBACK_MS)
-            # While batches keep being opened the thread looks again by itself: a wake-up per batch would cost its opener
-            # more than the batch.
-            if not deadlines and self._batches_opened != self._batches_opened_before:
-                deadlines.append(now_ms + self.config.linger_ms)
-            self._batches_opened_before = self._batches_opened
-            self._service_planned = bool(deadlines)
-        return min(deadlines) if deadlines else None

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from streamlog.broker.partition import Partition as HostedPartition
-from streamlog.broker.reading import view_of
+from streamlog.broker.reading import corrupt_at, view_of
 from streamlog.client.options import topic_overrides
 from streamlog.core.controller import PartitionImage, TopicImage
-from streamlog.errors import ConfigError, UnknownTopicOrPartitionError
+from streamlog.errors import ConfigError, CorruptRecordError, InvalidRecordError, UnknownTopicOrPartitionError
 from streamlog.record import Record, TopicPartition
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class Partition:
         """The records from `offset` on, at most `max_records`; fewer at the end. Control records are left out.
 
         An offset that compaction or retention took away gives the next record there is.
-        Raises   OffsetOutOfRangeError below the log start offset (unless `offset` is 0) or above the end; CorruptRecordError.
+        Raises   OffsetOutOfRangeError below the log start offset (unless `offset` is 0) or above the end;
+                 CorruptRecordError with `next_offset`, if the very first batch is damaged (a later one ends the list).
         """
         if isinstance(max_records, bool) or not isinstance(max_records, int) or max_records < 1:
             raise ConfigError(
@@ -99,12 +100,22 @@ class Partition:
         records: list[Record] = []
         while len(records) < max_records:
             bytes_max = min(READ_BYTES_MAX, 256 * (max_records - len(records)) + 1)
-            view, batches = reader.read(hosted, offset, bytes_max)
+            try:
+                view, batches = reader.read(hosted, offset, bytes_max)
+            except CorruptRecordError:
+                if records:
+                    break
+                raise
             if not batches:
                 break
             for batch in batches:
                 if not batch.is_control:
-                    records += batch.records(self.topic, self.number, offset)
+                    try:
+                        records += batch.records(self.topic, self.number, offset)
+                    except (CorruptRecordError, InvalidRecordError) as error:
+                        if records:
+                            return records[:max_records]
+                        raise corrupt_at(self.topic, self.number, offset, error, batch.last_offset) from error
                 offset = batch.next_offset
             if offset >= view.high_watermark:
                 break

@@ -1,7 +1,7 @@
 """A consistent copy of an environment in use (ECOSYSTEM 3.2 row 23: never `cp` a live store).
 
-The copy is compact: free pages stay behind. The engine's plain copy is not offered: it waits for the writer, and
-waits for ever if the writer is the same thread.
+The copy is compact: free pages stay behind. The engine's plain copy is not offered: it waits for the writer,
+and waits for ever if the writer is the same thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from streamlog.storage.filesystem import DIRECTORY_MODE, FILE_MODE, sync_directo
 
 
 def copy_into(engine: Any, path: Path, data_file: str) -> None:
-    """Copy what the engine (an lmdb.Environment) holds into a new or empty directory; complete, or not there."""
+    """Copy what the engine (an lmdb.Environment) holds into a new or empty directory; complete, or not
+    there.
+    """
     made = not path.exists()
     path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
     if any(path.iterdir()):

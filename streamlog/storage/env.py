@@ -39,7 +39,6 @@ from streamlog.errors import (
     ConfigError,
     CorruptStoreError,
     ReadOnlyError,
-    StorageError,
     StoreForkedError,
     StoreFullError,
 )
@@ -196,7 +195,7 @@ class Environment:
         self._begin: Any = engine.begin
         self._begin_write: Any = self._refuse_write if read_only else engine.begin
         self._readers: deque[None] = deque()  # its length counts open snapshots; append and pop are atomic
-        self._last_write: WriteTransaction | None = None
+        self._last_write: Any = None  # lmdb.Transaction
         self._live_pages_max = (0, 0)  # (for everybody, for reclaiming transactions); 0 = no bound
         self._close_token = [None]
         self._forked = False
@@ -269,14 +268,14 @@ class Environment:
         """
         left_open = self._last_write
         if left_open is not None:
-            left_open.transaction.abort()
+            left_open.abort()
         if self._live_pages_max[0]:
             self._check_room(reclaiming)
         try:
-            # No local name for the transaction: an interrupt between here and `return` must find it in
-            # `_last_write`, or nowhere.
-            self._last_write = _begin_write_transaction(self, self._begin_write(None, None, True, True))
-            return self._last_write
+            # The engine's transaction never has a local name: an interrupt finds it in `_last_write`, or
+            # nowhere. A frame of its traceback would keep it alive, and the next turn could not begin.
+            self._last_write = self._begin_write(None, None, True, True)
+            return WriteTransaction(self, self._last_write, self._last_write.id())
         except EngineError as error:
             raise self.named(error) from error
 
@@ -340,14 +339,14 @@ class Environment:
             return True
         left_open = self._last_write
         if left_open is not None:
-            left_open.transaction.abort()
+            left_open.abort()
         try:
             if self.sync_mode != "full" and not self.read_only:
                 self._engine.sync(True)
         except EngineError as error:
             raise self.named(error) from error
         finally:
-            if force or not self._readers:
+            if force or not self._readers or not self._is_being_read():
                 self._close_engine()
         return self.closed
 
@@ -361,6 +360,13 @@ class Environment:
     def named(self, error: lmdb.Error) -> Exception:
         """The streamlog error for an engine error."""
         return named(error, self.path, self.path / DATA_FILE)
+
+    def _is_being_read(self) -> bool:
+        """Whether a snapshot of this process is open, whatever `_readers` says: an interrupt may have cost
+        its close.
+        """
+        rows = [row.split() for row in self._engine.readers().splitlines()]
+        return any(len(row) == 3 and row[0] == str(os.getpid()) and row[2] != "-" for row in rows)
 
     def _close_engine(self) -> None:
         try:
@@ -413,10 +419,6 @@ class Environment:
             return Snapshot(self, self._begin(None, None, False, True), self._readers)
         except EngineError as again:
             raise self.named(again) from again
-
-
-def _begin_write_transaction(environment: Environment, transaction: Transaction) -> WriteTransaction:
-    return WriteTransaction(environment, transaction, transaction.id())
 
 
 # -- opening ---------------------------------------------------------------------------------------

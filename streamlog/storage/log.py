@@ -36,6 +36,7 @@ from streamlog.storage.keys import (
     BATCH_START,
     CHECKPOINT_BASE,
     CHECKPOINT_VERSION,
+    CLEANER_CHECKPOINT,
     LOG_CHECKPOINT,
     LOG_ID_MAX,
     CheckpointKind,
@@ -167,11 +168,6 @@ def get_extra(reader: Reader, log_id: int, kind: int) -> bytes | None:
     return reader.get(checkpoint_key(log_id, kind))
 
 
-def delete_extra(transaction: WriteTransaction, log_id: int, kind: int) -> bool:
-    """Remove a checkpoint; False if there was none."""
-    return transaction.delete(checkpoint_key(log_id, kind))
-
-
 # -- reading ---------------------------------------------------------------------------------------
 
 
@@ -184,7 +180,8 @@ def read(
     start_offset:  may lie inside a batch (its earlier records come along) or in a hole (the next batch
                    follows).
     end_offset:    a batch that reaches beyond it is not returned.
-    Raises         CorruptRecordError with `log_id` and `last_offset`.
+    Raises         CorruptRecordError with `log_id` and `last_offset` if the first is damaged; a later one
+                   ends the list before it.
     """
     batches: list[Batch] = []
     bytes_left = bytes_max
@@ -205,13 +202,15 @@ def read(
             if batch.base_offset + batch.last_offset_delta != last_offset:
                 raise CorruptRecordError(f"the batch stored there ends at offset {batch.last_offset}")
             batches.append(batch)
-            if bytes_left <= 0:
+            if bytes_left <= 0 or last_offset + 1 >= end_offset:  # at the tail: spare looking for more
                 break
             found = cursor.next()
     except EngineError as error:
         raise snapshot.environment.named(error) from error
     except (CorruptRecordError, InvalidRecordError) as error:
-        raise _corrupt(log_id, last_offset, error) from error
+        if batches:
+            return batches
+        raise corrupt(log_id, last_offset, error) from error
     return batches
 
 
@@ -250,7 +249,7 @@ def iterate_headers(reader: Reader, log_id: int, start_offset: int = 0) -> Itera
             try:
                 header = parse_header(value, BATCH_START)
             except (CorruptRecordError, InvalidRecordError) as error:
-                raise _corrupt(log_id, last_offset, error) from error
+                raise corrupt(log_id, last_offset, error) from error
             yield StoredHeader(unpack_running_max(value)[0], header)
             found = cursor.next()
     except EngineError as error:
@@ -426,8 +425,6 @@ def truncate_tail(
             value = cursor.value()
             if last_offset < from_offset:
                 max_timestamp = unpack_running_max(value)[0]
-                if not done:
-                    end_offset = last_offset + 1
                 break
             if bytes_max is not None and deleted_batches and deleted_bytes >= bytes_max:
                 max_timestamp, end_offset, done = unpack_running_max(value)[0], last_offset + 1, False
@@ -437,9 +434,20 @@ def truncate_tail(
             deleted_bytes += len(value) - BATCH_START
             deleted_batches += 1
             cursor.delete()
+        _lower_cleaner_checkpoint(transaction, log_id, end_offset)
     except EngineError as error:
         raise transaction.environment.named(error) from error
     return TruncatedTail(deleted_bytes, deleted_batches, end_offset, max_timestamp, done)
+
+
+def _lower_cleaner_checkpoint(transaction: WriteTransaction, log_id: int, end_offset: int) -> None:
+    """What is appended anew is dirty. Source: LogCleanerManager.maybeTruncateCheckpoint."""
+    key = checkpoint_key(log_id, CheckpointKind.CLEANER)
+    value = transaction.get(key)
+    if value is not None and len(value) == CLEANER_CHECKPOINT.size:
+        version, first_dirty_offset, horizon_ms = CLEANER_CHECKPOINT.unpack(value)
+        if first_dirty_offset > end_offset:
+            transaction.put(key, CLEANER_CHECKPOINT.pack(version, end_offset, horizon_ms))
 
 
 def _delete_forward(
@@ -484,10 +492,10 @@ def _stored_batch(cursor: Cursor, log_id: int) -> StoredBatch | None:
     try:
         return StoredBatch(unpack_running_max(value)[0], parse_batch(value, position=BATCH_START))
     except (CorruptRecordError, InvalidRecordError) as error:
-        raise _corrupt(log_id, last_offset, error) from error
+        raise corrupt(log_id, last_offset, error) from error
 
 
-def _corrupt(log_id: int, last_offset: int, error: Exception) -> CorruptRecordError:
+def corrupt(log_id: int, last_offset: int, error: Exception) -> CorruptRecordError:
     return CorruptRecordError(
         f"log {log_id}, batch that ends at offset {last_offset}: {error}",
         log_id=log_id,

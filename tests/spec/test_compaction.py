@@ -174,8 +174,8 @@ def test_3_dirt_is_measured_from_the_first_dirty_offset_to_the_uncleanable_head(
 
 
 def test_4_the_first_pass_stamps_the_horizon_and_a_later_pass_removes(owned: OwnedLog) -> None:
-    """3.7.4: first pass that sees a tombstone stamps deleteHorizon = now + delete.retention.ms; removed on a later
-    pass when now >= horizon. Later passes do not move the horizon."""
+    """3.7.4: first pass that sees a tombstone stamps deleteHorizon = now + delete.retention.ms; removed on a
+    later pass when now >= horizon. Later passes do not move the horizon."""
     owned.append((b"a", None, 7))
     owned.append((b"b", b"v", 8))
     owned.append(FILLER)
@@ -301,8 +301,8 @@ def test_5_a_stale_range_does_not_eat_the_producers_next_transaction(owned: Owne
 
 
 def test_6_the_last_batch_of_an_active_producer_is_kept_even_if_emptied(owned: OwnedLog) -> None:
-    """3.7.6: last batch of every active producer is kept even if emptied (0 records; offset still advances via
-    lastOffsetDelta)."""
+    """3.7.6: last batch of every active producer is kept even if emptied (0 records; offset still advances
+    via lastOffsetDelta)."""
     owned.append((b"a", b"1", 3), (b"a", b"2", 4), producer_id=9, producer_epoch=2, base_sequence=5)
     owned.append((b"a", b"3", 5))
     owned.append(FILLER)
@@ -388,8 +388,8 @@ def test_8_unkeyed_records_are_dropped(owned: OwnedLog) -> None:
 
 
 def test_9_a_plan_does_not_touch_what_was_truncated_and_written_anew(owned: OwnedLog) -> None:
-    """3.7.9: truncation while cleaning aborts the cleaning. (Owners check the generation; the plan's own check,
-    base offset and CRC, stands behind it.)"""
+    """3.7.9: truncation while cleaning aborts the cleaning. (Owners check the generation; the plan's own
+    check, base offset and CRC, stands behind it.)"""
     for value in (b"1", b"2", b"3", b"4"):
         owned.append((b"a", value, 0))
     work = cleaner.CompactionWork(0, 0, 3, now_ms=0, delete_retention_ms=0)

@@ -49,7 +49,9 @@ def test_r2_only_the_first_batch_goes(environment: Environment) -> None:
 
 
 def test_r3_the_scan_by_time_stops_at_the_first_survivor(environment: Environment) -> None:
-    """R3: retention.ms 60, now 100, largestTs [10,50,20]: first deleted; third survives though older than 60."""
+    """R3: retention.ms 60, now 100, largestTs [10,50,20]: first deleted; third survives though older than
+    60.
+    """
     assert plan(log_of(environment, [10, 50, 20]), now_ms=100, retention_ms=60) == 1
 
 
@@ -61,7 +63,9 @@ def test_r4_nothing_above_the_high_watermark_goes(environment: Environment) -> N
 
 
 def test_r5_a_timestamp_in_the_future_keeps_itself_and_everything_behind(environment: Environment) -> None:
-    """R5: producer writes ts = now+2 days, retention 1 day: kept until now > ts + retention; blocks every later one."""
+    """R5: producer writes ts = now+2 days, retention 1 day: kept until now > ts + retention; blocks every
+    later one.
+    """
     day = 86_400_000
     owned = log_of(environment, [0, 2 * day, 0, 0])
     assert plan(owned, now_ms=day + 1, retention_ms=day) == 1
@@ -73,7 +77,9 @@ def test_r5_a_timestamp_in_the_future_keeps_itself_and_everything_behind(environ
 def test_delete_iff_now_minus_largest_timestamp_is_greater_than_retention(
     environment: Environment, now_ms: int, start: int
 ) -> None:
-    """Delete segment iff `now - segment.largestTimestamp > retention.ms` (record timestamps, not file time)."""
+    """Delete segment iff `now - segment.largestTimestamp > retention.ms` (record timestamps, not file
+    time).
+    """
     assert plan(log_of(environment, [10, 1000]), now_ms=now_ms, retention_ms=60) == start
 
 

@@ -127,7 +127,7 @@ class OwnedLog:
             self._save(transaction, size_bytes=self.checkpoint.size_bytes + change)
         transaction = self.environment.write()
         cleaner.save_cleaner_checkpoint(transaction, self.log_id, compaction.checkpoint)
-        transaction.commit()
+        self._save(transaction)
         return compaction
 
     def batches(

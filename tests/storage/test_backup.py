@@ -1,4 +1,6 @@
-"""streamlog/storage/backup.py: a copy is whole or not there. What it holds is tested in test_env.py (row 23)."""
+"""streamlog/storage/backup.py: a copy is whole or not there. What it holds is tested in test_env.py (row
+23).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from streamlog.storage.env import EngineError, Environment
 class FailingEngine:
     def copy(self, path: str, compact: bool) -> None:
         Path(path, "data.mdb").write_bytes(b"half")
-        raise EngineError("mdb_env_copy2", 28)
+        error = EngineError("mdb_env_copy2")
+        error.code = 28  # type: ignore[misc]
+        raise error
 
 
 def test_a_failed_copy_leaves_nothing(tmp_path: Path) -> None:

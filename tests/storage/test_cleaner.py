@@ -1,4 +1,6 @@
-"""streamlog/storage/cleaner.py: bounds, slices, accounting. The rules are in tests/spec/test_{retention,compaction}.py."""
+"""streamlog/storage/cleaner.py: bounds, slices, accounting. The rules are in
+tests/spec/test_{retention,compaction}.py.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,7 @@ def test_applying_a_plan_twice_changes_nothing(owned: OwnedLog) -> None:
     owned.append((b"a", b"1", 0), (b"b", b"1", 0))
     owned.append((b"a", b"2", 0))
     owned.append((b"c", b"2", 0))
-    plans = list(Compaction(owned.environment, 7, work(2)).plans())
+    plans = list(Compaction(owned.environment, 7, work(3)).plans())
     transaction = owned.environment.write()
     first = [cleaner.apply_compaction(transaction, 7, plan) for plan in plans]
     again = [cleaner.apply_compaction(transaction, 7, plan) for plan in plans]

@@ -1,4 +1,6 @@
-"""streamlog/storage/env.py: transactions, closing, forking, and the LMDB pitfalls of ECOSYSTEM 3.2 (rows in the names)."""
+"""streamlog/storage/env.py: transactions, closing, forking, and the LMDB pitfalls of ECOSYSTEM 3.2 (rows in
+the names).
+"""
 
 from __future__ import annotations
 
@@ -564,6 +566,19 @@ def test_row_24_close_waits_for_the_last_reader_without_blocking(tmp_path: Path)
     environment_in(tmp_path).close()
 
 
+def test_row_24_a_snapshot_that_lost_its_close_to_an_interrupt_does_not_keep_the_file_open(
+    tmp_path: Path,
+) -> None:
+    environment = environment_in(tmp_path)
+    environment._readers.append(None)  # announced, and interrupted before or after its transaction
+    assert environment.close()
+    environment = environment_in(tmp_path)
+    with environment.snapshot():
+        environment._readers.append(None)
+        assert not environment.close()
+    assert environment.close()
+
+
 def test_row_24_force_closes_in_spite_of_a_leaked_snapshot(tmp_path: Path) -> None:
     environment = environment_in(tmp_path)
     snapshot = environment.snapshot()
@@ -579,7 +594,11 @@ def test_row_24_readers_in_threads_survive_a_close(tmp_path: Path) -> None:
         outcomes: list[object] = []
         started = threading.Barrier(5)
 
-        def read(environment: Environment = environment, outcomes: list[object] = outcomes) -> None:
+        def read(
+            environment: Environment = environment,
+            outcomes: list[object] = outcomes,
+            started: threading.Barrier = started,
+        ) -> None:
             started.wait()
             try:
                 while True:

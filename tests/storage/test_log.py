@@ -6,7 +6,7 @@ import pytest
 
 from streamlog.batch import seal_columnar
 from streamlog.errors import CorruptRecordError, CorruptStoreError
-from streamlog.storage import log
+from streamlog.storage import cleaner, log
 from streamlog.storage.env import Environment
 from streamlog.storage.keys import BATCH_START, CHECKPOINT_BASE, pack_key
 from tests.storage.builders import OwnedLog, seal
@@ -220,6 +220,17 @@ def test_truncate_tail_in_slices_is_a_log_in_between(owned: OwnedLog) -> None:
     assert owned.headers() == []
 
 
+@pytest.mark.parametrize(("from_offset", "first_dirty"), [(12, 9), (9, 9), (8, 6), (0, 0)])
+def test_truncating_makes_what_comes_anew_dirty(owned: OwnedLog, from_offset: int, first_dirty: int) -> None:
+    fill(owned, 4)
+    transaction = owned.environment.write()
+    cleaner.save_cleaner_checkpoint(transaction, 7, cleaner.CleanerCheckpoint(9, 77))
+    transaction.commit()
+    owned.truncate(from_offset)
+    with owned.environment.snapshot() as snapshot:
+        assert cleaner.load_cleaner_checkpoint(snapshot, 7) == cleaner.CleanerCheckpoint(first_dirty, 77)
+
+
 # -- checkpoints
 
 
@@ -236,10 +247,6 @@ def test_checkpoints_survive_and_are_found_by_kind(environment: Environment) -> 
         assert log.get_extra(snapshot, 7, 4) == b"four"
         assert log.get_extra(snapshot, 7, 200) == b""
         assert log.get_extra(snapshot, 7, 5) is None
-    transaction = environment.write()
-    assert log.delete_extra(transaction, 7, 4)
-    assert not log.delete_extra(transaction, 7, 4)
-    transaction.commit()
 
 
 @pytest.mark.parametrize("value", [b"", b"\1", b"\2" + b"\0" * 44, b"\1" + b"\0" * 45])
@@ -267,9 +274,10 @@ def test_a_flipped_bit_in_a_body_is_found_unless_crcs_are_waived(owned: OwnedLog
     fill(owned, 3, records=1)
     damage(owned, 1, -3)
     with pytest.raises(CorruptRecordError, match=r"log 7.*offset 1") as caught:
-        owned.batches()
+        owned.batches(1)
     assert (caught.value.log_id, caught.value.last_offset) == (7, 1)
-    assert len(owned.batches(0, 1)) == 1
+    assert [batch.base_offset for batch in owned.batches(0)] == [0]  # what is whole before it is served
+    assert [batch.base_offset for batch in owned.batches(2)] == [2]
     with owned.environment.snapshot() as snapshot:
         assert len(log.read(snapshot, 7, 0, 3, 1 << 20, False)) == 3
 
@@ -278,7 +286,7 @@ def test_a_flipped_base_offset_is_found_though_no_crc_covers_it(owned: OwnedLog)
     fill(owned, 3, records=1)
     damage(owned, 1, BATCH_START + 7)
     with pytest.raises(CorruptRecordError, match=r"offset 1"):
-        owned.batches()
+        owned.batches(1)
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 30, BATCH_START + 61])
@@ -289,4 +297,4 @@ def test_a_short_value_is_a_corrupt_record(owned: OwnedLog, size: int) -> None:
     transaction.put(pack_key(7, 1), value[:size])
     transaction.commit()
     with pytest.raises(CorruptRecordError):
-        owned.batches()
+        owned.batches(1)

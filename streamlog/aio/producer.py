@@ -1,0 +1,306 @@
+"""The producer for asyncio: gathering happens in the loop's thread, everything behind it elsewhere.
+
+    send --loop--> open batch --full--> aside --producer's thread--> seal, turn, callbacks --> await
+
+`send` is no coroutine: it puts the record into its batch and returns something to await. Only where that would block
+(no room in the buffer, a topic that must be made first) does the record wait outside, in order, see `LateSend`.
+
+Invariants:
+ 1. Batches of a partition are sealed in the order they were opened: full batches set aside are sealed before any other.
+ 2. Records that wait outside go before any sent after them.
+ 3. Cancelling an `await` never withdraws a record; `flush` and leaving `async with` still report its failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from typing import TYPE_CHECKING, Any
+
+from streamlog.aio.waiting import Workers
+from streamlog.client.awaiting import settled
+from streamlog.client.delivery import OpenBatch, SendFuture, SentMany
+from streamlog.client.producer import Producer as BlockingProducer
+from streamlog.config import ProducerConfig
+from streamlog.errors import BufferExhaustedError, DeliveryError, IllegalStateError
+from streamlog.record import Headers, Record, RecordMetadata
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from streamlog.broker.cluster import BrokerCluster
+
+Headered = Iterable[tuple[str, bytes | None]]
+
+
+class LoopProducer(BlockingProducer):
+    """A producer that neither seals nor runs a turn in the thread it was made in."""
+
+    def __init__(
+        self, backend: BrokerCluster, config: ProducerConfig, on_close: Callable[[BlockingProducer], None]
+    ) -> None:
+        super().__init__(backend, config, on_close)
+        self._loop_thread = backend.runtime.caller()
+        self._full: dict[OpenBatch, None] = {}  # set aside, not sealed yet; under the lock
+        self._full_bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another record must wait for room."""
+        if self._buffered_bytes + self._full_bytes <= self.config.buffer_memory:
+            return False
+        self._reap()
+        return self._buffered_bytes + self._full_bytes > self.config.buffer_memory
+
+    def oldest(self) -> OpenBatch | None:
+        """The batch that makes room next."""
+        try:
+            return self._in_flight[0]
+        except IndexError:
+            return next(iter(self._full), None)
+
+    def needs_topic(self, topic: str) -> bool:
+        """Whether the topic would be made by the first record sent to it, which takes a turn."""
+        return topic not in self._images and self._backend.config.auto_create_topics
+
+    def _is_in_loop(self) -> bool:
+        return self._runtime.caller() == self._loop_thread
+
+    def _seal(self, batches: list[OpenBatch]) -> None:
+        if not self._is_in_loop():
+            full, self._full, self._full_bytes = self._full, {}, 0
+            for batch in full:
+                super()._seal([batch])
+            super()._seal([batch for batch in batches if batch not in full])
+            return
+        for batch in batches:
+            buffer = self._topics.get(batch.topic)
+            if buffer is not None and buffer.batches[batch.partition] is batch:
+                buffer.batches[batch.partition] = None
+                buffer.partitioner.on_batch_sealed(batch.partition)
+            batch.linger_until_ms = 0
+            if batch not in self._full:
+                self._full[batch] = None
+                self._full_bytes += batch.size_bytes
+
+    def _open_batches(self) -> list[OpenBatch]:
+        return [*self._full, *super()._open_batches()]
+
+    def _after_sealing(self) -> None:
+        if self._is_in_loop():
+            if self._full:
+                self._service.wake()
+        else:
+            super()._after_sealing()
+
+    def _await(self, batch: OpenBatch, timeout: float | None) -> None:
+        if self._is_in_loop():
+            raise IllegalStateError(
+                "result() would block the event loop: await the future instead, or ask it once it is done()"
+            )
+        super()._await(batch, timeout)
+
+
+class LateSend:
+    """The promise of a record that could not be gathered at once. Awaitable, like the SendFuture it will be."""
+
+    def __init__(self, record: tuple[Any, ...], needs_topic: bool) -> None:
+        self.record = record
+        self.needs_topic = needs_topic
+        self.placed: asyncio.Future[SendFuture] = asyncio.get_running_loop().create_future()
+        self.is_known = False
+
+    def __repr__(self) -> str:
+        return f"<LateSend to {self.record[0]} {'done' if self.done() else 'pending'}>"
+
+    def done(self) -> bool:
+        """Whether the record was written or has failed."""
+        placed = self.placed
+        return placed.done() and (placed.exception() is not None or placed.result().done())
+
+    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+        """Call `callback(future)` once the fate of the record is known."""
+
+        def chain(placed: asyncio.Future[SendFuture]) -> None:
+            if placed.exception() is not None:
+                callback(self)
+            else:
+                placed.result().add_done_callback(callback)
+
+        self.placed.add_done_callback(chain)
+
+    def __await__(self) -> Generator[Any, None, RecordMetadata]:
+        try:
+            future = yield from asyncio.shield(self.placed).__await__()
+        finally:
+            self.is_known = self.placed.done()
+        return (yield from future.__await__())
+
+
+class Producer:
+    """Sends records. Make it with `cluster.producer(...)`; leaving `async with` flushes."""
+
+    def __init__(self, workers: Workers, core: LoopProducer, on_close: Callable[[Producer], object]) -> None:
+        self._workers = workers
+        self._core = core
+        self._on_close = on_close
+        self._late: deque[LateSend] = deque()
+        self._placing: asyncio.Task[None] | None = None
+        self._failed_late: list[LateSend] = []
+
+    def __repr__(self) -> str:
+        return f"<aio {repr(self._core)[1:]}"
+
+    @property
+    def config(self) -> ProducerConfig:
+        return self._core.config
+
+    async def __aenter__(self) -> Self:
+        self._core._check_open()
+        return self
+
+    async def __aexit__(self, kind: object, exception: BaseException | None, traceback: object) -> None:
+        try:
+            await self.close()
+        except DeliveryError as error:
+            if exception is None:
+                raise
+            if error.__context__ is exception:
+                error.__context__ = None
+            if exception.__cause__ is None and exception.__context__ is None:
+                exception.__context__ = error
+
+    def send(
+        self,
+        topic: str,
+        value: Any = None,
+        key: Any = None,
+        headers: Headered | Headers | None = None,
+        partition: int | None = None,
+        timestamp: int | None = None,
+    ) -> Awaitable[RecordMetadata]:
+        """Put one record into its partition's open batch, at once. Serializers run here, in the loop's thread.
+
+        Returns  a future: `await` it for where the record is, or `flush` later. Awaiting sends the batch at once.
+        Raises   as the blocking `send`, except that a full buffer never blocks: then the record waits outside, and what
+                 you await may raise BufferExhaustedError after `max_block_ms`. Who sends without awaiting anything should
+                 `await producer.drain()` now and then, or what waits outside grows.
+        """
+        record = (topic, value, key, headers, partition, timestamp)
+        if not self._late:
+            needs_topic = self._core.needs_topic(topic)
+            if not needs_topic and not self._core.is_full:
+                return self._core.send(*record)
+        else:
+            needs_topic = self._core.needs_topic(topic)
+        self._core._check_open()
+        late = LateSend(record, needs_topic)
+        self._late.append(late)
+        if self._placing is None:
+            self._placing = asyncio.get_running_loop().create_task(self._place())
+        return late
+
+    async def send_many(self, topic: str, items: Iterable[Any]) -> SentMany:
+        """Send many records and wait until all are written; several times faster than one by one.
+
+        items:   (key, value) pairs, or Records. Taken apart in a thread: do not change a list meanwhile.
+        Returns  a sequence of futures that are done, in the order of `items`; `.result()` is where the records are.
+        Raises   the first record's error, if any failed; as `send`. Cancelled, some or all of them are written.
+        """
+        listed = items if isinstance(items, list) else list(items)
+        await self._all_placed()
+        sent = await self._workers.call(self._core.send_many, topic, listed)
+        await sent.wait()
+        sent.result()
+        return sent
+
+    async def drain(self) -> None:
+        """Wait until there is room in the buffer for more records."""
+        await self._all_placed()
+        while self._core.is_full:
+            oldest = self._core.oldest()
+            await (asyncio.sleep(0) if oldest is None else settled(oldest))
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Send everything gathered so far and wait until its fate is known.
+
+        Raises   DeliveryError if records failed whose futures nobody awaited; StreamlogTimeoutError.
+        """
+        self._core._check_open()
+        await self._finish(self._core.flush, timeout)
+
+    async def close(self, timeout: float | None = None) -> None:
+        """Flush and end. Raises as `flush`; the producer is closed in any case. Closing twice is harmless."""
+        if self._core._closed:
+            return
+        try:
+            await self._finish(self._core.close, timeout)
+        finally:
+            self._on_close(self)
+
+    def partitions_for(self, topic: str) -> list[int]:
+        """The partition numbers of a topic."""
+        return self._core.partitions_for(topic)
+
+    # -- records that wait outside ---------------------------------------------------------------------------
+
+    async def _finish(self, finish: Callable[[float | None], None], timeout: float | None) -> None:
+        try:
+            await self._all_placed()
+        finally:
+            await self._workers.call(finish, timeout)
+        self._raise_late()
+
+    async def _all_placed(self) -> None:
+        while self._placing is not None:
+            await asyncio.shield(self._placing)
+
+    async def _place(self) -> None:
+        try:
+            while self._late:
+                late = self._late[0]
+                try:
+                    if late.needs_topic:
+                        await self._workers.call(self._core._backend.topic_for_client, late.record[0])
+                    await self._room()
+                    future = self._core.send(*late.record)
+                except Exception as error:
+                    self._failed_late.append(late)
+                    late.placed.set_exception(error)
+                    late.placed.exception()  # flush tells of it, if nobody awaits it: no complaint at collection
+                else:
+                    late.placed.set_result(future)
+                self._late.popleft()
+        finally:
+            self._placing = None
+
+    async def _room(self) -> None:
+        config = self._core.config
+        deadline = self._workers.loop.time() + config.max_block_ms / 1000
+        while self._core.is_full:
+            left = deadline - self._workers.loop.time()
+            oldest = self._core.oldest()
+            try:
+                if oldest is None:
+                    await asyncio.sleep(0)
+                    continue
+                await asyncio.wait_for(settled(oldest), left)
+            except asyncio.TimeoutError:
+                raise BufferExhaustedError(
+                    f"more than buffer_memory={config.buffer_memory} bytes wait to be written, and none was within "
+                    f"max_block_ms={config.max_block_ms}",
+                    allowed_bytes=config.buffer_memory,
+                ) from None
+
+    def _raise_late(self) -> None:
+        failed, self._failed_late = self._failed_late, []
+        unknown = [late for late in failed if not late.is_known]
+        if not unknown:
+            return
+        first = unknown[0].placed.exception()
+        raise DeliveryError(
+            f"{len(unknown)} records could not be sent; the first, for {unknown[0].record[0]}: {first}",
+            count=len(unknown),
+            failed=[Record(late.record[0], value=late.record[1], key=late.record[2]) for late in unknown],
+        ) from first

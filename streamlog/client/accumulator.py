@@ -1,0 +1,387 @@
+"""What a producer has gathered and not yet got an answer for: open batches, sealing, waiting, the thread that lingers.
+
+    open batch of its partition --full, lingered, flush, result()--> seal --> inbox of the leader --> answer --> reaped
+
+The lower layer of a producer, see `producer`; one object to the user and to the hot path.
+
+Invariants:
+ 1. Batches of one partition enter the broker's inbox in the order they were opened: sealing and enqueuing happen under
+    the lock, running the turn outside it.
+ 2. A batch is in its topic's buffer, or in flight, or settled; an interrupted sealing leaves it in the buffer.
+ 3. `_inside` is true exactly while the holder of the lock is between two steps. The lock can be taken again by the
+    thread that holds it: who finds `_inside` true then is a signal handler or `__del__` of that very thread.
+ 4. A failed batch is remembered until somebody was told of each of its records.
+
+Source: Kafka RecordAccumulator.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from streamlog.batch import Batch, Codec, seal_columnar
+from streamlog.broker import api
+from streamlog.broker.runner import Service
+from streamlog.client.callbacks import DeliveryCallbacks
+from streamlog.client.delivery import OpenBatch
+from streamlog.client.gathering import TopicBuffer, check_size
+from streamlog.client.timeouts import milliseconds
+from streamlog.config import ProducerConfig
+from streamlog.core.controller import validate_topic_name
+from streamlog.errors import (
+    BufferExhaustedError,
+    ClosedError,
+    DeliveryError,
+    ReentrantCallError,
+    StreamlogTimeoutError,
+)
+from streamlog.record import Record
+
+if TYPE_CHECKING:
+    from streamlog.broker.cluster import BrokerCluster
+
+FAILED_BATCHES_LOOK: Final = 64
+_CODECS: Final[Mapping[str, Codec]] = {
+    "none": Codec.NONE, "gzip": Codec.GZIP, "snappy": Codec.SNAPPY, "lz4": Codec.LZ4, "zstd": Codec.ZSTD
+}  # fmt: skip
+_STRANDED_CALLBACK_MS: Final = 50
+
+
+class Accumulator:
+    """The batches of one producer."""
+
+    def __init__(self, backend: BrokerCluster, config: ProducerConfig) -> None:
+        self.config = config
+        self._backend = backend
+        runtime = backend.runtime
+        self._runtime = runtime
+        self._wall_ns = runtime.clock.wall_ns
+        self._images = backend.topics
+        self._record_bytes_max = config.max_request_size
+        self._lock = runtime.turn_lock()  # an interrupt of the thread that holds it may take it again
+        self._topics: dict[str, TopicBuffer] = {}
+        self._in_flight: deque[OpenBatch] = deque()
+        self._failed: list[OpenBatch] = []
+        self._buffered_bytes = 0
+        self._codec = _CODECS[config.compression]
+        self._closed = False
+        # Between two steps of the thread that holds the lock: whoever gets in then is an interrupt of that thread.
+        self._inside = False
+        self._aside: deque[OpenBatch] = deque()
+        self._service = Service(runtime, "streamlog-producer", self._serve)
+        self._callbacks = DeliveryCallbacks(self._lock, self._service)
+        self._service_planned = False
+        self._records_sent = 0
+        self._batches_sent = 0
+        self._batches_opened = 0
+        self._batches_opened_before = 0
+        self._records_failed = 0
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this producer is closed; make another with cluster.producer(...)")
+        self._backend.check_usable()
+
+    def _buffer_of(self, topic: str) -> TopicBuffer:
+        self._check_open()
+        validate_topic_name(topic)
+        image = self._backend.topic_for_client(topic)
+        buffer = self._topics.get(topic)
+        if buffer is not None and buffer.image is image:
+            return buffer
+        message_bytes_max = self._backend.topic_config(topic).max_message_bytes
+        fresh = TopicBuffer(image, self.config, message_bytes_max, self._runtime.random)
+        with self._lock:
+            if self._inside:
+                return fresh  # for `_send_aside`, which only asks where the record belongs
+            self._inside = True
+            try:
+                buffer = self._topics.get(topic)
+                if buffer is not None:
+                    if buffer.image is image:
+                        return buffer  # another thread was faster
+                    # Partitions were added, options changed, or the topic was made anew: what is gathered travels first.
+                    self._seal(buffer.open_batches())
+                    buffer.retire()
+                self._topics[topic] = fresh
+            finally:
+                self._inside = False
+        self._after_sealing()
+        return fresh
+
+    def _enter(self) -> None:
+        """Called with the lock held, before touching what it guards."""
+        if self._inside:
+            raise ReentrantCallError(
+                "this very thread is gathering a record (a signal handler or __del__?); only `send` may be called here"
+            )
+        self._inside = True
+
+    def _look_again(self, topic: str, partition: int) -> tuple[TopicBuffer, OpenBatch | None]:
+        """The topic's buffer now and the open batch of a partition. Called with the lock held."""
+        buffer = self._topics[topic]
+        return buffer, buffer.batches[buffer.checked_partition(partition)]
+
+    def _open_batch(self, buffer: TopicBuffer, partition: int) -> OpenBatch:
+        """A new open batch of a partition. Called with the lock held."""
+        if self._closed:
+            raise ClosedError("this producer is closed; make another with cluster.producer(...)")
+        linger_ms = self.config.linger_ms
+        until_ms = 0
+        if linger_ms:
+            until_ms = self._runtime.clock.monotonic_ms() + linger_ms
+            if not self._service_planned:
+                self._service_planned = True
+                self._service.wake()
+        self._batches_opened += 1
+        batch = OpenBatch(
+            self, buffer.image.name, partition, until_ms, buffer.batch_bytes if linger_ms else 0
+        )
+        buffer.batches[partition] = batch
+        return batch
+
+    def _seal(self, batches: list[OpenBatch]) -> None:
+        """Encode batches and put them into the inbox, as one request. Called with the lock held."""
+        entries: list[tuple[str, int, Batch]] = []
+        sealed: list[OpenBatch] = []
+        cost_bytes = 0
+        for batch in batches:
+            if not batch.values or batch.pending is not None or batch.error is not None:
+                self._detach(batch)
+                continue
+            try:
+                encoded = seal_columnar(
+                    batch.keys,
+                    batch.values,
+                    headers=batch.header_column(),
+                    timestamps=batch.timestamps,
+                    codec=self._codec,
+                    level=self.config.compression_level,
+                )
+            except Exception as error:  # no memory, a codec that fails: the others of this round still travel
+                batch.fail(error)
+                self._failed.append(batch)
+                self._records_failed += len(batch.values)
+                self._detach(batch)
+                continue
+            batch.entry = len(entries)
+            batch.sent_bytes = encoded.size_bytes
+            cost_bytes += encoded.size_bytes
+            entries.append((batch.topic, batch.partition, encoded))
+            sealed.append(batch)
+        if not entries:
+            return
+        pending = self._backend.enqueue_produce(api.Produce(entries, self.config.acks), cost_bytes)
+        self._buffered_bytes += cost_bytes
+        for batch in sealed:
+            batch.pending = pending
+            self._in_flight.append(batch)
+            self._records_sent += len(batch.values)
+            if batch.callbacks is not None:
+                pending.on_done = self._callbacks.wake
+            # Only now: a batch whose sealing was interrupted stays where flush finds it.
+            self._detach(batch)
+        self._batches_sent += len(sealed)
+        if self._buffered_bytes > self.config.buffer_memory:
+            self._record_bytes_max = -1  # sends take the slow way, `_admit`: they wait for room first
+
+    def _detach(self, batch: OpenBatch) -> None:
+        buffer = self._topics.get(batch.topic)
+        if (
+            buffer is not None
+            and batch.partition < len(buffer.batches)
+            and buffer.batches[batch.partition] is batch
+        ):
+            buffer.batches[batch.partition] = None
+            buffer.partitioner.on_batch_sealed(batch.partition)
+        elif self._aside and batch in self._aside:
+            self._aside.remove(batch)
+
+    def _after_sealing(self) -> None:
+        """Run the turn for what was enqueued."""
+        self._backend.advance()
+        self._reap()
+
+    def _admit(self, size_bytes: int, topic: str) -> None:
+        """Refuse a record that is too large; wait for room while too much is in flight. Nothing was gathered yet."""
+        if size_bytes > self.config.max_request_size:
+            check_size(size_bytes, self.config.max_request_size, topic)
+        self._reap()
+        try:
+            self._wait_for_room()
+        except ReentrantCallError:
+            pass  # the turn that would make room is this thread's own: waiting here would be forever
+
+    def _wait_for_room(self) -> None:
+        deadline_ms = self._runtime.clock.monotonic_ms() + self.config.max_block_ms
+        while self._buffered_bytes > self.config.buffer_memory:
+            try:
+                oldest = self._in_flight[0]
+            except IndexError:
+                return
+            left_ms = deadline_ms - self._runtime.clock.monotonic_ms()
+            if left_ms <= 0:
+                raise BufferExhaustedError(
+                    f"{self._buffered_bytes} bytes wait to be written, more than buffer_memory={self.config.buffer_memory}, "
+                    f"and none was within max_block_ms={self.config.max_block_ms}",
+                    buffered_bytes=self._buffered_bytes,
+                    allowed_bytes=self.config.buffer_memory,
+                )
+            if oldest.pending is not None:
+                try:
+                    self._backend.wait(oldest.pending, left_ms)
+                except StreamlogTimeoutError:
+                    continue
+            self._reap()
+        with self._lock:
+            if self._buffered_bytes <= self.config.buffer_memory:
+                self._record_bytes_max = self.config.max_request_size
+
+    def _reap(self) -> None:
+        """Take finished batches off the list of those in flight."""
+        in_flight = self._in_flight
+        while in_flight and (in_flight[0].settled or in_flight[0].settle()):
+            with self._lock:
+                if self._inside or not in_flight or not in_flight[0].settle():
+                    return
+                self._inside = True
+                try:
+                    batch = in_flight.popleft()
+                    self._buffered_bytes -= batch.sent_bytes
+                    if batch.error is not None:
+                        if (
+                            len(self._failed) >= FAILED_BATCHES_LOOK
+                        ):  # forget those whose failures are known by now
+                            self._failed = [failed for failed in self._failed if failed.has_unknown_failures]
+                        self._failed.append(batch)
+                        self._records_failed += len(batch.values)
+                finally:
+                    self._inside = False
+
+    # -- waiting ---------------------------------------------------------------------------------------------
+
+    def _open_batches(self) -> list[OpenBatch]:
+        opened = [batch for buffer in list(self._topics.values()) for batch in buffer.open_batches()]
+        return opened + list(self._aside)
+
+    def _flush(self, timeout_ms: int) -> None:
+        with self._lock:
+            self._enter()
+            try:
+                self._seal(self._open_batches())
+            finally:
+                self._inside = False
+        self._backend.advance()
+        deadline_ms = self._runtime.clock.monotonic_ms() + timeout_ms
+        for batch in tuple(self._in_flight):
+            self._wait(batch, deadline_ms, timeout_ms)
+        self._reap()
+        self._raise_failures()
+
+    def _wait(self, batch: OpenBatch, deadline_ms: int, timeout_ms: int) -> None:
+        if batch.settle() or batch.pending is None:
+            return
+        left_ms = deadline_ms - self._runtime.clock.monotonic_ms()
+        try:
+            self._backend.wait(batch.pending, max(left_ms, 0))
+        except StreamlogTimeoutError as error:
+            raise StreamlogTimeoutError(
+                f"{len(batch.values)} records for {batch.topic}-{batch.partition} were not written within {timeout_ms} ms; "
+                "they may still be",
+                topic=batch.topic,
+                partition=batch.partition,
+                timeout_ms=timeout_ms,
+            ) from error
+        batch.settle()
+
+    def _await(self, batch: OpenBatch, timeout: float | None) -> None:
+        """Send a batch at once if it is still open, and wait for it."""
+        self._backend.check_usable()
+        if batch.pending is None:
+            with self._lock:
+                self._enter()
+                try:
+                    before = (
+                        [] if batch.size_limit else self._open_batches()
+                    )  # what was sent before it goes first
+                    self._seal([*before, batch])
+                finally:
+                    self._inside = False
+            self._backend.advance()
+            if batch.settle():
+                self._reap()
+                return
+        timeout_ms = milliseconds("result", timeout, self.config.delivery_timeout_ms)
+        self._wait(batch, self._runtime.clock.monotonic_ms() + timeout_ms, timeout_ms)
+        self._reap()
+
+    def _await_all(self, batches: list[OpenBatch], timeout: float | None) -> None:
+        """Send those of the batches that are still open, as one request, and wait for all of them."""
+        self._backend.check_usable()
+        timeout_ms = milliseconds("result", timeout, self.config.delivery_timeout_ms)
+        if any(batch.pending is None for batch in batches):
+            with self._lock:
+                self._enter()
+                try:
+                    self._seal([batch for batch in dict.fromkeys(batches) if batch.pending is None])
+                finally:
+                    self._inside = False
+            self._backend.advance()
+        deadline_ms = self._runtime.clock.monotonic_ms() + timeout_ms
+        for batch in batches:
+            self._wait(batch, deadline_ms, timeout_ms)
+        self._reap()
+
+    def _hurry(self, batch: OpenBatch) -> None:
+        """Have the producer's thread send this batch at once: for callers that must not run a turn themselves."""
+        batch.linger_until_ms = 0
+        self._service.wake()
+
+    def _raise_failures(self) -> None:
+        with self._lock:
+            self._enter()
+            failed, self._failed = self._failed, []
+            self._inside = False
+        unread = [(batch, batch.unknown_failures()) for batch in failed]
+        count = sum(len(records) for _, records in unread)
+        if not count:
+            return
+        first = next(batch for batch, records in unread if records)
+        records: list[Record] = [record for _, some in unread for record in some]
+        raise DeliveryError(
+            f"{count} records could not be written; the first, for {first.topic}-{first.partition}: {first.error}",
+            count=count,
+            failed=records,
+        ) from first.error
+
+    # -- the producer's own thread ---------------------------------------------------------------------------
+
+    def _serve(self, now_ms: int) -> int | None:
+        """Send what has lingered long enough and run callbacks. Returns when to look again."""
+        if self._closed:
+            return None
+        with self._lock:
+            self._enter()
+            try:
+                opened, aside = self._open_batches(), bool(self._aside)
+                self._seal([batch for batch in opened if aside or batch.linger_until_ms <= now_ms])
+            except ClosedError:
+                return None  # the cluster went first
+            finally:
+                self._inside = False
+        self._backend.advance()
+        self._reap()
+        self._callbacks.run()
+        with self._lock:
+            deadlines = [batch.linger_until_ms for batch in self._open_batches()]
+            if self._callbacks.waiting:
+                deadlines.append(now_ms + _STRANDED_CALLBACK_MS)
+            # While batches keep being opened the thread looks again by itself: a wake-up per batch would cost its opener
+            # more than the batch.
+            if not deadlines and self._batches_opened != self._batches_opened_before:
+                deadlines.append(now_ms + self.config.linger_ms)
+            self._batches_opened_before = self._batches_opened
+            self._service_planned = bool(deadlines)
+        return min(deadlines) if deadlines else None
