@@ -69,6 +69,7 @@ from .batch_header import (
 from .batch_sealed import Batch, Columns, assemble, decode_records
 from .batch_v2 import ControlRecord, ControlType
 from .compression import Codec, compress
+from .errors import CorruptRecordError
 from .record import Record
 
 __all__ = [
@@ -429,6 +430,9 @@ def _body_of(
     elif not timestamps:
         base_timestamp = max_timestamp = NO_TIMESTAMP
         deltas = []
+    elif timestamps.count(timestamps[0]) == len(timestamps) == count:
+        base_timestamp = max_timestamp = timestamps[0]
+        deltas = 0
     else:
         base_timestamp, max_timestamp = timestamps[0], max(timestamps)
         deltas = [timestamp - base_timestamp for timestamp in timestamps]

@@ -295,6 +295,11 @@ class Consumer:
         """With `stop_at_end`: whether every partition was read up to the end it had when it was first assigned."""
         return await self._run(lambda core: core.at_end)
 
+    def note_alive(self) -> None:
+        """Count as a poll for `max_poll_interval_ms`: for work that takes long on the records of one poll."""
+        if self._core is not None:
+            self._core.note_alive()
+
     def wakeup(self) -> None:
         """Let the poll that waits return at once. May be called from any thread."""
         if self._core is not None:

@@ -193,6 +193,7 @@ class _Run:
             for record in records:
                 if self._stopping:
                     break
+                consumer.note_alive()  # each record handled is a sign of life, not only each poll
                 try:
                     await _maybe_await(self._handler(record))
                 except Exception as error:

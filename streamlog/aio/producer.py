@@ -35,13 +35,13 @@ Headered = Iterable[tuple[str, bytes | None]]
 
 
 class LoopProducer(BlockingProducer):
-    """A producer that neither seals nor runs a turn in the thread it was made in."""
+    """A producer that neither seals nor runs a turn inside the loop it was made in."""
 
     def __init__(
         self, backend: BrokerCluster, config: ProducerConfig, on_close: Callable[[BlockingProducer], None]
     ) -> None:
         super().__init__(backend, config, on_close)
-        self._loop_thread = backend.runtime.caller()
+        self._loop = asyncio.get_running_loop()
         self._full: dict[OpenBatch, None] = {}  # set aside, not sealed yet; under the lock
         self._full_bytes = 0
 
@@ -65,7 +65,10 @@ class LoopProducer(BlockingProducer):
         return topic not in self._images and self._backend.config.auto_create_topics
 
     def _is_in_loop(self) -> bool:
-        return self._runtime.caller() == self._loop_thread
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False  # another thread, or the interpreter's exit, long after the loop
 
     def _seal(self, batches: list[OpenBatch]) -> None:
         if not self._is_in_loop():
@@ -155,6 +158,11 @@ class Producer:
     @property
     def config(self) -> ProducerConfig:
         return self._core.config
+
+    @property
+    def pending_records(self) -> int:
+        """Records gathered or sent whose fate is not known yet."""
+        return len(self._late) + self._core.pending_records
 
     async def __aenter__(self) -> Self:
         self._core._check_open()

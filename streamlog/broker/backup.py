@@ -12,11 +12,12 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from streamlog.errors import StorageError
+from streamlog.errors import DiskFullError, StorageError
 from streamlog.storage.directory import FORMAT_FILE, ClusterDirectory
 from streamlog.storage.env import Environment
 from streamlog.storage.filesystem import sync_directory
@@ -32,7 +33,9 @@ def backup_environments(
             f"cannot back up into {path}: it lies inside {directory.path}, the cluster itself", path=str(path)
         )
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise StorageError(f"cannot back up into {path}: it is not empty; a backup needs a new directory", path=str(path))
+        raise StorageError(
+            f"cannot back up into {path}: it is not empty; a backup needs a new directory", path=str(path)
+        )
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         copy = ClusterDirectory.open(partial, allow_network_fs=True, written_by=directory.format.written_by)
@@ -49,7 +52,10 @@ def backup_environments(
     except BaseException as error:
         _remove(partial)
         if isinstance(error, OSError) and not isinstance(error, StorageError):
-            raise StorageError(f"cannot back up into {path}: {error.strerror}", path=str(path), errno=error.errno) from error
+            kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
+            raise kind(
+                f"cannot back up into {path}: {error.strerror}", path=str(path), errno=error.errno
+            ) from error
         raise
 
 

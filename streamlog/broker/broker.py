@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from streamlog.batch import Batch
 from streamlog.broker import api
 from streamlog.broker.api import GroupRequest
@@ -27,6 +25,15 @@ from streamlog.broker.partition import Partition, TopicMeters, checkpoint_of, lo
 from streamlog.broker.reading import LogReader
 from streamlog.broker.runner import Runtime, Service
 from streamlog.broker.turn import DEFER, Pending, Tick, Turn, TurnOwner
+from streamlog.broker.upkeep import (
+    DropLogs,
+    DropTopic,
+    RaiseLogStart,
+    RefreshTopic,
+    SaveCleanerCheckpoint,
+    SwapCompacted,
+    TrimHead,
+)
 from streamlog.config import ClusterConfig, TopicConfig
 from streamlog.core.controller import TopicImage
 from streamlog.core.replica import (
@@ -37,7 +44,13 @@ from streamlog.core.replica import (
     recoded,
     truncated,
 )
-from streamlog.errors import InvalidTopicError, StorageError, StreamlogError, UnknownTopicOrPartitionError
+from streamlog.errors import (
+    InvalidTopicError,
+    PolicyViolationError,
+    StorageError,
+    StreamlogError,
+    UnknownTopicOrPartitionError,
+)
 from streamlog.metrics import MetricsRegistry
 from streamlog.storage import log
 from streamlog.storage.env import Environment
@@ -47,54 +60,6 @@ if TYPE_CHECKING:
     from streamlog.storage import cleaner
 
 TOPIC_METRICS: Final = "kafka.server:type=BrokerTopicMetrics,name="
-
-
-class DropTopic(msgspec.Struct, frozen=True):
-    """The topic left the cluster image: stop serving it and delete its logs, slice by slice."""
-
-    topic: TopicImage
-
-
-class RefreshTopic(msgspec.Struct, frozen=True):
-    """The topic's options changed: take them over."""
-
-    name: str
-
-
-class RaiseLogStart(msgspec.Struct, frozen=True):
-    """Retention decided a new log start offset; ignored where the log was cut since `truncation_count`."""
-
-    partition: Partition
-    log_start_offset: int
-    truncation_count: int
-
-
-class TrimHead(msgspec.Struct, frozen=True):
-    """There are batches below the log start offset, left by a crash: delete them."""
-
-    partition: Partition
-
-
-class DropLogs(msgspec.Struct, frozen=True):
-    """Logs of topics that were deleted, but a crash or an interrupt came before DropTopic: delete them."""
-
-    log_ids: list[int]
-
-
-class SwapCompacted(msgspec.Struct, frozen=True):
-    """Put recoded batches in the place of the old ones. Answers the change in bytes; None: the log moved on."""
-
-    partition: Partition
-    generation: int
-    plan: cleaner.CompactionPlan
-
-
-class SaveCleanerCheckpoint(msgspec.Struct, frozen=True):
-    """A compaction pass is complete: the next begins there."""
-
-    partition: Partition
-    generation: int
-    checkpoint: cleaner.CleanerCheckpoint
 
 
 class Broker(TurnOwner):
@@ -285,6 +250,13 @@ class Broker(TurnOwner):
     def _delete_records(self, turn: Turn, pending: Pending, request: api.DeleteRecords) -> None:
         partition = self._loaded(turn, pending, request.topic, request.partition)
         if partition is not None:
+            if not partition.config.deletes:  # Kafka, Partition.deleteRecordsOnLeader
+                raise PolicyViolationError(
+                    f"records of {partition.topic}-{partition.number} cannot be deleted: its cleanup.policy is "
+                    f"{','.join(partition.config.cleanup_policy)}, allowed where it has 'delete'",
+                    topic=partition.topic,
+                    partition=partition.number,
+                )
             state = turn.staged.get(partition) or partition.state
             start = delete_records_target(state, request.before_offset, partition.topic, partition.number)
             self._raise_log_start(turn, partition, start)

@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn
 
 from streamlog.broker import api
 from streamlog.broker.backup import backup_environments
-from streamlog.broker.broker import Broker, DropTopic, RefreshTopic
+from streamlog.broker.broker import Broker
 from streamlog.broker.api import GroupRequest
 from streamlog.broker.heartbeats import Heartbeats
 from streamlog.broker.housekeeping import Housekeeping
@@ -31,6 +31,7 @@ from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Listener
 from streamlog.broker.runner import Runtime, ThreadedRuntime
 from streamlog.broker.turn import Pending
+from streamlog.broker.upkeep import DropTopic, RefreshTopic
 from streamlog.config import ClusterConfig, TopicConfig
 from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC, BrokerRegistered, ControllerElected, TopicImage
 from streamlog.core.group_events import TopicsDeleted

@@ -411,12 +411,12 @@ class Coordinator:
         self._deadlines.clear()
 
 
-def _forget(parked: dict[int, Pending], token: int) -> Callable[[], None]:
-    return lambda: parked.pop(token, None) and None
+def _forget(parked: dict[int, Pending], token: int) -> Callable[[], object]:
+    return lambda: parked.pop(token, None)
 
 
-def _park(parked: dict[int, Pending], pending: Pending) -> Callable[[], None]:
-    return lambda: parked.setdefault(pending.token, pending) and None
+def _park(parked: dict[int, Pending], pending: Pending) -> Callable[[], object]:
+    return lambda: parked.setdefault(pending.token, pending)
 
 
 def _reset(fold: _Fold) -> Callable[[], None]:

@@ -10,7 +10,6 @@ Invariants:
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.broker.partition import Partition, TopicMeters
@@ -77,7 +76,7 @@ class ReaderBeside(LogReader):
 class BesideListener(Listener):
     """Finds out by itself which partitions have news, when asked for them."""
 
-    __slots__ = ("_cluster", "_clock", "_looked_ms", "_marks", "_queue", "_seen")
+    __slots__ = ("_clock", "_cluster", "_looked_ms", "_marks", "_queue", "_seen")
 
     def __init__(self, cluster: ClusterBeside, runtime: Runtime, lock: Lock) -> None:
         self._cluster = cluster
@@ -123,7 +122,9 @@ class BesideListener(Listener):
         deadline_ms = None if timeout_ms is None else self._clock.monotonic_ms() + timeout_ms
         step_ms = LOOK_MS_MIN
         while not self.ready:
-            left_ms = step_ms if deadline_ms is None else min(step_ms, deadline_ms - self._clock.monotonic_ms())
+            left_ms = (
+                step_ms if deadline_ms is None else min(step_ms, deadline_ms - self._clock.monotonic_ms())
+            )
             if left_ms <= 0:
                 return self.waiter.wait(0)
             if self.waiter.wait(left_ms):
@@ -138,7 +139,9 @@ class BesideListener(Listener):
         if marks == self._marks or not self._seen:
             return
         subscriptions = list(self._seen)
-        for subscription, view in zip(subscriptions, self._cluster.views([s.source for s in subscriptions]), strict=True):
+        for subscription, view in zip(
+            subscriptions, self._cluster.views([s.source for s in subscriptions]), strict=True
+        ):
             if view is None or view != self._seen.get(subscription):
                 self._seen[subscription] = view
                 self.mark(subscription)

@@ -79,7 +79,9 @@ class OffsetsFold:
             self.latest[key] = value
         machine = self.machines.get(decoded.group_id)
         if machine is None:
-            machine = self.machines[decoded.group_id] = GroupMachine(decoded.group_id, GroupLimits(), "", _no_new_member)
+            machine = self.machines[decoded.group_id] = GroupMachine(
+                decoded.group_id, GroupLimits(), "", _no_new_member
+            )
         machine.replay(key, value, 0)
 
 

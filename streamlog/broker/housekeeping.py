@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from streamlog.broker.broker import Broker, RaiseLogStart, SaveCleanerCheckpoint, SwapCompacted
+from streamlog.broker.broker import Broker
 from streamlog.broker.partition import Partition
 from streamlog.broker.runner import Service
+from streamlog.broker.upkeep import RaiseLogStart, SaveCleanerCheckpoint, SwapCompacted
 from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC
 from streamlog.errors import ClosedError, StreamlogError, UnknownTopicOrPartitionError
 from streamlog.storage.log import iterate_headers

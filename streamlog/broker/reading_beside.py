@@ -164,7 +164,9 @@ class ClusterBeside:
             stores.metadata.check_process()
 
     def refuse_closed(self) -> NoReturn:
-        raise ClosedError(f'the reader of {self.directory.path} is closed; open it again with streamlog.open(..., mode="r")')
+        raise ClosedError(
+            f'the reader of {self.directory.path} is closed; open it again with streamlog.open(..., mode="r")'
+        )
 
     def owner(self) -> Owner | None:
         """Who owns the directory now; None if nobody does."""
@@ -213,7 +215,9 @@ class ClusterBeside:
         """Raises UnknownTopicOrPartitionError."""
         image = self.topics.get(name)
         if image is None:
-            raise UnknownTopicOrPartitionError(f"unknown topic {name!r}; it must be created by the cluster's owner", topic=name)
+            raise UnknownTopicOrPartitionError(
+                f"unknown topic {name!r}; it must be created by the cluster's owner", topic=name
+            )
         return image
 
     def topic_for_client(self, name: str) -> TopicImage:
@@ -227,13 +231,17 @@ class ClusterBeside:
         image = self.topic(topic)
         if not 0 <= number < len(image.partitions):
             raise UnknownTopicOrPartitionError(
-                f"topic {topic!r} has no partition {number}; allowed: 0 to {len(image.partitions) - 1}", topic=topic, partition=number
+                f"topic {topic!r} has no partition {number}; allowed: 0 to {len(image.partitions) - 1}",
+                topic=topic,
+                partition=number,
             )
         log_id = image.partitions[number].log_id
         partition = self._partitions.get(log_id)
         if partition is None:
             config = TopicConfig.with_overrides(image.config, self.config)
-            partition = self._partitions.setdefault(log_id, PartitionBeside(self, image, number, config, self._topic_meters(topic)))
+            partition = self._partitions.setdefault(
+                log_id, PartitionBeside(self, image, number, config, self._topic_meters(topic))
+            )
         return partition
 
     def _topic_meters(self, name: str) -> TopicMeters:
@@ -286,7 +294,9 @@ class ClusterBeside:
                 for partition in partitions:
                     if partition.leader_id not in snapshots:
                         snapshots[partition.leader_id] = stores.broker(partition.leader_id).snapshot()
-                return [self._view(stores, snapshots[partition.leader_id], partition) for partition in partitions]
+                return [
+                    self._view(stores, snapshots[partition.leader_id], partition) for partition in partitions
+                ]
             finally:
                 for snapshot in snapshots.values():
                     snapshot.close()
@@ -315,7 +325,10 @@ class ClusterBeside:
         partition = self.partition(topic, number)
 
         def next_slice(stores: Stores) -> list[Dumped]:
-            return next(dump_slices(stores.broker(partition.leader_id), partition.log_id, start_offset, end_offset), [])
+            return next(
+                dump_slices(stores.broker(partition.leader_id), partition.log_id, start_offset, end_offset),
+                [],
+            )
 
         while slice_ := self.with_stores(next_slice):
             yield from slice_
@@ -326,7 +339,9 @@ class ClusterBeside:
     def backup(self, path: Path) -> None:
         """Copy the cluster into a new directory while its owner writes."""
         self.check_usable()
-        self.with_stores(lambda stores: backup_environments(self.directory, stores.brokers, stores.metadata, path))
+        self.with_stores(
+            lambda stores: backup_environments(self.directory, stores.brokers, stores.metadata, path)
+        )
 
     # -- what only an owner can do -----------------------------------------------------------------------------------------
 

@@ -195,10 +195,8 @@ class Service:
                 # No step may end the thread others rely on. What is wrong is said, and tried again a little later.
                 _log_failed_step(self._name, error)
                 deadline_ms = clock.monotonic_ms() + FAILED_STEP_PAUSE_MS
-            if self._stopping:
-                return
             timeout_ms = None if deadline_ms is None else max(0, deadline_ms - clock.monotonic_ms())
-            self._waiter.wait(timeout_ms)
+            self._waiter.wait(timeout_ms)  # not at all when `stop` came meanwhile: it has set the latch
 
 
 def _log_failed_step(name: str, error: Exception) -> None:

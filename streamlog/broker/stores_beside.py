@@ -29,7 +29,9 @@ class Stores:
 
     __slots__ = ("borrowed", "brokers", "incarnation", "metadata")
 
-    def __init__(self, metadata: Environment, brokers: dict[int, Environment], incarnation: str | None) -> None:
+    def __init__(
+        self, metadata: Environment, brokers: dict[int, Environment], incarnation: str | None
+    ) -> None:
         self.metadata = metadata
         self.brokers = brokers
         self.borrowed = incarnation is not None
@@ -58,13 +60,19 @@ def open_stores(directory: ClusterDirectory, config: ClusterConfig) -> Stores:
 
     def open_one(path: Path) -> Environment:
         opened.append(
-            Environment.open(path, read_only=True, max_readers=config.max_readers, allow_network_fs=config.allow_network_fs)
+            Environment.open(
+                path, read_only=True, max_readers=config.max_readers, allow_network_fs=config.allow_network_fs
+            )
         )
         return opened[-1]
 
     try:
         metadata = open_one(directory.metadata_path)
-        return Stores(metadata, {number: open_one(directory.broker_path(number)) for number in directory.brokers()}, None)
+        return Stores(
+            metadata,
+            {number: open_one(directory.broker_path(number)) for number in directory.brokers()},
+            None,
+        )
     except BaseException:
         for environment in opened:
             environment.close()

@@ -26,9 +26,13 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from streamlog.broker.runner import Runtime, TurnLock, Waiter
+from streamlog.broker.pending import DEFER as DEFER
+from streamlog.broker.pending import Pending as Pending
+from streamlog.broker.pending import Tick as Tick
+from streamlog.broker.pending import Turn as Turn
+from streamlog.broker.runner import Runtime, TurnLock
 from streamlog.errors import (
     ClosedError,
     IllegalStateError,
@@ -39,6 +43,9 @@ from streamlog.errors import (
 )
 from streamlog.storage.env import Environment, WriteTransaction
 
+if TYPE_CHECKING:
+    from types import FrameType
+
 TURN_BYTES_MAX: Final = 8 * 1024 * 1024
 TURN_REQUESTS_MAX: Final = 512
 TURN_MS_MAX: Final = 5
@@ -48,98 +55,6 @@ STRANDED_WAIT_MS: Final = 50
 APPLICATIONS_MAX: Final = 3
 FULL_INBOX_LOOK_MS: Final = 1
 """Who finds the inbox full helps; while somebody else runs the turn, it looks again after this."""
-
-
-DEFER: Final = object()
-"""What `_decide` returns to leave a request to a later turn: it must see what this turn has staged."""
-
-
-class Tick:
-    """An internal request: run what is due."""
-
-
-class Pending:
-    """A request on its way: its place in the inbox and, later, its answer."""
-
-    __slots__ = (
-        "request",
-        "cost_bytes",
-        "reply",
-        "error",
-        "done",
-        "taken",
-        "poison",
-        "token",
-        "waiter",
-        "on_done",
-        "__weakref__",
-    )
-
-    def __init__(
-        self, request: object, cost_bytes: int = 0, on_done: Callable[[Pending], None] | None = None
-    ) -> None:
-        self.request = request
-        self.cost_bytes = cost_bytes
-        self.reply: Any = None
-        self.error: BaseException | None = None
-        self.done = False
-        self.taken = False
-        self.poison: BaseException | None = None
-        self.token = 0
-        self.waiter: Waiter | None = None
-        self.on_done = on_done
-
-    def __repr__(self) -> str:
-        state = "done" if self.done else "parked" if self.taken else "waiting"
-        return f"Pending({type(self.request).__name__}, {state})"
-
-    def result(self) -> Any:
-        """The reply of a request that is done; raises its error."""
-        if self.error is not None:
-            raise self.error
-        return self.reply
-
-
-class Turn:
-    """One turn under way: what it decided, in absolute values, so that applying it again changes nothing."""
-
-    __slots__ = (
-        "now_ms",
-        "wall_ms",
-        "requests",
-        "transaction",
-        "transaction_id",
-        "staged",
-        "staged_machines",
-        "effects",
-        "replies",
-        "committed",
-        "counted",
-        "reclaiming",
-        "applications",
-    )
-
-    def __init__(self, now_ms: int, wall_ms: int) -> None:
-        self.now_ms = now_ms
-        self.wall_ms = wall_ms
-        self.requests: list[Pending] = []
-        self.transaction: WriteTransaction | None = None
-        self.transaction_id = 0
-        self.staged: dict[Any, Any] = {}
-        self.staged_machines: dict[Any, None] = {}
-        self.effects: list[Callable[[], None]] = []
-        self.replies: list[tuple[Pending, Any, BaseException | None]] = []
-        self.committed = False
-        self.counted = False
-        self.reclaiming = False
-        self.applications = 0
-
-    def reply(self, pending: Pending, value: object) -> None:
-        """Answer once the turn is committed and applied."""
-        self.replies.append((pending, value, None))
-
-    def fail(self, pending: Pending, error: BaseException) -> None:
-        self.replies.append((pending, None, error))
 
 
 class TurnOwner:
@@ -238,20 +153,23 @@ class TurnOwner:
     def wait(self, pending: Pending, timeout_ms: int | None = None) -> None:
         """Run turns or ride along until `pending` is done."""
         deadline_ms = None if timeout_ms is None else self._clock.monotonic_ms() + timeout_ms
+        is_done, waiter = pending.done, pending.waiter
         try:
-            while not pending.done:
+            while not is_done:
                 self.advance()
-                if pending.done:
-                    return
+                is_done = pending.done
+                if is_done:
+                    break
                 if self._is_runner():
                     raise ReentrantCallError(
                         f"{type(pending.request).__name__} would wait for {self.name}, but this very thread is inside a turn "
                         "(a logging handler, __del__ or a signal handler?); send without waiting instead"
                     )
-                if self._stopped and self._unfinished is None and pending not in tuple(self._inbox) and not pending.done:
-                    raise self._refusal()
-                if pending.waiter is None:
-                    pending.waiter = self.runtime.waiter()
+                if self._stopped and self._unfinished is None and pending not in tuple(self._inbox):
+                    if not pending.done:
+                        raise self._refusal()
+                if waiter is None:
+                    waiter = pending.waiter = pending.waiter or self.runtime.waiter()
                     continue  # look once more: it may have been answered while nobody was listening
                 left_ms = STRANDED_WAIT_MS
                 if deadline_ms is not None:
@@ -261,7 +179,10 @@ class TurnOwner:
                             f"{type(pending.request).__name__} was not answered by {self.name} within {timeout_ms} ms",
                             timeout_ms=timeout_ms,
                         )
-                pending.waiter.wait(left_ms)
+                waiter.wait(left_ms)
+                is_done = pending.done
+            if waiter is not None:
+                waiter.set()  # somebody else may wait for the same request
         except BaseException:
             # The runner may have handed over to us, who leave: first nobody finds our waiter, then we look.
             pending.waiter = None
@@ -280,11 +201,10 @@ class TurnOwner:
                 return  # a thread holds one turn lock at most
         turns = 0
         try:
-            while (self._has_work()) and lock.acquire(False):
-                try:
-                    self._run_turn()
-                finally:
-                    lock.release()
+            while (self._inbox or self._unfinished is not None) and lock.acquire(False):
+                # No `try` in here: its first instruction would be outside of both, with the lock held.
+                self._run_turn()
+                lock.release()
                 turns += 1
                 if turns > TURNS_FOR_OTHERS_MAX and self._hand_over():
                     break
@@ -337,11 +257,11 @@ class TurnOwner:
     def _is_inside(self) -> bool:
         """Whether a turn of ours is on this thread's stack. If not, interrupts kept it from letting go of the lock."""
         inside = (TurnOwner.advance.__code__, TurnOwner.stop.__code__)
-        frame = sys._getframe(2)
+        frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             if frame.f_code in inside and frame.f_locals.get("self") is self:
                 return True
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         while self._lock._is_owned():
             self._lock.release()
         return False
@@ -467,11 +387,11 @@ class TurnOwner:
             for effect in turn.effects:
                 effect()
             self._apply(turn)
-        except Exception as error:
+        except Exception as failure:
             turn.applications += 1
             if turn.applications < APPLICATIONS_MAX:
                 return self._finish(turn)  # out of memory, perhaps: applying is re-runnable
-            return self._break(turn, error)
+            return self._break(turn, failure)
         if not turn.counted:
             turn.counted = True
             self.turns_total += 1

@@ -87,7 +87,9 @@ class DirectoryReport(msgspec.Struct):
         return not self.problems
 
 
-def verify_directory(path: Path | str, progress: Progress | None = None, *, check_files: bool = True) -> DirectoryReport:
+def verify_directory(
+    path: Path | str, progress: Progress | None = None, *, check_files: bool = True
+) -> DirectoryReport:
     """`verify_cluster` of a directory that is not open in this process. Raises NotAStreamlogDirectoryError and the like."""
     lock = new_lock()
     beside = ClusterBeside(Path(path), ClusterConfig.from_options({}), lambda: None, lock)
@@ -100,7 +102,9 @@ def verify_directory(path: Path | str, progress: Progress | None = None, *, chec
             beside.close()
 
 
-def verify_cluster(beside: ClusterBeside, progress: Progress | None = None, *, check_files: bool = True) -> DirectoryReport:
+def verify_cluster(
+    beside: ClusterBeside, progress: Progress | None = None, *, check_files: bool = True
+) -> DirectoryReport:
     """Verify what `beside` reads.
 
     progress:     called now and then, between snapshots.
@@ -127,7 +131,9 @@ class _Verification:
         owner = self._beside.owner()
         self._report.owner_pid = None if owner is None else owner.pid
         broken = self._check_files() if check_files and owner is None and not self._stores.borrowed else {}
-        environments = {f"{BROKER_PREFIX}{number}": broker for number, broker in sorted(self._stores.brokers.items())}
+        environments = {
+            f"{BROKER_PREFIX}{number}": broker for number, broker in sorted(self._stores.brokers.items())
+        }
         environments[METADATA] = self._stores.metadata
         for name in broken:
             del environments[name]
@@ -144,7 +150,9 @@ class _Verification:
             self._check_image()
         for name, found in walked.items():
             for log_id in found.logs:
-                check_bodies(environments[name], found, log_id, lambda _, done, name=name: self._advance(name, done))  # type: ignore[misc]
+                check_bodies(
+                    environments[name], found, log_id, lambda _, done, name=name: self._advance(name, done)
+                )  # type: ignore[misc]
             self._take_over(name, found)
             if name != METADATA and METADATA not in broken:
                 self._check_groups(name, environments[name])
@@ -155,10 +163,14 @@ class _Verification:
         if self._progress is not None:
             self._progress(ProgressNow(stage, environment, self._done_bytes, self._total_bytes))
 
-    def _wrong(self, environment: str, log_id: int, what: str, expected: object = "", actual: object = "") -> None:
+    def _wrong(
+        self, environment: str, log_id: int, what: str, expected: object = "", actual: object = ""
+    ) -> None:
         name = self._names.get(log_id, TopicPartition("", -1))
         self._report.problems.append(
-            Problem(log_id, NO_OFFSET, what, str(expected), str(actual), environment, name.topic, name.partition)
+            Problem(
+                log_id, NO_OFFSET, what, str(expected), str(actual), environment, name.topic, name.partition
+            )
         )
 
     # -- files ---------------------------------------------------------------------------------------------------------
@@ -246,7 +258,9 @@ class _Verification:
         for field in ("controller_id", "controller_epoch", "next_log_id", "brokers", "topics"):
             expected, actual = getattr(from_start, field), getattr(from_checkpoint, field)
             if expected != actual:
-                self._wrong(METADATA, METADATA_LOG_ID, f"the image's checkpoint has other {field}", expected, actual)
+                self._wrong(
+                    METADATA, METADATA_LOG_ID, f"the image's checkpoint has other {field}", expected, actual
+                )
 
     def _check_groups(self, name: str, environment: Environment) -> None:
         topic = self._image.topics.get(CONSUMER_OFFSETS_TOPIC)
@@ -267,10 +281,18 @@ class _Verification:
             for group_id, machine in from_start.machines.items():
                 home = group_partition(group_id, len(topic.partitions))
                 if home != number:
-                    self._wrong(name, partition.log_id, f"group {group_id!r} is kept in another partition", home, number)
+                    self._wrong(
+                        name,
+                        partition.log_id,
+                        f"group {group_id!r} is kept in another partition",
+                        home,
+                        number,
+                    )
                 self._report.groups += not machine.is_vacant
 
-    def _fold_groups(self, environment: Environment, from_start: OffsetsFold, from_checkpoint: OffsetsFold) -> bool:
+    def _fold_groups(
+        self, environment: Environment, from_start: OffsetsFold, from_checkpoint: OffsetsFold
+    ) -> bool:
         """Fold one partition of `__consumer_offsets` both ways, up to one offset; False if it is empty."""
         with environment.snapshot() as snapshot:
             checkpoint = log.load_checkpoint(snapshot, from_start.log_id)
@@ -292,7 +314,11 @@ class _Verification:
             actual = _facts(from_checkpoint.machines.get(group_id))
             if expected != actual:
                 self._wrong(
-                    name, from_start.log_id, f"group {group_id!r} is another in the fold's checkpoint", expected, actual
+                    name,
+                    from_start.log_id,
+                    f"group {group_id!r} is another in the fold's checkpoint",
+                    expected,
+                    actual,
                 )
 
 

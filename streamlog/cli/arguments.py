@@ -55,7 +55,8 @@ def build_parser() -> Parser:
 
     parser = Parser(
         prog="streamlog",
-        description="Kafka the way SQLite is a database: durable, ordered event logs in a directory, without a server.",
+        description="Kafka the way SQLite is a database: durable, ordered event logs in a directory, "
+        "without a server.",
         epilog=EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"streamlog {VERSION}")
@@ -66,7 +67,9 @@ def build_parser() -> Parser:
     return parser
 
 
-def add_command(commands: Commands, name: str, run: Run | None, help: str, description: str = "", **options: Any) -> Parser:
+def add_command(
+    commands: Commands, name: str, run: Run | None, help: str, description: str = "", **options: Any
+) -> Parser:
     """One command (or subcommand) with the shared options; `run` is None for a family of subcommands."""
     text = f"{help[0].upper()}{help[1:]}." + (f"\n\n{description}" if description else "")
     parser: Parser = commands.add_parser(name, help=help, description=text, **options)
@@ -79,22 +82,43 @@ def add_command(commands: Commands, name: str, run: Run | None, help: str, descr
 def add_family(commands: Commands, name: str, help: str) -> Commands:
     """A command that only has subcommands."""
     parser = add_command(commands, name, None, help)
-    subcommands = parser.add_subparsers(metavar="SUBCOMMAND", dest="subcommand", title="subcommands", parser_class=Parser)
+    subcommands = parser.add_subparsers(
+        metavar="SUBCOMMAND", dest="subcommand", title="subcommands", parser_class=Parser
+    )
     parser.set_defaults(family=parser)
     return subcommands
 
 
 def _add_shared(parser: Parser, *, first: bool) -> None:
     def default(value: object) -> object:
-        return value if first else argparse.SUPPRESS  # what stood before the command must not be reset behind it
+        return (
+            value if first else argparse.SUPPRESS
+        )  # what stood before the command must not be reset behind it
 
     shared = parser.add_argument_group("shared options")
     shared.add_argument(
-        "--dir", "-d", metavar="DIR", default=default(DIRECTORY_DEFAULT), help=f"the cluster's directory (default {DIRECTORY_DEFAULT})"
+        "--dir",
+        "-d",
+        metavar="DIR",
+        default=default(DIRECTORY_DEFAULT),
+        help=f"the cluster's directory (default {DIRECTORY_DEFAULT})",
     )
-    shared.add_argument("--json", action="store_true", default=default(False), help="JSON for programs instead of text for people")
-    shared.add_argument("--quiet", "-q", action="store_true", default=default(False), help="no progress and no notes on stderr")
-    shared.add_argument("--debug", action="store_true", default=default(False), help="show the traceback of an error")
+    shared.add_argument(
+        "--json",
+        action="store_true",
+        default=default(False),
+        help="JSON for programs instead of text for people",
+    )
+    shared.add_argument(
+        "--quiet",
+        "-q",
+        action="store_true",
+        default=default(False),
+        help="no progress and no notes on stderr",
+    )
+    shared.add_argument(
+        "--debug", action="store_true", default=default(False), help="show the traceback of an error"
+    )
 
 
 def add_sync(parser: Parser) -> None:
@@ -103,7 +127,8 @@ def add_sync(parser: Parser) -> None:
         "--sync",
         choices=SYNC_MODES,
         default="full",
-        help="what survives: full = power loss (default); normal = power loss, but for the last commits; off = a killed process",
+        help="what survives: full = power loss (default); normal = power loss, but for the last commits; "
+        "off = a killed process",
     )
 
 
@@ -150,9 +175,14 @@ def closest(word: str, words: Sequence[str]) -> str | None:
 
 
 def _with_suggestion(message: str) -> str:
-    found = re.search(r"argument (?:COMMAND|SUBCOMMAND|command|subcommand): invalid choice: '([^']*)' \(choose from (.*)\)", message)
+    found = re.search(
+        r"argument (?:COMMAND|SUBCOMMAND|command|subcommand): invalid choice: '([^']*)' \(choose from (.*)\)",
+        message,
+    )
     if found is None:
         return message
     names = [name.strip(" '") for name in found[2].split(",")]
     near = closest(found[1], names)
-    return f"there is no command {found[1]!r}" + (f"; did you mean {near!r}?" if near else f"; there are {', '.join(names)}").rstrip("?")
+    return f"there is no command {found[1]!r}" + (
+        f"; did you mean {near!r}?" if near else f"; there are {', '.join(names)}"
+    ).rstrip("?")

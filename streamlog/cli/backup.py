@@ -15,8 +15,8 @@ from streamlog.clock import SystemClock
 
 LOOK_MS = 50
 DESCRIPTION = """\
-The copy is a directory like any other: `streamlog topics list --dir COPY`. It appears whole or not at all, and it is compact.
-Works beside a live owner. Never copy a directory in use with cp or rsync."""
+The copy is a directory like any other: `streamlog topics list --dir COPY`. It appears whole or not at all,
+and it is compact. Works beside a live owner. Never copy a directory in use with cp or rsync."""
 
 
 def add_parser(commands: Commands) -> None:
@@ -28,7 +28,9 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     copy = Path(arguments.copy).absolute()
     if copy.is_relative_to(Path(arguments.dir).absolute()):
-        raise CommandError(f"{arguments.copy} lies inside {arguments.dir}; a backup needs a directory of its own")
+        raise CommandError(
+            f"{arguments.copy} lies inside {arguments.dir}; a backup needs a directory of its own"
+        )
     if not copy.parent.is_dir():
         raise CommandError(f"there is no directory {copy.parent} to make {copy.name} in")
     clock, runtime = SystemClock(), ThreadedRuntime()
@@ -46,14 +48,19 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
             task = runtime.spawn("streamlog-backup", work)
             done_bytes = 0
             while not task.join(LOOK_MS):
-                seen = max((_used_bytes(place) for place in copy.parent.glob(f"{copy.name}.partial-{os.getpid()}")), default=0)
+                seen = max(
+                    (_used_bytes(place) for place in copy.parent.glob(f"{copy.name}.partial-{os.getpid()}")),
+                    default=0,
+                )
                 progress.advance(max(0, seen - done_bytes))
                 done_bytes = max(seen, done_bytes)
     if failed:
         raise failed[0]
     copied, elapsed_ms = _used_bytes(copy), max(1, clock.monotonic_ms() - started_ms)
     if terminal.json:
-        terminal.document({"directory": arguments.dir, "copy": str(copy), "bytes": copied, "elapsed_ms": elapsed_ms})
+        terminal.document(
+            {"directory": arguments.dir, "copy": str(copy), "bytes": copied, "elapsed_ms": elapsed_ms}
+        )
     elif not terminal.quiet:
         terminal.line(f"copied {arguments.dir} to {arguments.copy}: {size(copied)} in {duration(elapsed_ms)}")
     return 0

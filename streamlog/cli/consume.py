@@ -1,7 +1,8 @@
 """`streamlog consume`: records of topics to stdout, or to one file per key.
 
-Without a group it reads what is there and ends, beside a live owner too. With a group it goes on where the group stopped, and
-commits what it has written out: after a kill, records written but not yet committed come again (at least once).
+Without a group it reads what is there and ends, beside a live owner too. With a group it goes on where the
+group stopped, and commits what it has written out: after a kill, records written but not yet committed come
+again (at least once).
 """
 
 from __future__ import annotations
@@ -42,34 +43,71 @@ def add_parser(commands: Commands) -> None:
     """Add `consume`."""
     parser = add_command(commands, "consume", run, "read records of topics", DESCRIPTION)
     parser.add_argument("topics", metavar="TOPIC", nargs="+")
-    parser.add_argument("--group", "-g", metavar="NAME", help="read as this consumer group and commit what was read")
     parser.add_argument(
-        "--from", dest="start", type=parse_start, metavar="WHERE", help=f"where to start (default earliest): {HELP}. "
+        "--group", "-g", metavar="NAME", help="read as this consumer group and commit what was read"
+    )
+    parser.add_argument(
+        "--from", dest="start", type=parse_start, metavar="WHERE", help="where to start (default earliest): "
+                                                                        f"{HELP}. "
         "With --group: earliest or latest, for partitions the group has not committed yet",
     )  # fmt: skip
-    parser.add_argument("--partition", type=whole(0), action="append", metavar="N", help="only this partition (may be repeated)")
-    parser.add_argument("--follow", "-f", action="store_true", help="go on at the end and wait for new records")
-    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="with --follow: end when nothing new came for so long")
+    parser.add_argument(
+        "--partition",
+        type=whole(0),
+        action="append",
+        metavar="N",
+        help="only this partition (may be repeated)",
+    )
+    parser.add_argument(
+        "--follow", "-f", action="store_true", help="go on at the end and wait for new records"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        metavar="SECONDS",
+        help="with --follow: end when nothing new came for so long",
+    )
     parser.add_argument("--max", "-n", type=whole(1), metavar="N", help="end after N records")
-    parser.add_argument("--format", choices=CONSUME_FORMATS, help="how to write a record (default value; --json is --format json)")
-    parser.add_argument("--separator", default="\t", metavar="TEXT", help="between key and value with --format key-value (default: a tab)")
-    parser.add_argument("--output-dir", metavar="DIR", help="write to one file per key in this directory instead of stdout")
+    parser.add_argument(
+        "--format",
+        choices=CONSUME_FORMATS,
+        help="how to write a record (default value; --json is --format json)",
+    )
+    parser.add_argument(
+        "--separator",
+        default="\t",
+        metavar="TEXT",
+        help="between key and value with --format key-value (default: a tab)",
+    )
+    parser.add_argument(
+        "--output-dir", metavar="DIR", help="write to one file per key in this directory instead of stdout"
+    )
     add_sync(parser)
 
 
 def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Consume until the end, the count, the timeout or a signal."""
     _check(arguments)
-    name = arguments.format or ("json" if arguments.json else "value")
+    # With --output-dir, --json is about the report on stdout.
+    json_records = arguments.json and arguments.output_dir is None
+    name = arguments.format or ("json" if json_records else "value")
     write = make_format(name, os.fsencode(arguments.separator))
     output = _output(arguments, terminal, write)
     opening = writing if arguments.group else reading
     with opening(arguments) as cluster, Interrupts() as interrupts:
         for topic in arguments.topics:
             topic_of(cluster, topic, arguments.dir)
-        consumer, total = _joined(cluster, arguments) if arguments.group else _assigned(cluster, arguments, terminal)
+        consumer, total = (
+            _joined(cluster, arguments) if arguments.group else _assigned(cluster, arguments, terminal)
+        )
         # Progress only where it does not run into the output.
-        with output, consumer, terminal.progress("consuming", total, "records") if not terminal.is_terminal else _no_bar() as progress:
+        with (
+            output,
+            consumer,
+            terminal.progress("consuming", total, "records")
+            if not terminal.is_terminal
+            else _no_bar() as progress,
+        ):
             consumption = Consumption(consumer, output, arguments, interrupts, terminal)
             consumption.run(progress.advance)
     output.report(terminal, consumption.records)
@@ -84,6 +122,8 @@ def _no_bar() -> Any:
 
 def _check(arguments: argparse.Namespace) -> None:
     start: Start | None = arguments.start
+    if arguments.group == "":
+        raise UsageError("--group is empty; give the group a name")
     if arguments.group and start is not None and start.kind not in ("earliest", "latest"):
         raise UsageError(
             "with --group, --from is earliest or latest, for partitions the group has not committed yet. "
@@ -93,7 +133,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("--partition does not go with --group: a group shares out the partitions itself")
     if arguments.timeout is not None and not arguments.follow:
         raise UsageError("--timeout goes with --follow; without it the command ends at the end by itself")
-    if arguments.json and arguments.format not in (None, "json"):
+    if arguments.json and arguments.output_dir is None and arguments.format not in (None, "json"):
         raise UsageError(f"--json is --format json; --format {arguments.format} contradicts it")
 
 
@@ -106,7 +146,9 @@ def _output(arguments: argparse.Namespace, terminal: Terminal, write: Format) ->
 def _joined(cluster: Any, arguments: argparse.Namespace) -> tuple[Any, int | None]:
     """A member of the group, and how many records wait for it (None with --follow)."""
     reset = "latest" if arguments.start is not None and arguments.start.kind == "latest" else "earliest"
-    group = cluster.consumer_group(arguments.group, arguments.topics, auto_offset_reset=reset, enable_auto_commit=False)
+    group = cluster.consumer_group(
+        arguments.group, arguments.topics, auto_offset_reset=reset, enable_auto_commit=False
+    )
     total = None if arguments.follow else sum(group.lag().values())
     return group.consumer(stop_at_end=not arguments.follow, max_poll_records=POLL_RECORDS_MAX), total
 
@@ -127,12 +169,17 @@ def _assigned(cluster: Any, arguments: argparse.Namespace, terminal: Terminal) -
 
 
 def _seek(
-    consumer: Any, start: Start, begins: dict[TopicPartition, int], ends: dict[TopicPartition, int], terminal: Terminal
+    consumer: Any,
+    start: Start,
+    begins: dict[TopicPartition, int],
+    ends: dict[TopicPartition, int],
+    terminal: Terminal,
 ) -> None:
     if start.kind == "offset" and all(start.number > end for end in ends.values()):
         raise CommandError(
             f"offset {start.number} is behind the end: "
-            + ", ".join(f"{tp.topic}-{tp.partition} has offsets {begins[tp]} to {end - 1}" if end > begins[tp] else
+            + ", ".join(f"{tp.topic}-{tp.partition} has offsets {begins[tp]} to "
+                        f"{end - 1}" if end > begins[tp] else
                         f"{tp.topic}-{tp.partition} is empty" for tp, end in list(ends.items())[:4])
         )  # fmt: skip
     for tp, end in ends.items():
@@ -148,14 +195,24 @@ def _seek(
                 consumer.seek_to_timestamp(tp, start.number)
             case _:
                 if start.number < begin:
-                    terminal.note(f"streamlog: {tp.topic}-{tp.partition} begins at offset {begin}: what was before is deleted")
+                    terminal.note(
+                        f"streamlog: {tp.topic}-{tp.partition} begins at offset {begin}: what was before "
+                        "is deleted"
+                    )
                 consumer.seek(tp, min(max(begin, start.number), end))
 
 
 class Consumption:
     """One run of `consume`."""
 
-    def __init__(self, consumer: Any, output: Output, arguments: argparse.Namespace, interrupts: Interrupts, terminal: Terminal) -> None:
+    def __init__(
+        self,
+        consumer: Any,
+        output: Output,
+        arguments: argparse.Namespace,
+        interrupts: Interrupts,
+        terminal: Terminal,
+    ) -> None:
         self._consumer = consumer
         self._output = output
         self._grouped = bool(arguments.group)
@@ -179,7 +236,11 @@ class Consumption:
         consumer, clock = self._consumer, self._clock
         last_news_ms = clock.monotonic_ms()
         while self._interrupts.requested is None and not consumer.at_end:
-            left = POLL_RECORDS_MAX if self._count_max is None else min(POLL_RECORDS_MAX, self._count_max - self.records)
+            left = (
+                POLL_RECORDS_MAX
+                if self._count_max is None
+                else min(POLL_RECORDS_MAX, self._count_max - self.records)
+            )
             if left <= 0:
                 return
             records = consumer.poll(SLICE_SECONDS, max_records=left)
@@ -208,4 +269,7 @@ class Consumption:
         try:
             self._consumer.commit(written)
         except CommitFailedError as error:
-            self._terminal.warn(f"streamlog: {plural(len(written), 'partition')} not committed, their records will come again: {error}")
+            self._terminal.warn(
+                f"streamlog: {plural(len(written), 'partition')} not committed, their records will come "
+                f"again: {error}"
+            )

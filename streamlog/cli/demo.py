@@ -1,11 +1,11 @@
 """`streamlog demo`: the whole story on real-looking input, with a proof at its end.
 
-    this process                                   the application, a process of its own (demo_process)
-      makes the input, starts the application  -->   3 producers, a group of readers that come and go
-      shows what it tells                      <--   what happens, as JSON lines
-      kills it half way (SIGKILL)
-      starts it again                          -->   goes on: producers behind the log, readers behind their commits
-      compares input, log and deliveries
+this process                                   the application, a process of its own (demo_process)
+  makes the input, starts the application  -->   3 producers, a group of readers that come and go
+  shows what it tells                      <--   what happens, as JSON lines
+  kills it half way (SIGKILL)
+  starts it again                          -->   goes on: producers behind the log, readers behind their
+  commits compares input, log and deliveries
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from streamlog.clock import SystemClock
 from streamlog.record import TopicPartition
 
 DESCRIPTION: Final = """\
-Log lines of a make-believe shop (or your own FILEs) are written by three producers and read by a group of three
-readers that come and go. Half way the process that does all this is killed with SIGKILL; a new one goes on. At the end
-every line is accounted for: once in the log, delivered, in order, byte for byte as it was read.
+Log lines of a make-believe shop (or your own FILEs) are written by three producers and read by a group of
+three readers that come and go. Half way the process that does all this is killed with SIGKILL; a new one
+goes on. At the end every line is accounted for: once in the log, delivered, in order, byte for byte as it
+was read.
 
   streamlog demo
   streamlog demo /var/log/*.log --dir demo-data     your own files; the directory is kept to look at
@@ -64,11 +65,25 @@ SECOND_RUN: Final = (
 
 def add_parser(commands: Commands) -> None:
     """Add `demo`."""
-    parser = add_command(commands, "demo", run, "see what it does: produce, consume, kill, resume, prove", DESCRIPTION)
-    parser.add_argument("files", metavar="FILE", nargs="*", help="your own log files instead of made-up lines")
-    parser.add_argument("--lines", type=whole(LINES_MIN), default=LINES, metavar="N", help=f"how many lines to make up (default {LINES:,})")
-    parser.add_argument("--seed", type=int, default=7, metavar="N", help="another seed makes other lines (default 7)")
-    parser.add_argument("--key-regex", metavar="REGEX", help="how to find the component in a line of FILE (its first group)")
+    parser = add_command(
+        commands, "demo", run, "see what it does: produce, consume, kill, resume, prove", DESCRIPTION
+    )
+    parser.add_argument(
+        "files", metavar="FILE", nargs="*", help="your own log files instead of made-up lines"
+    )
+    parser.add_argument(
+        "--lines",
+        type=whole(LINES_MIN),
+        default=LINES,
+        metavar="N",
+        help=f"how many lines to make up (default {LINES:,})",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=7, metavar="N", help="another seed makes other lines (default 7)"
+    )
+    parser.add_argument(
+        "--key-regex", metavar="REGEX", help="how to find the component in a line of FILE (its first group)"
+    )
     parser.add_argument("--fast", action="store_true", help="no slower than it must be")
 
 
@@ -93,14 +108,19 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
 def _check(arguments: argparse.Namespace, keep: bool) -> None:
     directory = Path(arguments.dir)
     if keep and directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise CommandError(f"{arguments.dir} is not empty; the demo needs a new directory, or leave --dir out and it uses a temporary one")
+        raise CommandError(
+            f"{arguments.dir} is not empty; the demo needs a new directory, or leave --dir out and it uses a "
+            "temporary one"
+        )
     if arguments.key_regex is not None:
         import re
 
         try:
             re.compile(arguments.key_regex.encode())
         except re.error as error:
-            raise UsageError(f"--key-regex {arguments.key_regex!r} is no regular expression: {error}") from error
+            raise UsageError(
+                f"--key-regex {arguments.key_regex!r} is no regular expression: {error}"
+            ) from error
 
 
 class Demo:
@@ -122,13 +142,18 @@ class Demo:
         files = self._arguments.files or [self._make_up()]
         given = read_input(files, self._arguments.key_regex)
         if len(given.lines) < LINES_MIN:
-            raise CommandError(f"the files have {plural(len(given.lines), 'line')}; the demo needs {LINES_MIN} or more to tell its story")
+            raise CommandError(
+                f"the files have {plural(len(given.lines), 'line')}; the demo needs {LINES_MIN} or more to "
+                "tell its story"
+            )
         self._view.begin(len(given.lines))
         self._tell_input(given)
         journals = [str(self._scratch / f"delivered-{number}") for number in (1, 2)]
         self._perform(files, given, journals[0], FIRST_RUN, kill_at=int(len(given.lines) * KILL_SHARE))
         self._perform(files, given, journals[1], SECOND_RUN, kill_at=None)
-        self._view.say("Both processes are gone. Now the proof: input, log and deliveries are held against each other.")
+        self._view.say(
+            "Both processes are gone. Now the proof: input, log and deliveries are held against each other."
+        )
         proof = self._prove(given, journals)
         self.elapsed_ms = self._clock.monotonic_ms() - self.started_ms
         return proof
@@ -142,11 +167,17 @@ class Demo:
         keys = len({line.key for line in given.lines})
         total = size(sum(len(line.value) + 1 for line in given.lines))
         what = (
-            f"{plural(len(given.sources), 'file')} of yours" if self._arguments.files else f"the made-up log of a shop (seed {self._arguments.seed})"
+            f"{plural(len(given.sources), 'file')} of yours"
+            if self._arguments.files
+            else f"the made-up log of a shop (seed {self._arguments.seed})"
         )
-        self._view.say(f"Input: {plural(len(given.lines), 'line')}, {total}, from {plural(keys, 'component')}: {what}.")
+        self._view.say(
+            f"Input: {plural(len(given.lines), 'line')}, {total}, from {plural(keys, 'component')}: {what}."
+        )
 
-    def _perform(self, files: list[str], given: Input, journal: str, acts: tuple[Act, ...], kill_at: int | None) -> None:
+    def _perform(
+        self, files: list[str], given: Input, journal: str, acts: tuple[Act, ...], kill_at: int | None
+    ) -> None:
         total = len(given.lines)
         task = Task(
             dir=str(self._directory),
@@ -167,8 +198,10 @@ class Demo:
                     self.killed_at = event
                     self._view.killed()
                     self._view.say(
-                        f"KILLED. Process {application.pid} got a SIGKILL in mid-work: {event['written']:,} lines were acknowledged as "
-                        f"written, {event['delivered']:,} were read, {sum(event['committed']):,} of them committed."
+                        f"KILLED. Process {application.pid} got a SIGKILL in mid-work: {event['written']:,} "
+                        "lines were acknowledged as "
+                        f"written, {event['delivered']:,} were read, {sum(event['committed']):,} of them "
+                        "committed."
                     )
                     return
 
@@ -176,14 +209,18 @@ class Demo:
         pid, opened = event["pid"], f"{event['opened_ms']:.0f} ms"
         if not second:
             self._view.say(
-                f"Process {pid} opens a new directory ({opened}) and makes the topic {TOPIC!r} with {PARTITIONS} partitions. Three producers "
-                "write; a line's key is the component it came from, so the lines of a component stay in order."
+                f"Process {pid} opens a new directory ({opened}) and makes the topic {TOPIC!r} with "
+                f"{PARTITIONS} partitions. Three producers "
+                "write; a line's key is the component it came from, so the lines of a component stay "
+                "in order."
             )
             return
         self.resumed_at = event
         self._view.say(
-            f"Process {pid} opens the same directory ({opened}): the log holds {event['stored']:,} lines, and the group {GROUP!r} goes on "
-            f"behind the {event['committed']:,} it had committed. Producers go on behind the last line of each component."
+            f"Process {pid} opens the same directory ({opened}): the log holds {event['stored']:,} lines, "
+            f"and the group {GROUP!r} goes on "
+            f"behind the {event['committed']:,} it had committed. Producers go on behind the last line of "
+            "each component."
         )
 
     def _prove(self, given: Input, journals: list[str]) -> Proof:
@@ -211,7 +248,10 @@ class Application:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH", "")]))},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH", "")])),
+            },
         )
         self.pid = self._process.pid
         self._killed = False
@@ -250,7 +290,12 @@ class Application:
 def _show(proof: Proof, demo: Demo, terminal: Terminal, kept: str | None) -> None:
     seconds = demo.elapsed_ms / 1000
     if terminal.json:
-        facts = {"elapsed_ms": demo.elapsed_ms, "directory": kept, "killed_at": demo.killed_at, "resumed_at": demo.resumed_at}
+        facts = {
+            "elapsed_ms": demo.elapsed_ms,
+            "directory": kept,
+            "killed_at": demo.killed_at,
+            "resumed_at": demo.resumed_at,
+        }
         terminal.document(document(proof) | facts)
         return
     terminal.line()
@@ -258,21 +303,39 @@ def _show(proof: Proof, demo: Demo, terminal: Terminal, kept: str | None) -> Non
         ("lines read", proof.lines, ""),
         ("in the log", proof.stored, "each once, with its key and its very bytes"),
         ("delivered to the group", proof.delivered, "nothing lost"),
-        ("delivered again after the kill", proof.redelivered, "read but not yet committed: at-least-once delivery"),
-        ("components in order", proof.in_order, f"of {proof.components}, across every rebalance and the kill"),
+        (
+            "delivered again after the kill",
+            proof.redelivered,
+            "read but not yet committed: at-least-once delivery",
+        ),
+        (
+            "components in order",
+            proof.in_order,
+            f"of {proof.components}, across every rebalance and the kill",
+        ),
         ("lag of the group", proof.lag, "everything is committed"),
     ]
     terminal.table(("proof", "count", ""), rows if proof.holds else [(*row[:2], "") for row in rows])
     for source in proof.sources:
         sign = "==" if source.holds else "!="
-        terminal.line(f"{Path(source.name).name}: sha256 read {source.sha256_read[:16]}... {sign} delivered {source.sha256_delivered[:16]}...")
+        terminal.line(
+            f"{Path(source.name).name}: sha256 read {source.sha256_read[:16]}... {sign} delivered "
+            f"{source.sha256_delivered[:16]}..."
+        )
     terminal.line()
     if proof.holds:
-        terminal.line(f"PROVED in {seconds:.1f} s: every line is accounted for, in order per component, exactly as it was read.")
+        terminal.line(
+            f"PROVED in {seconds:.1f} s: every line is accounted for, in order per component, exactly as it "
+            "was read."
+        )
     else:
         terminal.line("NOT PROVED: " + "; ".join(proof.contradictions))
     if kept is not None:
-        terminal.line(f"Look at it: streamlog topics describe --dir {kept}; streamlog groups describe --dir {kept}; "
+        terminal.line(f"Look at it: streamlog topics describe --dir {kept}; streamlog groups describe --dir "
+                      f"{kept}; "
                       f"streamlog consume {TOPIC} --from -5 --format full --dir {kept}")  # fmt: skip
     elif proof.holds:
-        terminal.line("Next: `streamlog demo YOUR.log --dir demo-data` does the same with your file and keeps the directory to look at.")
+        terminal.line(
+            "Next: `streamlog demo YOUR.log --dir demo-data` does the same with your file and keeps the "
+            "directory to look at."
+        )

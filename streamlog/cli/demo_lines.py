@@ -1,7 +1,8 @@
 """The demo's input: log lines of a make-believe shop, or the user's own files.
 
-The shop has eight services. Its log is made by a seeded generator (made for this project, under its licence): the same seed
-gives the same bytes everywhere. Lines carry what real ones do: several levels, addresses, umlauts, tabs, stack traces.
+The shop has eight services. Its log is made by a seeded generator (made for this project, under its
+licence): the same seed gives the same bytes everywhere. Lines carry what real ones do: several levels,
+addresses, umlauts, tabs, stack traces.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from streamlog.cli.lines import unreadable
 
 NEWLINE: Final = b"\n"
 
-# "2024-05-01 ... INFO payments[312] ..." and the common shapes of other people's logs, in the order they are tried.
+# "2024-05-01 ... INFO payments ..." and the common shapes of other people's logs, in the order tried.
 KEY_PATTERNS: Final = tuple(
     re.compile(pattern)
     for pattern in (
@@ -28,9 +29,33 @@ KEY_PATTERNS: Final = tuple(
     )
 )
 
-_NAMES: Final = ("Ada", "Björn", "Chloé", "Dmitri", "Emre", "Fatima", "Grzegorz", "Hanna", "Íñigo", "Jürgen", "Keiko", "Łukasz")
+_NAMES: Final = (
+    "Ada",
+    "Björn",
+    "Chloé",
+    "Dmitri",
+    "Emre",
+    "Fatima",
+    "Grzegorz",
+    "Hanna",
+    "Íñigo",
+    "Jürgen",
+    "Keiko",
+    "Łukasz",
+)
 _CITIES: Final = ("Zürich", "Kraków", "Lyon", "Malmö", "Porto", "Gent", "Brno", "Graz")
-_ITEMS: Final = ("teapot", "lamp", "kite", "drill", "novel", "scarf", "radio", "globe", "puzzle", "bicycle bell")
+_ITEMS: Final = (
+    "teapot",
+    "lamp",
+    "kite",
+    "drill",
+    "novel",
+    "scarf",
+    "radio",
+    "globe",
+    "puzzle",
+    "bicycle bell",
+)
 
 # service: (how often, [(level, how often, message)])
 _SERVICES: Final[dict[str, tuple[int, tuple[tuple[str, int, str], ...]]]] = {
@@ -53,7 +78,8 @@ _SERVICES: Final[dict[str, tuple[int, tuple[tuple[str, int, str], ...]]]] = {
         ("INFO", 70, "charge {hex} of {money} EUR captured for order {n}"),
         ("WARN", 8, "charge {hex} needs a second look: score 0.{n}"),
         ("ERROR", 3, "charge {hex} refused by the bank (code {status})\nTraceback (most recent call last):\n"
-                     "  File \"payments/bank.py\", line {small}, in capture\n    raise Refused(code)\npayments.bank.Refused: {status}"),
+                     "  File \"payments/bank.py\", line {small}, in capture\n    raise "
+                     "Refused(code)\npayments.bank.Refused: {status}"),
     )),
     "inventory": (10, (
         ("INFO", 60, "{item}: {n} left in {city}"),
@@ -78,7 +104,9 @@ _PATHS: Final = ("cart", "checkout", "items?page=2", "search?q=lamp", "login", "
 
 
 class Line(NamedTuple):
-    """One line of input: its number over all sources, the component that wrote it, and its bytes without the newline."""
+    """One line of input: its number over all sources, the component that wrote it, and its bytes without the
+    newline.
+    """
 
     number: int
     key: bytes
@@ -97,7 +125,7 @@ def made_up_log(count: int, seed: int) -> bytes:
     chance = random.Random(seed)
     services = list(_SERVICES)
     weights = [weight for weight, _ in _SERVICES.values()]
-    kinds = {name: ([kind for kind in shapes], [kind[1] for kind in shapes]) for name, (_, shapes) in _SERVICES.items()}
+    kinds = {name: (list(shapes), [kind[1] for kind in shapes]) for name, (_, shapes) in _SERVICES.items()}
     lines: list[str] = []
     now_ms = 9 * 3600 * 1000
     while len(lines) < count:
@@ -158,7 +186,9 @@ def read_input(paths: list[str], key_regex: str | None) -> Input:
 
 
 def _best(patterns: tuple[re.Pattern[bytes], ...], values: list[bytes]) -> re.Pattern[bytes]:
-    """The first pattern that names a component in most of the first lines; else the one that does so most often."""
+    """The first pattern that names a component in most of the first lines; else the one that does so most
+    often.
+    """
     sample = values[:200]
     hits = [sum(pattern.search(value) is not None for value in sample) for pattern in patterns]
     for pattern, found in zip(patterns, hits, strict=True):

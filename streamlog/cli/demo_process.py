@@ -1,13 +1,13 @@
 """The demo's application: the process that owns the directory, and that is killed half way.
 
-It runs three producers and a group of readers in threads, and tells on stdout, one JSON object a line, what happens. Readers
-append what they were handed to a journal file, in one write a poll, and commit after so many lines: what a process that is
-killed had read but not committed is read again by the next one.
+It runs three producers and a group of readers in threads, and tells on stdout, one JSON object a line, what
+happens. Readers append what they were handed to a journal file, in one write a poll, and commit after so
+many lines: what a process that is killed had read but not committed is read again by the next one.
 
     python -m streamlog.cli.demo_process '{"dir": ..., "files": [...], ...}'
 
-Nothing here knows that the process will be killed. After a restart producers look into the log itself for the last line of
-each component that is there, and go on behind it.
+Nothing here knows that the process will be killed. After a restart producers look into the log itself for
+the last line of each component that is there, and go on behind it.
 """
 
 from __future__ import annotations
@@ -52,11 +52,15 @@ class Task(msgspec.Struct):
 
 
 class Act(msgspec.Struct):
-    """One step of the story: produce up to a share of all lines, wait until so many are read, let a reader come or go."""
+    """One step of the story: produce up to a share of all lines, wait until so many are read, let a reader
+    come or go.
+    """
 
     share: float
     until: float = -1
-    """The share that must be read before the next act; -1 = all that may be produced; above 1: the act has no end."""
+    """The share that must be read before the next act; -1 = all that may be produced; above 1: the act has
+    no end.
+    """
     reader: str = ""
     does: str = ""
     """joins, leaves or nothing."""
@@ -91,7 +95,12 @@ class Reader:
         self._task.join()
 
     def _run(self) -> None:
-        consumer = self._app.group.consumer(on_revoked=lambda _: consumer.commit(), max_poll_records=POLL_LINES_MAX)
+        def revoked(partitions: list[TopicPartition]) -> None:
+            consumer.commit()  # all that was handed out is in the journal; somebody else goes on from here
+
+        consumer: streamlog.Consumer = self._app.group.consumer(
+            on_revoked=revoked, max_poll_records=POLL_LINES_MAX
+        )
         with consumer:
             while not self.leaving:
                 records = consumer.poll(0.05)
@@ -145,12 +154,21 @@ class Application:
     def journal(self, reader: str, records: list[Record]) -> None:
         """Write down, in the order of delivery, what a reader was handed."""
         rows = [
-            Delivery(reader, r.partition, r.offset, int(dict(r.headers)[LINE_HEADER] or b"-1"), r.key or b"", r.value or b"")
+            Delivery(
+                reader,
+                r.partition,
+                r.offset,
+                int(dict(r.headers)[LINE_HEADER] or b"-1"),
+                r.key or b"",
+                r.value or b"",
+            )
             for r in records
         ]
         packed = self._encode(rows)
+        left = memoryview(len(packed).to_bytes(4, "big") + packed)
         with self._journal_lock:
-            os.write(self._journal, len(packed).to_bytes(4, "big") + packed)
+            while left:
+                left = left[os.write(self._journal, left) :]
 
     def guarded(self, run: Callable[[], None]) -> None:
         """Run a thread's work; its error ends the process."""
@@ -172,13 +190,14 @@ class Application:
             last = self._last_lines(cluster)
             self.committed_before = sum(self.group.offsets().values())
             self.tell(
-                event="opened", pid=os.getpid(), opened_ms=opened_ms, stored=self.stored_before, committed=self.committed_before
+                event="opened",
+                pid=os.getpid(),
+                opened_ms=opened_ms,
+                stored=self.stored_before,
+                committed=self.committed_before,
             )
             mine = share_out(lines, last)
-            producers = [
-                self.runtime.spawn(f"streamlog-demo-producer-{n}", lambda n=n: self.guarded(lambda: self._produce(n, mine[n])))  # type: ignore[misc]
-                for n in range(PRODUCERS)
-            ]
+            producers = [self._start_producer(number, some) for number, some in enumerate(mine)]
             for act in self.task.acts:
                 self._perform(act, len(lines))
             for producer in producers:
@@ -200,10 +219,18 @@ class Application:
                 self.stored_before += 1
         return last
 
-    # -- producing -----------------------------------------------------------------------------------------------------
+    # -- producing ---------------------------------------------------------------------------------
+
+    def _start_producer(self, number: int, lines: list[Line]) -> Any:
+        def produce() -> None:
+            self._produce(number, lines)
+
+        return self.runtime.spawn(f"streamlog-demo-producer-{number}", lambda: self.guarded(produce))
 
     def _produce(self, number: int, lines: list[Line]) -> None:
-        """Send one producer's lines, in their order, no faster than told, no further than the story has come."""
+        """Send one producer's lines, in their order, no faster than told, no further than the story has
+        come.
+        """
         waiter, rate = self.runtime.waiter(), self.task.lines_per_second / PRODUCERS
         last_ms = self._clock.monotonic_ms()
         sent = 0
@@ -224,7 +251,7 @@ class Application:
                     sent = end
                 waiter.wait(TICK_MS if rate > 0 else 1)
 
-    # -- the story -----------------------------------------------------------------------------------------------------
+    # -- the story ---------------------------------------------------------------------------------
 
     def _perform(self, act: Act, total: int) -> None:
         if act.does == "joins":
@@ -246,7 +273,11 @@ class Application:
     @property
     def delivered(self) -> int:
         """Lines read so far, by the processes before this one too."""
-        return self.committed_before + self.gone_delivered + sum(reader.delivered for reader in self.readers.values())
+        return (
+            self.committed_before
+            + self.gone_delivered
+            + sum(reader.delivered for reader in self.readers.values())
+        )
 
     def _wait(self, done: Callable[[], bool]) -> None:
         waiter = self.runtime.waiter()
@@ -265,7 +296,9 @@ class Application:
         topic = self._cluster.topic(TOPIC)
         self.tell(
             event="progress",
-            written=max(self.stored_before + sum(self.acknowledged), self.delivered),  # what is read was written
+            written=max(
+                self.stored_before + sum(self.acknowledged), self.delivered
+            ),  # what is read was written
             delivered=self.delivered,
             ends=[partition.high_watermark for partition in topic.partitions],
             committed=[offsets.get(TopicPartition(TOPIC, number), 0) for number in range(PARTITIONS)],

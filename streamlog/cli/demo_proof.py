@@ -1,4 +1,6 @@
-"""The demo's proof: what went in, what the log holds and what was delivered, held against each other byte by byte."""
+"""The demo's proof: what went in, what the log holds and what was delivered, held against each other byte by
+byte.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,10 @@ def prove(given: Input, stored: Iterable[Record], runs: list[list[Delivery]], la
     firsts, redelivered = _first_deliveries(runs, wrong)
     for delivery in firsts:
         if places.get((delivery.partition, delivery.offset)) != delivery.line:
-            wrong.append(f"line {delivery.line} was delivered from {TOPIC}-{delivery.partition}@{delivery.offset}, where it is not")
+            wrong.append(
+                f"line {delivery.line} was delivered from {TOPIC}-{delivery.partition}@{delivery.offset}, "
+                "where it is not"
+            )
     in_order, components = _check_order(given, firsts, wrong)
     sources = _compare_sources(given, firsts, wrong)
     missing = len(given.lines) - len({delivery.line for delivery in firsts})
@@ -68,7 +73,15 @@ def prove(given: Input, stored: Iterable[Record], runs: list[list[Delivery]], la
     if lag:
         wrong.append(f"the group {GROUP} still lags {lag} records behind")
     return Proof(
-        len(given.lines), len(places), len(firsts), redelivered, components, in_order, lag, sources, wrong[:20]
+        len(given.lines),
+        len(places),
+        len(firsts),
+        redelivered,
+        components,
+        in_order,
+        lag,
+        sources,
+        wrong[:20],
     )
 
 
@@ -91,7 +104,9 @@ def _check_log(given: Input, stored: Iterable[Record], wrong: list[str]) -> dict
 
 
 def _first_deliveries(runs: list[list[Delivery]], wrong: list[str]) -> tuple[list[Delivery], int]:
-    """Deliveries without repetitions, and how many repetitions there were. Within one process there must be none."""
+    """Deliveries without repetitions, and how many repetitions there were. Within one process there must be
+    none.
+    """
     firsts: list[Delivery] = []
     seen: dict[tuple[int, int], int] = {}
     redelivered = 0
@@ -103,14 +118,18 @@ def _first_deliveries(runs: list[list[Delivery]], wrong: list[str]) -> tuple[lis
                 firsts.append(delivery)
                 seen[place] = number
             elif before == number:
-                wrong.append(f"{TOPIC}-{delivery.partition}@{delivery.offset} was delivered twice by the same process")
+                wrong.append(
+                    f"{TOPIC}-{delivery.partition}@{delivery.offset} was delivered twice by the same process"
+                )
             else:
                 redelivered += 1
     return firsts, redelivered
 
 
 def _check_order(given: Input, firsts: list[Delivery], wrong: list[str]) -> tuple[int, int]:
-    """How many components' lines were delivered in the order they were read, and how many components there are."""
+    """How many components' lines were delivered in the order they were read, and how many components there
+    are.
+    """
     last: dict[bytes, int] = {line.key: -1 for line in given.lines}
     disordered: dict[bytes, None] = {}
     for delivery in firsts:

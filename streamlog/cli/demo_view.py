@@ -1,4 +1,6 @@
-"""What the demo shows while it runs: a live table on a terminal with rich, plain lines otherwise, nothing for programs."""
+"""What the demo shows while it runs: a live table on a terminal with rich, plain lines otherwise, nothing
+for programs.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,10 @@ def sentence(event: dict[str, Any]) -> str:
             return f"{event['reader']} commits and leaves the group."
         case "assigned" if event["partitions"]:
             some = event["partitions"]
-            return f"  {event['reader']} reads {'partition' if len(some) == 1 else 'partitions'} {', '.join(map(str, some))}"
+            return (
+                f"  {event['reader']} reads {'partition' if len(some) == 1 else 'partitions'} "
+                f"{', '.join(map(str, some))}"
+            )
         case "done":
             return "Everything is written, read and committed; the process ends by itself."
         case _:
@@ -75,7 +80,10 @@ class PlainView(View):
             share = event["delivered"] / self._total
             if share >= self._shown + STEP:
                 self._shown = share - share % STEP
-                self.say(f"  {share:4.0%}  {event['written']:,} written, {event['delivered']:,} read, {sum(event['committed']):,} committed")
+                self.say(
+                    f"  {share:4.0%}  {event['written']:,} written, {event['delivered']:,} read, "
+                    f"{sum(event['committed']):,} committed"
+                )
         super().show(event)
 
 
@@ -90,8 +98,12 @@ class LiveView(View):
         self._console = Console(highlight=False)
         self._total = 1
         self._now: dict[str, Any] = {
-            "written": 0, "delivered": 0, "ends": [0] * PARTITIONS, "committed": [0] * PARTITIONS, "owners": [""] * PARTITIONS,
-        }  # fmt: skip
+            "written": 0,
+            "delivered": 0,
+            "ends": [0] * PARTITIONS,
+            "committed": [0] * PARTITIONS,
+            "owners": [""] * PARTITIONS,
+        }
         self._live = Live(self._picture(), console=self._console, refresh_per_second=12, transient=True)
         self._live.start()
 
@@ -126,17 +138,42 @@ class LiveView(View):
 
         now = self._now
         bars = Table.grid(padding=(0, 1))
-        for name, done in (("written", now["written"]), ("read", now["delivered"]), ("committed", sum(now["committed"]))):
-            bars.add_row(Text(name), ProgressBar(self._total, done, width=44), Text(f"{done:,} of {plural(self._total, 'line')}"))
+        for name, done in (
+            ("written", now["written"]),
+            ("read", now["delivered"]),
+            ("committed", sum(now["committed"])),
+        ):
+            bars.add_row(
+                Text(name),
+                ProgressBar(self._total, done, width=44),
+                Text(f"{done:,} of {plural(self._total, 'line')}"),
+            )
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column, justify in (("partition", "left"), ("in the log", "right"), ("committed", "right"), ("lag", "right"), ("read by", "left")):
+        for column, justify in (
+            ("partition", "left"),
+            ("in the log", "right"),
+            ("committed", "right"),
+            ("lag", "right"),
+            ("read by", "left"),
+        ):
             table.add_column(column, justify=justify, min_width=9)  # type: ignore[arg-type]
-        for number, (end, committed, owner) in enumerate(zip(now["ends"], now["committed"], now["owners"], strict=True)):
+        for number, (end, committed, owner) in enumerate(
+            zip(now["ends"], now["committed"], now["owners"], strict=True)
+        ):
             lag = end - committed
             table.add_row(
-                f"{TOPIC}-{number}", f"{end:,}", f"{committed:,}", Text(f"{lag:,}", style="yellow" if lag else "green"), owner or Text("-", style="dim")
+                f"{TOPIC}-{number}",
+                f"{end:,}",
+                f"{committed:,}",
+                Text(f"{lag:,}", style="yellow" if lag else "green"),
+                owner or Text("-", style="dim"),
             )
-        return Group(Text(), bars, table, Text(f"group {GROUP!r}: each partition is read by one of its members", style="dim"))
+        return Group(
+            Text(),
+            bars,
+            table,
+            Text(f"group {GROUP!r}: each partition is read by one of its members", style="dim"),
+        )
 
 
 def make_view(terminal: Terminal) -> View:

@@ -1,4 +1,6 @@
-"""`streamlog dump`: what a partition's log really holds, batch by batch; damaged ones too. Works beside a live owner."""
+"""`streamlog dump`: what a partition's log really holds, batch by batch; damaged ones too. Works beside a
+live owner.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,12 @@ from typing import Any, Final
 
 import msgspec
 
+from streamlog.batch import MAGIC_COLUMNAR, Batch
 from streamlog.broker.stores_beside import Stores
 from streamlog.cli.arguments import Commands, add_command, whole
 from streamlog.cli.formats import full, record_document
 from streamlog.cli.opening import partitions_of, reading, topic_of
 from streamlog.cli.terminal import Terminal, plural, size, when
-from streamlog.batch import MAGIC_COLUMNAR, Batch
 from streamlog.errors import StreamlogError
 from streamlog.storage.verification import Dumped, dump
 
@@ -30,10 +32,25 @@ CODECS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
 def add_parser(commands: Commands) -> None:
     """Add `dump`."""
     parser = add_command(commands, "dump", run, "show the stored batches and records of a topic", DESCRIPTION)
-    parser.add_argument("topic", metavar="TOPIC", help="a topic, or an internal one such as __consumer_offsets")
-    parser.add_argument("--show", choices=("headers", "batches", "records"), default="batches", help="how deep (default batches)")
-    parser.add_argument("--partition", type=whole(0), action="append", metavar="N", help="only this partition (may be repeated)")
-    parser.add_argument("--from", dest="start", type=whole(0), default=0, metavar="OFFSET", help="the first offset to show")
+    parser.add_argument(
+        "topic", metavar="TOPIC", help="a topic, or an internal one such as __consumer_offsets"
+    )
+    parser.add_argument(
+        "--show",
+        choices=("headers", "batches", "records"),
+        default="batches",
+        help="how deep (default batches)",
+    )
+    parser.add_argument(
+        "--partition",
+        type=whole(0),
+        action="append",
+        metavar="N",
+        help="only this partition (may be repeated)",
+    )
+    parser.add_argument(
+        "--from", dest="start", type=whole(0), default=0, metavar="OFFSET", help="the first offset to show"
+    )
     parser.add_argument("--max", "-n", type=whole(1), metavar="N", help="at most so many batches")
 
 
@@ -53,7 +70,9 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
                 wrong += "error" in document
                 if terminal.json:
                     if arguments.show == "records":
-                        document["records"] = [record_document(r) for r in _records(found, topic.name, number)]
+                        document["records"] = [
+                            record_document(r) for r in _records(found, topic.name, number)
+                        ]
                     terminal.out.write(encode(document) + b"\n")
                     continue
                 terminal.line(_line(document))
@@ -63,7 +82,10 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     if not terminal.json and not shown:
         terminal.note(f"{arguments.topic} holds nothing from offset {arguments.start} on")
     if wrong:
-        terminal.warn(f"streamlog: {plural(wrong, 'batch')} damaged; `streamlog verify --dir {arguments.dir}` has the details")
+        terminal.warn(
+            f"streamlog: {plural(wrong, 'batch')} damaged; `streamlog verify --dir {arguments.dir}` has "
+            "the details"
+        )
     return 0
 
 
@@ -80,7 +102,12 @@ def _stored(cluster: Any, topic: str, number: int, start_offset: int) -> Iterato
 
 def describe(found: Dumped, topic: str, number: int, depth: str) -> dict[str, Any]:
     """A batch as JSON has it. `error` is there if something is wrong with it."""
-    document: dict[str, Any] = {"topic": topic, "partition": number, "last_offset": found.last_offset, "bytes": found.size_bytes}
+    document: dict[str, Any] = {
+        "topic": topic,
+        "partition": number,
+        "last_offset": found.last_offset,
+        "bytes": found.size_bytes,
+    }
     header = found.header
     if header is not None:
         document |= {
@@ -138,7 +165,10 @@ def _line(document: dict[str, Any]) -> str:
         f"crc {document['crc']}",
     ]
     if document["producer_id"] >= 0:
-        parts.append(f"producer {document['producer_id']}/{document['producer_epoch']} sequence {document['base_sequence']}")
+        parts.append(
+            f"producer {document['producer_id']}/{document['producer_epoch']} sequence "
+            f"{document['base_sequence']}"
+        )
     parts += [word for word in ("transactional", "control") if document[word]]
     if "error" in document:
         parts.append(f"DAMAGED: {document['error']}")

@@ -16,7 +16,9 @@ INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 TERMINATED: Final = 143
 
-READING_COMMANDS: Final = "consume (without --group), topics list and describe, groups list and describe, dump, verify and backup"
+READING_COMMANDS: Final = (
+    "consume (without --group), topics list and describe, groups list and describe, dump, verify and backup"
+)
 
 
 class CommandError(Exception):
@@ -54,7 +56,11 @@ def explain(error: BaseException) -> tuple[int, str]:
         case errors.DiskFullError():
             return FAILED, f"{error}. Nothing written before was lost: make room and run the command again"
         case errors.CorruptStoreError() | errors.CorruptRecordError():
-            return FAILED, f"{error}. `streamlog verify` lists all damage; a copy made by `streamlog backup` can replace the directory"
+            return (
+                FAILED,
+                f"{error}. `streamlog verify` lists all damage; a copy made by `streamlog backup` can "
+                "replace the directory",
+            )
         case errors.UnknownTopicOrPartitionError():
             return FAILED, f"{error}. `streamlog topics list` shows what there is"
         case errors.NonEmptyGroupError():
@@ -67,7 +73,8 @@ def explain(error: BaseException) -> tuple[int, str]:
             return FAILED, "out of memory"
         case _:
             return FAILED, (
-                f"unexpected {type(error).__name__}: {error}. This is a bug in streamlog; run the command again with --debug and "
+                f"unexpected {type(error).__name__}: {error}. This is a bug in streamlog; run the command "
+                "again with --debug and "
                 "report what it prints"
             )
 
@@ -87,8 +94,11 @@ def _locked(error: errors.ClusterLockedError) -> str:
     if host and host != os.uname().nodename:
         who += f" on {host}"
     text = (
-        f"{error.path} is open in {who}, and a directory has one owner at a time. Stop that process and try again; beside it only "
+        f"{error.path} is open in {who}, and a directory has one owner at a time. Stop that process and try "
+        "again; beside it only "
         f"the reading commands work: {READING_COMMANDS}"
     )
     listener = getattr(error, "listener", "")
-    return text + (f". Any Kafka client can also write through its listener at {listener}" if listener else "")
+    return text + (
+        f". Any Kafka client can also write through its listener at {listener}" if listener else ""
+    )

@@ -1,12 +1,14 @@
 """Records as text and back: the formats of `produce` and `consume`.
 
-    value       the value, then a newline (byte for byte what `produce` read)      raw    the value and nothing else
-    key         the key, then a newline                                            full   everything, for people
+    value       the value, then a newline (byte for byte what `produce` read)      raw    the value and
+    nothing else
+    key         the key, then a newline                                            full   everything, for
+    people
     key-value   key, separator, value, then a newline
     json        one object a line: topic, partition, offset, timestamp, key, value, headers
 
-In JSON a key or value that is not UTF-8 text is {"base64": "..."}; null is null. A missing key or value in the other formats
-is the word null, as Kafka's console consumer prints it.
+In JSON a key or value that is not UTF-8 text is {"base64": "..."}; null is null. A missing key or value in
+the other formats is the word null, as Kafka's console consumer prints it.
 """
 
 from __future__ import annotations
@@ -34,14 +36,19 @@ def make_format(name: str, separator: bytes) -> Format:
     """The function that writes a list of records as bytes."""
     match name:
         case "value":
-            return lambda records: b"".join([_or_null(r.value) + (terminator(r) if r.headers else b"\n") for r in records])
+            return lambda records: b"".join(
+                [_or_null(r.value) + (terminator(r) if r.headers else b"\n") for r in records]
+            )
         case "raw":
             return lambda records: b"".join([r.value or b"" for r in records])
         case "key":
             return lambda records: b"".join([_or_null(r.key) + b"\n" for r in records])
         case "key-value":
             return lambda records: b"".join(
-                [_or_null(r.key) + separator + _or_null(r.value) + (terminator(r) if r.headers else b"\n") for r in records]
+                [
+                    _or_null(r.key) + separator + _or_null(r.value) + (terminator(r) if r.headers else b"\n")
+                    for r in records
+                ]
             )
         case "json":
             return lambda records: b"".join([_encode_json(record_document(r)) + b"\n" for r in records])
@@ -99,7 +106,9 @@ class BadLine(ValueError):
 
 
 def parse_json_line(line: bytes) -> Record:
-    """One line of `consume --format json`, or any object with `value` (and `key`, `headers`, `timestamp`). Raises BadLine."""
+    """One line of `consume --format json`, or any object with `value` (and `key`, `headers`, `timestamp`).
+    Raises BadLine.
+    """
     try:
         document = msgspec.json.decode(line)
     except msgspec.DecodeError as error:

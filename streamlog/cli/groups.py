@@ -20,7 +20,9 @@ def add_parser(commands: Commands) -> None:
     groups = add_family(commands, "groups", "list, describe and reset consumer groups")
     add_command(groups, "list", run_list, "list the consumer groups")
 
-    describe = add_command(groups, "describe", run_describe, "show committed offsets, lag and members of groups")
+    describe = add_command(
+        groups, "describe", run_describe, "show committed offsets, lag and members of groups"
+    )
     describe.add_argument("groups", metavar="GROUP", nargs="*", help="default: all")
 
     reset = add_command(
@@ -31,8 +33,15 @@ def add_parser(commands: Commands) -> None:
     reset.add_argument("group", metavar="GROUP")
     where = reset.add_mutually_exclusive_group(required=True)
     where.add_argument("--to", type=parse_start, metavar="WHERE", help=TO_HELP)
-    where.add_argument("--shift-by", type=_shift, metavar="N", help="so many records forward, or back if negative")
-    reset.add_argument("--topic", action="append", metavar="TOPIC", help="only this topic (may be repeated; needed for a new group)")
+    where.add_argument(
+        "--shift-by", type=_shift, metavar="N", help="so many records forward, or back if negative"
+    )
+    reset.add_argument(
+        "--topic",
+        action="append",
+        metavar="TOPIC",
+        help="only this topic (may be repeated; needed for a new group)",
+    )
     reset.add_argument("--dry-run", action="store_true", help="only show what would be committed")
     add_sync(reset)
 
@@ -65,9 +74,13 @@ def run_list(arguments: argparse.Namespace, terminal: Terminal) -> int:
     if terminal.json:
         terminal.document(found)
     elif not found:
-        terminal.note(f"{arguments.dir} has no consumer groups yet; `streamlog consume TOPIC --group NAME` makes one")
+        terminal.note(
+            f"{arguments.dir} has no consumer groups yet; `streamlog consume TOPIC --group NAME` makes one"
+        )
     else:
-        terminal.table(("group", "state", "members", "topics", "lag"), [list(group.values()) for group in found])
+        terminal.table(
+            ("group", "state", "members", "topics", "lag"), [list(group.values()) for group in found]
+        )
     return 0
 
 
@@ -79,15 +92,23 @@ def run_describe(arguments: argparse.Namespace, terminal: Terminal) -> int:
         terminal.document(found)
         return 0
     if not found:
-        terminal.note(f"{arguments.dir} has no consumer groups yet; `streamlog consume TOPIC --group NAME` makes one")
+        terminal.note(
+            f"{arguments.dir} has no consumer groups yet; `streamlog consume TOPIC --group NAME` makes one"
+        )
     for number, group in enumerate(found):
         if number:
             terminal.line()
         members = len(group["members"])
-        terminal.line(f"{group['group']}: {group['state']}, {members or 'no'} member{'' if members == 1 else 's'}, lag {group['lag']:,}")
+        terminal.line(
+            f"{group['group']}: {group['state']}, {members or 'no'} member{'' if members == 1 else 's'}, lag "
+            f"{group['lag']:,}"
+        )
         terminal.table(
             ("topic", "partition", "committed", "end", "lag", "member"),
-            [(p["topic"], str(p["partition"]), p["committed"], p["end"], p["lag"], p["member"]) for p in group["partitions"]],
+            [
+                (p["topic"], str(p["partition"]), p["committed"], p["end"], p["lag"], p["member"])
+                for p in group["partitions"]
+            ],
         )
     return 0
 
@@ -97,7 +118,13 @@ def _known(cluster: Any, name: str, directory: str) -> str:
     if name in names:
         return name
     near = closest(name, names)
-    hint = f"did you mean {near!r}?" if near else f"there are {', '.join(names[:8])}" if names else "it has none yet"
+    hint = (
+        f"did you mean {near!r}?"
+        if near
+        else f"there are {', '.join(names[:8])}"
+        if names
+        else "it has none yet"
+    )
     raise CommandError(f"there is no consumer group {name!r} in {directory}; {hint}")
 
 
@@ -123,7 +150,9 @@ def _description(cluster: Any, name: str) -> dict[str, Any]:
         "group": name,
         "state": group.state,
         "lag": sum(lag.values()),
-        "members": [{"member": m.member_id, "partitions": [list(tp) for tp in m.assignment]} for m in members],
+        "members": [
+            {"member": m.member_id, "partitions": [list(tp) for tp in m.assignment]} for m in members
+        ],
         "partitions": partitions,
     }
 
@@ -138,15 +167,27 @@ def run_reset(arguments: argparse.Namespace, terminal: Terminal) -> int:
         before = group.offsets()
         to = _target(arguments.to, arguments.shift_by)
         target: dict[TopicPartition, int] = group.reset_offsets(to, topics=topics, dry_run=arguments.dry_run)
-        lag = {tp: cluster.topic(tp.topic)[tp.partition].high_watermark - offset for tp, offset in target.items()}
+        lag = {
+            tp: cluster.topic(tp.topic)[tp.partition].high_watermark - offset for tp, offset in target.items()
+        }
     rows = [
-        {"topic": tp.topic, "partition": tp.partition, "before": before.get(tp), "committed": offset, "lag": lag[tp]}
+        {
+            "topic": tp.topic,
+            "partition": tp.partition,
+            "before": before.get(tp),
+            "committed": offset,
+            "lag": lag[tp],
+        }
         for tp, offset in sorted(target.items())
     ]
     if terminal.json:
         terminal.document({"group": arguments.group, "dry_run": arguments.dry_run, "partitions": rows})
         return 0
-    title = f"{arguments.group}: would be committed (--dry-run, nothing changed)" if arguments.dry_run else f"{arguments.group}: committed"
+    title = (
+        f"{arguments.group}: would be committed (--dry-run, nothing changed)"
+        if arguments.dry_run
+        else f"{arguments.group}: committed"
+    )
     terminal.table(
         ("topic", "partition", "before", "now", "lag"),
         [(r["topic"], str(r["partition"]), r["before"], r["committed"], r["lag"]) for r in rows],

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM as a wish, so that a command ends between two records and not inside one.
 
-The first signal only sets `requested`; loops wait in slices of SLICE_SECONDS and look at it. The second ends everything at once.
+The first signal only sets `requested`; loops wait in slices of SLICE_SECONDS and look at it. The second ends
+everything at once.
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ class Latencies:
         return max(self._all, default=0.0)
 
     def percentile(self, share: float) -> float:
-        """The smallest latency that `share` of all do not exceed (nearest rank, as Kafka's tool); 0 without any."""
+        """The smallest latency that `share` of all do not exceed (nearest rank, as Kafka's tool); 0 without
+        any.
+        """
         if not self._all:
             return 0.0
         if not self._sorted:

@@ -1,7 +1,8 @@
 """Lines of files and of stdin as records, every byte kept.
 
-A line is what stands between two newline bytes; `\\r`, NUL and invalid UTF-8 are part of it. A last line without a newline is told
-apart by the header LINE_END, so that writing values out again gives the very same bytes.
+A line is what stands between two newline bytes; `\\r`, NUL and invalid UTF-8 are part of it. A last line
+without a newline is told apart by the header LINE_END, so that writing values out again gives the very same
+bytes.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def _reader(file: BinaryIO) -> Callable[[], bytes | None]:
 
 
 def split_lines(chunks: Iterator[bytes], interrupts: Interrupts) -> Iterator[tuple[list[bytes], bool]]:
-    """Lists of whole lines without their newline, as they come; the last list may hold one line nothing followed (True).
+    """Lists of whole lines without their newline, as they come; the last list may hold one line nothing
+    followed (True).
 
     After an interrupt the unfinished rest is not a line and is left out.
     """

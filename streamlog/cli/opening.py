@@ -1,6 +1,7 @@
 """Opening the directory a command names: as its owner to write, beside whoever owns it to read.
 
-Reading commands never take the owner's lock, never create anything, and so never stand in an application's way.
+Reading commands never take the owner's lock, never create anything, and so never stand in an application's
+way.
 """
 
 from __future__ import annotations
@@ -43,10 +44,13 @@ def require_directory(path: str) -> None:
     place = Path(path)
     if not place.exists():
         raise CommandError(
-            f"there is no directory {path}. `streamlog topics create NAME --dir {path}` makes one; --dir names another"
+            f"there is no directory {path}. `streamlog topics create NAME --dir {path}` makes one; --dir "
+            "names another"
         )
     if place.is_dir() and read_format(place) is None:
-        raise CommandError(f"{path} is not a streamlog directory (it has no file FORMAT); --dir names another")
+        raise CommandError(
+            f"{path} is not a streamlog directory (it has no file FORMAT); --dir names another"
+        )
 
 
 def topic_of(cluster: Any, name: str, directory: str) -> Topic:
@@ -59,9 +63,14 @@ def topic_of(cluster: Any, name: str, directory: str) -> Topic:
         if near:
             hint = f"did you mean {near!r}?"
         else:
-            hint = f"it has {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}." if names else "it has no topics yet."
+            hint = (
+                f"it has {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}."
+                if names
+                else "it has no topics yet."
+            )
         raise CommandError(
-            f"there is no topic {name!r} in {directory}; {hint} `streamlog topics create {name} --dir {directory}` makes it"
+            f"there is no topic {name!r} in {directory}; {hint} `streamlog topics create {name} --dir "
+            f"{directory}` makes it"
         ) from None
     return topic
 
@@ -73,6 +82,7 @@ def partitions_of(topic: Topic, wanted: list[int] | None) -> list[int]:
     for number in wanted:
         if number >= len(topic):
             raise CommandError(
-                f"topic {topic.name!r} has no partition {number}; it has {len(topic)}, numbered from 0 to {len(topic) - 1}"
+                f"topic {topic.name!r} has no partition {number}; it has {len(topic)}, numbered from 0 to "
+                f"{len(topic) - 1}"
             )
     return sorted(set(wanted))

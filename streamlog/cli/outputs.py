@@ -57,7 +57,8 @@ class StdoutOutput(Output):
 class OutputDirectory(Output):
     """A file per key, named by the key.
 
-    A key is taken as a relative path; "..", "." and leading slashes are dropped, so nothing is written outside.
+    A key is taken as a relative path; "..", "." and leading slashes are dropped, so nothing is written
+    outside.
     append: go on with files that exist (a group that continues); otherwise they are refused.
     """
 
@@ -88,12 +89,17 @@ class OutputDirectory(Output):
         path = self._root / file_name(key)
         known = path in self._paths
         if known and self._paths[path] != key:
-            raise CommandError(f"the keys {_shown(self._paths[path])} and {_shown(key)} would both be the file {path}; use --format json")
+            raise CommandError(
+                f"the keys {_shown(self._paths[path])} and {_shown(key)} would both be the file {path}; use "
+                "--format json"
+            )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "ab" if known or self._append else "xb")  # noqa: SIM115
         except FileExistsError:
-            raise CommandError(f"{path} exists; choose another --output-dir (only a --group goes on with existing files)") from None
+            raise CommandError(
+                f"{path} exists; choose another --output-dir (only a --group goes on with existing files)"
+            ) from None
         except OSError as error:
             raise CommandError(f"cannot write {path}: {error.strerror}") from error
         self._paths[path] = key
@@ -112,7 +118,9 @@ class OutputDirectory(Output):
         if terminal.json:
             terminal.document({"records": count, "files": sorted(map(str, files))})
         elif not terminal.quiet:
-            terminal.line(f"{plural(count, 'record')} written to {plural(len(self._paths), 'file')} in {self._root}")
+            terminal.line(
+                f"{plural(count, 'record')} written to {plural(len(self._paths), 'file')} in {self._root}"
+            )
 
 
 def file_name(key: bytes | None) -> str:

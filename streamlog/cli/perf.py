@@ -26,6 +26,7 @@ REPORT_MS: Final = 5000
 BULK: Final = 1000
 SAMPLES_MAX: Final = 100_000
 E2E_WARM_UP: Final = 50
+RECEIVE_US_MAX: Final = 30_000_000
 POLL_RECORDS_MAX: Final = 5000
 TOPIC: Final = "perf"
 
@@ -35,41 +36,83 @@ def add_parser(commands: Commands) -> None:
     perf = add_family(commands, "perf", "measure throughput and latency, as Kafka's perf tools do")
     produce = add_command(
         perf, "produce", run_produce, "measure sending",
-        "Latency is from send() to the acknowledgement, of an evenly spaced sample of at most 100,000 records.\n\n"
+        "Latency is from send() to the acknowledgement, of an evenly spaced sample of at most 100,000 "
+        "records.\n\n"
         "  streamlog perf produce --records 1000000 --record-size 100 --sync off --bulk",
     )  # fmt: skip
     _add_topic(produce)
-    produce.add_argument("--records", type=whole(1), default=500_000, metavar="N", help="how many to send (default 500,000)")
-    produce.add_argument("--record-size", type=whole(0), default=100, metavar="BYTES", help="of each value (default 100)")
-    produce.add_argument("--key-size", type=whole(0), default=0, metavar="BYTES", help="of each key; 0 = no keys (default)")
-    produce.add_argument("--throughput", type=float, default=-1, metavar="N", help="records a second at most; -1 = no limit (default)")
-    produce.add_argument("--bulk", action="store_true", help=f"send_many with {BULK} records a call instead of one send a record")
-    produce.add_argument("--linger-ms", type=whole(0), metavar="MS", help="how long a batch waits for more records (default 5)")
-    produce.add_argument("--batch-size", type=whole(0), metavar="BYTES", help="of a batch (default: the library's)")
+    produce.add_argument(
+        "--records", type=whole(1), default=500_000, metavar="N", help="how many to send (default 500,000)"
+    )
+    produce.add_argument(
+        "--record-size", type=whole(0), default=100, metavar="BYTES", help="of each value (default 100)"
+    )
+    produce.add_argument(
+        "--key-size", type=whole(0), default=0, metavar="BYTES", help="of each key; 0 = no keys (default)"
+    )
+    produce.add_argument(
+        "--throughput",
+        type=float,
+        default=-1,
+        metavar="N",
+        help="records a second at most; -1 = no limit (default)",
+    )
+    produce.add_argument(
+        "--bulk",
+        action="store_true",
+        help=f"send_many with {BULK} records a call instead of one send a record",
+    )
+    produce.add_argument(
+        "--linger-ms", type=whole(0), metavar="MS", help="how long a batch waits for more records (default 5)"
+    )
+    produce.add_argument(
+        "--batch-size", type=whole(0), metavar="BYTES", help="of a batch (default: the library's)"
+    )
     produce.add_argument("--compression", choices=("none", "zstd"), default="none")
     produce.add_argument("--acks", choices=("all", "1", "0"), default="all")
     produce.add_argument("--seed", type=int, default=7, help="of the records' bytes")
     add_sync(produce)
 
-    consume = add_command(perf, "consume", run_consume, "measure reading", "Reads from the start; beside a live owner too.")
-    consume.add_argument("--topic", default=TOPIC, metavar="TOPIC", help=f"the topic to read (default {TOPIC})")
-    consume.add_argument("--records", type=whole(1), metavar="N", help="how many to read (default: all there are)")
-    consume.add_argument("--timeout", type=seconds, default=10, metavar="SECONDS", help="end when nothing came for so long (default 10)")
+    consume = add_command(
+        perf, "consume", run_consume, "measure reading", "Reads from the start; beside a live owner too."
+    )
+    consume.add_argument(
+        "--topic", default=TOPIC, metavar="TOPIC", help=f"the topic to read (default {TOPIC})"
+    )
+    consume.add_argument(
+        "--records", type=whole(1), metavar="N", help="how many to read (default: all there are)"
+    )
+    consume.add_argument(
+        "--timeout",
+        type=seconds,
+        default=10,
+        metavar="SECONDS",
+        help="end when nothing came for so long (default 10)",
+    )
 
     e2e = add_command(
         perf, "e2e", run_e2e, "measure from send to receive",
-        "One record at a time, from send() in one thread to poll() returning it in another that waits for it.",
+        "One record at a time, from send() in one thread to poll() returning it in another that "
+        "waits for it.",
     )  # fmt: skip
     _add_topic(e2e)
-    e2e.add_argument("--records", type=whole(1), default=5000, metavar="N", help="how many to send (default 5,000)")
-    e2e.add_argument("--record-size", type=whole(8), default=100, metavar="BYTES", help="of each value (default 100)")
+    e2e.add_argument(
+        "--records", type=whole(1), default=5000, metavar="N", help="how many to send (default 5,000)"
+    )
+    e2e.add_argument(
+        "--record-size", type=whole(8), default=100, metavar="BYTES", help="of each value (default 100)"
+    )
     e2e.add_argument("--acks", choices=("all", "1", "0"), default="all")
     add_sync(e2e)
 
 
 def _add_topic(parser: Parser) -> None:
-    parser.add_argument("--topic", default=TOPIC, metavar="TOPIC", help=f"made if there is none (default {TOPIC})")
-    parser.add_argument("--partitions", type=whole(1), default=1, metavar="N", help="of a topic that is made (default 1)")
+    parser.add_argument(
+        "--topic", default=TOPIC, metavar="TOPIC", help=f"made if there is none (default {TOPIC})"
+    )
+    parser.add_argument(
+        "--partitions", type=whole(1), default=1, metavar="N", help="of a topic that is made (default 1)"
+    )
 
 
 def _prepare(cluster: Any, arguments: argparse.Namespace) -> Any:
@@ -78,16 +121,22 @@ def _prepare(cluster: Any, arguments: argparse.Namespace) -> Any:
     return topic_of(cluster, arguments.topic, arguments.dir)
 
 
-# -- produce -----------------------------------------------------------------------------------------------------------
+# -- produce ---------------------------------------------------------------------------------------
 
 
 def run_produce(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    options = {name: getattr(arguments, name) for name in ("linger_ms", "batch_size") if getattr(arguments, name) is not None}
+    options = {
+        name: getattr(arguments, name)
+        for name in ("linger_ms", "batch_size")
+        if getattr(arguments, name) is not None
+    }
     with writing(arguments, create=True) as cluster, Interrupts() as interrupts:
         _prepare(cluster, arguments)
         run = ProduceRun(arguments, terminal, interrupts)
         with terminal.progress("sending", arguments.records, "records") as progress:
-            with cluster.producer(acks=arguments.acks, compression=arguments.compression, **options) as producer:
+            with cluster.producer(
+                acks=arguments.acks, compression=arguments.compression, **options
+            ) as producer:
                 run.send_all(producer, progress.advance)
             run.finish()
     return interrupts.exit_code
@@ -191,9 +240,12 @@ class ProduceRun:
                 }
             )
             return
-        percentiles = ", ".join(f"{total.percentile(share):.2f} ms {name}" for name, share in Latencies.PRODUCER)
+        percentiles = ", ".join(
+            f"{total.percentile(share):.2f} ms {name}" for name, share in Latencies.PRODUCER
+        )
         self._terminal.line(
-            f"{self._sent} records sent, {self._rates(self._sent, elapsed_us)}, {total.average:.2f} ms avg latency, "
+            f"{self._sent} records sent, {self._rates(self._sent, elapsed_us)}, {total.average:.2f} ms avg "
+            "latency, "
             f"{total.maximum:.2f} ms max latency, {percentiles}."
         )
 
@@ -206,10 +258,13 @@ def _payloads(arguments: argparse.Namespace, chance: random.Random) -> list[tupl
         return bytes(chance.choices(letters, k=count))
 
     distinct = max(1, min(1000, 4 * MEGABYTE // max(1, arguments.record_size)))
-    return [(word(arguments.key_size) if arguments.key_size else None, word(arguments.record_size)) for _ in range(distinct)]
+    return [
+        (word(arguments.key_size) if arguments.key_size else None, word(arguments.record_size))
+        for _ in range(distinct)
+    ]
 
 
-# -- consume -----------------------------------------------------------------------------------------------------------
+# -- consume ---------------------------------------------------------------------------------------
 
 
 def run_consume(arguments: argparse.Namespace, terminal: Terminal) -> int:
@@ -233,14 +288,21 @@ def run_consume(arguments: argparse.Namespace, terminal: Terminal) -> int:
                     progress.advance(len(records))
                     news_us = clock.monotonic_us()
                 elif clock.monotonic_us() - news_us > arguments.timeout * 1e6:
-                    terminal.warn(f"streamlog: nothing came for {arguments.timeout:g} s: read {count:,} of {total:,} records")
+                    terminal.warn(
+                        f"streamlog: nothing came for {arguments.timeout:g} s: read {count:,} of "
+                        f"{total:,} records"
+                    )
                     break
         ended_ms, ended_us = clock.wall_ms(), clock.monotonic_us()
-    _report_consumed(terminal, count, size, (started_ms, ended_ms), ended_us - started_us, joined_us - started_us)
+    _report_consumed(
+        terminal, count, size, (started_ms, ended_ms), ended_us - started_us, joined_us - started_us
+    )
     return interrupts.exit_code
 
 
-def _report_consumed(terminal: Terminal, count: int, size: int, times: tuple[int, int], elapsed_us: int, joining_us: int) -> None:
+def _report_consumed(
+    terminal: Terminal, count: int, size: int, times: tuple[int, int], elapsed_us: int, joining_us: int
+) -> None:
     elapsed = max(elapsed_us, 1) / 1e6
     fetching = max(elapsed_us - joining_us, 1) / 1e6
     megabytes = size / MEGABYTE
@@ -256,11 +318,13 @@ def _report_consumed(terminal: Terminal, count: int, size: int, times: tuple[int
         )
         return
     terminal.line(
-        "start.time, end.time, data.consumed.in.MB, MB.sec, data.consumed.in.nMsg, nMsg.sec, rebalance.time.ms, fetch.time.ms, "
+        "start.time, end.time, data.consumed.in.MB, MB.sec, data.consumed.in.nMsg, nMsg.sec, "
+        "rebalance.time.ms, fetch.time.ms, "
         "fetch.MB.sec, fetch.nMsg.sec"
     )
     terminal.line(
-        f"{_moment(times[0])}, {_moment(times[1])}, {megabytes:.4f}, {megabytes / elapsed:.4f}, {count}, {count / elapsed:.4f}, "
+        f"{_moment(times[0])}, {_moment(times[1])}, {megabytes:.4f}, {megabytes / elapsed:.4f}, {count}, "
+        f"{count / elapsed:.4f}, "
         f"{joining_us // 1000}, {int(fetching * 1000)}, {megabytes / fetching:.4f}, {count / fetching:.4f}"
     )
 
@@ -273,7 +337,7 @@ def _moment(timestamp_ms: int) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S}:{timestamp_ms % 1000:03d}"
 
 
-# -- end to end --------------------------------------------------------------------------------------------------------
+# -- end to end ------------------------------------------------------------------------------------
 
 
 def run_e2e(arguments: argparse.Namespace, terminal: Terminal) -> int:
@@ -281,17 +345,29 @@ def run_e2e(arguments: argparse.Namespace, terminal: Terminal) -> int:
         _prepare(cluster, arguments)
         latencies = EndToEnd(cluster, arguments, terminal, interrupts).run()
     if terminal.json:
-        terminal.document({"records": len(latencies), "latency_ms": latencies.document(), "sync": arguments.sync, "acks": arguments.acks})
+        terminal.document(
+            {
+                "records": len(latencies),
+                "latency_ms": latencies.document(),
+                "sync": arguments.sync,
+                "acks": arguments.acks,
+            }
+        )
     elif latencies:
         terminal.line(f"Avg latency: {latencies.average:.4f} ms")
-        terminal.line("Percentiles: " + ", ".join(f"{name} = {latencies.percentile(share):.3f}" for name, share in Latencies.END_TO_END))
+        terminal.line(
+            "Percentiles: "
+            + ", ".join(f"{name} = {latencies.percentile(share):.3f}" for name, share in Latencies.END_TO_END)
+        )
     return interrupts.exit_code
 
 
 class EndToEnd:
     """Sends a record, waits until the other thread has it, sends the next."""
 
-    def __init__(self, cluster: Any, arguments: argparse.Namespace, terminal: Terminal, interrupts: Interrupts) -> None:
+    def __init__(
+        self, cluster: Any, arguments: argparse.Namespace, terminal: Terminal, interrupts: Interrupts
+    ) -> None:
         self._cluster = cluster
         self._arguments = arguments
         self._terminal = terminal
@@ -329,12 +405,8 @@ class EndToEnd:
                 sent_us = self._clock.monotonic_us()
                 producer.send(self._arguments.topic, value)
                 while not self._received.wait(1000):
-                    if self._error is not None:
-                        raise self._error
-                    if self._interrupts.requested is not None:
+                    if self._gives_up(sent_us):
                         return latencies
-                    if self._clock.monotonic_us() - sent_us > 30_000_000:
-                        raise CommandError("a record was not received within 30 s; is somebody deleting the topic?")
                 if number < 0:
                     continue
                 latency_ms = (self._received_us - sent_us) / 1000
@@ -343,6 +415,14 @@ class EndToEnd:
                 if number % 1000 == 0 and not self._terminal.json and not self._terminal.quiet:
                     self._terminal.line(f"{number}\t{latency_ms:.4f}")
         return latencies
+
+    def _gives_up(self, sent_us: int) -> bool:
+        """Whether somebody wants us to end. Raises what stopped the receiver."""
+        if self._error is not None:
+            raise self._error
+        if self._clock.monotonic_us() - sent_us > RECEIVE_US_MAX:
+            raise CommandError("a record was not received within 30 s; is somebody deleting the topic?")
+        return self._interrupts.requested is not None
 
     def _receive(self) -> None:
         try:

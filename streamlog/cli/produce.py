@@ -42,15 +42,32 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("topic", metavar="TOPIC")
     parser.add_argument("files", metavar="FILE", nargs="*", help="files to read; - is stdin (default)")
     parser.add_argument("--create", action="store_true", help="create the topic if there is none")
-    parser.add_argument("--partitions", type=whole(1), metavar="N", help="with --create: how many partitions (default 1)")
-    parser.add_argument("--format", choices=PRODUCE_FORMATS, default="value", help="what a line is (default: a value)")
-    parser.add_argument("--separator", default="\t", metavar="TEXT", help="between key and value with --format key-value (default: a tab)")
+    parser.add_argument(
+        "--partitions", type=whole(1), metavar="N", help="with --create: how many partitions (default 1)"
+    )
+    parser.add_argument(
+        "--format", choices=PRODUCE_FORMATS, default="value", help="what a line is (default: a value)"
+    )
+    parser.add_argument(
+        "--separator",
+        default="\t",
+        metavar="TEXT",
+        help="between key and value with --format key-value (default: a tab)",
+    )
     keys = parser.add_mutually_exclusive_group()
     keys.add_argument("--key", metavar="TEXT", help="the key of every record")
-    keys.add_argument("--key-regex", metavar="REGEX", help="the key is the expression's first group (or its whole match) in the line")
+    keys.add_argument(
+        "--key-regex",
+        metavar="REGEX",
+        help="the key is the expression's first group (or its whole match) in the line",
+    )
     keys.add_argument("--key-file", action="store_true", help="the key is the file's name as given")
-    parser.add_argument("--partition", type=whole(0), metavar="N", help="write to this partition instead of the key's")
-    parser.add_argument("--compression", choices=("none", "zstd"), default="none", help="of the stored batches (default none)")
+    parser.add_argument(
+        "--partition", type=whole(0), metavar="N", help="write to this partition instead of the key's"
+    )
+    parser.add_argument(
+        "--compression", choices=("none", "zstd"), default="none", help="of the stored batches (default none)"
+    )
     add_sync(parser)
 
 
@@ -77,10 +94,14 @@ def _prepare_topic(cluster: Any, arguments: argparse.Namespace) -> None:
     topic = topic_of(cluster, arguments.topic, arguments.dir)
     if arguments.partitions is not None and len(topic) != arguments.partitions:
         raise CommandError(
-            f"topic {topic.name!r} exists with {plural(len(topic), 'partition')}, not {arguments.partitions}; leave --partitions out"
+            f"topic {topic.name!r} exists with {plural(len(topic), 'partition')}, not "
+            f"{arguments.partitions}; leave --partitions out"
         )
     if arguments.partition is not None and arguments.partition >= len(topic):
-        raise CommandError(f"topic {topic.name!r} has {plural(len(topic), 'partition')}, numbered from 0; there is no {arguments.partition}")
+        raise CommandError(
+            f"topic {topic.name!r} has {plural(len(topic), 'partition')}, numbered from 0; there is no "
+            f"{arguments.partition}"
+        )
 
 
 class RecordMaker:
@@ -106,7 +127,10 @@ class RecordMaker:
         if self.format == "key-value":
             key, separator, value = line.partition(self.separator)
             if not separator:
-                raise BadLine(f"no separator {os.fsdecode(self.separator)!r} between key and value (--separator names another)")
+                raise BadLine(
+                    f"no separator {os.fsdecode(self.separator)!r} between key and value (--separator names "
+                    "another)"
+                )
             return key, value
         if self.regex is None:
             return self.key, line
@@ -129,13 +153,17 @@ class RecordMaker:
 
 def _record_maker(arguments: argparse.Namespace) -> RecordMaker:
     if arguments.format != "value" and (arguments.key_regex is not None or arguments.key_file):
-        raise UsageError(f"--format {arguments.format} brings its own keys; leave --key-regex and --key-file out")
+        raise UsageError(
+            f"--format {arguments.format} brings its own keys; leave --key-regex and --key-file out"
+        )
     if arguments.format == "key-value" and arguments.key is not None:
         raise UsageError("--format key-value brings its own keys; leave --key out")
     if not arguments.separator:
         raise UsageError("--separator is empty; name at least one character")
     if arguments.partitions is not None and not arguments.create:
-        raise UsageError("--partitions goes with --create; `streamlog topics alter` changes a topic that exists")
+        raise UsageError(
+            "--partitions goes with --create; `streamlog topics alter` changes a topic that exists"
+        )
     return RecordMaker(arguments)
 
 
@@ -151,7 +179,9 @@ def _compiled(text: str | None) -> re.Pattern[bytes] | None:
 class Production:
     """One run of `produce`: what was read, what is written."""
 
-    def __init__(self, cluster: Any, arguments: argparse.Namespace, maker: RecordMaker, interrupts: Interrupts) -> None:
+    def __init__(
+        self, cluster: Any, arguments: argparse.Namespace, maker: RecordMaker, interrupts: Interrupts
+    ) -> None:
         self._cluster = cluster
         self._arguments = arguments
         self._maker = maker
@@ -178,7 +208,9 @@ class Production:
                         advance(done)
             producer.flush()
 
-    def _send(self, producer: Any, source: Source, number: int, lines: list[bytes], unterminated: bool) -> None:
+    def _send(
+        self, producer: Any, source: Source, number: int, lines: list[bytes], unterminated: bool
+    ) -> None:
         """Send lines number+1, number+2, ... of a source."""
         topic, maker = self._arguments.topic, self._maker
         if maker.is_plain and not unterminated and max(map(len, lines)) < 500_000:
@@ -206,7 +238,8 @@ class Production:
             except (BadLine, StreamlogError) as error:
                 producer.flush()
                 raise CommandError(
-                    f"line {number} of {source.title}: {error}. The {plural(self.records, 'record')} before it were written, nothing after it"
+                    f"line {number} of {source.title}: {error}. The {plural(self.records, 'record')} before "
+                    "it were written, nothing after it"
                 ) from error
             self.records += 1
 
@@ -215,11 +248,23 @@ class Production:
         elapsed_ms = max(1, self._clock.monotonic_ms() - self._started_ms)
         name, keyless = self._arguments.topic, self._maker.keyless
         if terminal.json:
-            terminal.document({"topic": name, "records": self.records, "bytes": self.bytes, "elapsed_ms": elapsed_ms, "keyless": keyless})
+            terminal.document(
+                {
+                    "topic": name,
+                    "records": self.records,
+                    "bytes": self.bytes,
+                    "elapsed_ms": elapsed_ms,
+                    "keyless": keyless,
+                }
+            )
         elif not terminal.quiet:
             rate = self.records * 1000 / elapsed_ms
-            terminal.line(f"{plural(self.records, 'record')} ({size(self.bytes)}) written to {name} in {duration(elapsed_ms)}, {rate:,.0f}/s")
+            terminal.line(
+                f"{plural(self.records, 'record')} ({size(self.bytes)}) written to {name} in "
+                f"{duration(elapsed_ms)}, {rate:,.0f}/s"
+            )
         if keyless:
             terminal.warn(
-                f"streamlog: {plural(keyless, 'line')} did not match --key-regex and have no key: they are spread over the partitions"
+                f"streamlog: {plural(keyless, 'line')} did not match --key-regex and have no key: they are "
+                "spread over the partitions"
             )

@@ -1,4 +1,6 @@
-"""Progress bars: rich's if it is installed, else one line that rewrites itself; nothing at all where nobody looks."""
+"""Progress bars: rich's if it is installed, else one line that rewrites itself; nothing at all where nobody
+looks.
+"""
 
 from __future__ import annotations
 
@@ -99,12 +101,24 @@ def make_progress(stream: IO[str], shown: bool, title: str, total: int | None, u
         return Progress()
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-        from rich.progress import DownloadColumn, Progress as Bars
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+        from rich.progress import Progress as Bars
     except ImportError:
         return PlainProgress(stream, title, total, unit)
     counts = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
     bars = Bars(
-        TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn(), console=Console(file=stream), transient=True
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *counts,
+        TimeRemainingColumn(),
+        console=Console(file=stream),
+        transient=True,
     )
     return RichProgress(bars, title, total)

@@ -49,7 +49,9 @@ def run(argv: Sequence[str] | None) -> int:
 
 
 class _Termination:
-    """While a command runs, SIGTERM ends it as Ctrl-C does: cleanly. Only the main thread can ask for that."""
+    """While a command runs, SIGTERM ends it as Ctrl-C does: cleanly. Only the main thread can ask for
+    that.
+    """
 
     def __enter__(self) -> None:
         self._before = None

@@ -10,7 +10,14 @@ HELP: Final = (
     "earliest, latest, an OFFSET, -N (the last N records of each partition), @MS (ms since the epoch), "
     "or a time such as 2024-05-01T12:00:00 (local, or with Z or +02:00)"
 )
-_HABITS: Final = {"beginning": "earliest", "smallest": "earliest", "start": "earliest", "end": "latest", "largest": "latest", "now": "latest"}
+_HABITS: Final = {
+    "beginning": "earliest",
+    "smallest": "earliest",
+    "start": "earliest",
+    "end": "latest",
+    "largest": "latest",
+    "now": "latest",
+}
 
 
 class Start(NamedTuple):

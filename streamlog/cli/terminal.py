@@ -1,6 +1,8 @@
-"""Where output goes: results on stdout, news on stderr; pretty for people, plain for pipes, JSON for programs.
+"""Where output goes: results on stdout, news on stderr; pretty for people, plain for pipes, JSON for
+programs.
 
-`rich` (the extra `cli`) is used when it is installed and the stream is a terminal; without it tables and bars are plain text.
+`rich` (the extra `cli`) is used when it is installed and the stream is a terminal; without it tables and
+bars are plain text.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class Terminal:
         self.is_terminal = self._stdout.isatty()
         self.shows_progress = not quiet and not json and self._stderr.isatty()
 
-    # -- results -----------------------------------------------------------------------------------------------------
+    # -- results -----------------------------------------------------------------------------------
 
     def line(self, text: str = "") -> None:
         """One line of result."""
@@ -55,7 +57,9 @@ class Terminal:
             ]
             self.line("  ".join(padded).rstrip())
 
-    def _rich_table(self, columns: Sequence[str], cells: list[list[str]], right: list[bool], title: str) -> bool:
+    def _rich_table(
+        self, columns: Sequence[str], cells: list[list[str]], right: list[bool], title: str
+    ) -> bool:
         try:
             from rich import box
             from rich.console import Console
@@ -63,7 +67,12 @@ class Terminal:
             from rich.text import Text
         except ImportError:
             return False
-        table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", title_style="bold")
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            title=Text(title) if title else None,
+            title_justify="left",
+            title_style="bold",
+        )
         for column, to_right in zip(columns, right, strict=True):
             table.add_column(column, justify="right" if to_right else "left", overflow="fold")
         for row in cells:
@@ -76,7 +85,7 @@ class Terminal:
         """Everything written so far has left this process. Raises BrokenPipeError if nobody reads it."""
         self.out.flush()
 
-    # -- news --------------------------------------------------------------------------------------------------------
+    # -- news --------------------------------------------------------------------------------------
 
     def note(self, text: str) -> None:
         """Something worth knowing that is not the result."""
@@ -92,7 +101,9 @@ class Terminal:
             pass  # nobody listens
 
     def progress(self, title: str, total: int | None, unit: str) -> Progress:
-        """A progress bar (on stderr, only on a terminal). Use it as a context manager; `advance(n)` moves it."""
+        """A progress bar (on stderr, only on a terminal). Use it as a context manager; `advance(n)` moves
+        it.
+        """
         return make_progress(self._stderr, self.shows_progress, title, total, unit)
 
 
@@ -121,7 +132,9 @@ def show(cell: object) -> str:
 
 def is_number(cell: str) -> bool:
     """Whether a cell belongs to the right: a number with or without a unit, or a dash."""
-    return cell == "-" or cell.lstrip("-")[:1] in _RIGHT and len(cell.split()) <= 2 and not any(c in cell for c in ":T/")
+    return cell == "-" or (
+        cell.lstrip("-")[:1] in _RIGHT and len(cell.split()) <= 2 and not any(c in cell for c in ":T/")
+    )
 
 
 def size(count: float) -> str:

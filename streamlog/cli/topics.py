@@ -20,29 +20,57 @@ def add_parser(commands: Commands) -> None:
     topics = add_family(commands, "topics", "create, list, describe, delete and alter topics")
     create = add_command(topics, "create", run_create, "create topics, and the directory if there is none")
     create.add_argument("topics", metavar="TOPIC", nargs="+")
-    create.add_argument("--partitions", "-p", type=whole(1), default=1, metavar="N", help="how many partitions (default 1)")
-    create.add_argument("--replication-factor", type=whole(1), metavar="N", help="how many copies (default 1)")
-    create.add_argument("--config", "-c", type=key_value, action="append", default=[], metavar="NAME=VALUE", help=CONFIG_HELP)
-    create.add_argument("--if-not-exists", action="store_true", help="do nothing for topics that exist with the same partitions")
+    create.add_argument(
+        "--partitions", "-p", type=whole(1), default=1, metavar="N", help="how many partitions (default 1)"
+    )
+    create.add_argument(
+        "--replication-factor", type=whole(1), metavar="N", help="how many copies (default 1)"
+    )
+    create.add_argument(
+        "--config", "-c", type=key_value, action="append", default=[], metavar="NAME=VALUE", help=CONFIG_HELP
+    )
+    create.add_argument(
+        "--if-not-exists",
+        action="store_true",
+        help="do nothing for topics that exist with the same partitions",
+    )
     add_sync(create)
 
     add_command(topics, "list", run_list, "list the topics")
 
     describe = add_command(topics, "describe", run_describe, "show partitions, offsets and options of topics")
     describe.add_argument("topics", metavar="TOPIC", nargs="*", help="default: all")
-    describe.add_argument("--all-config", action="store_true", help="all options in force, not only those set for the topic")
+    describe.add_argument(
+        "--all-config", action="store_true", help="all options in force, not only those set for the topic"
+    )
 
     delete = add_command(topics, "delete", run_delete, "delete topics and their records")
     delete.add_argument("topics", metavar="TOPIC", nargs="+")
     delete.add_argument("--if-exists", action="store_true", help="do nothing for topics that do not exist")
-    delete.add_argument("--yes", "-y", action="store_true", help="do not ask (nobody is asked where there is no terminal)")
+    delete.add_argument(
+        "--yes", "-y", action="store_true", help="do not ask (nobody is asked where there is no terminal)"
+    )
     add_sync(delete)
 
     alter = add_command(topics, "alter", run_alter, "add partitions, change options")
     alter.add_argument("topics", metavar="TOPIC", nargs="+")
-    alter.add_argument("--partitions", "-p", type=whole(1), metavar="N", help="grow to N partitions; keys map to other ones from then on")
-    alter.add_argument("--config", "-c", type=key_value, action="append", default=[], metavar="NAME=VALUE", help=CONFIG_HELP)
-    alter.add_argument("--delete-config", action="append", default=[], metavar="NAME", help="back to the option's default (may be repeated)")
+    alter.add_argument(
+        "--partitions",
+        "-p",
+        type=whole(1),
+        metavar="N",
+        help="grow to N partitions; keys map to other ones from then on",
+    )
+    alter.add_argument(
+        "--config", "-c", type=key_value, action="append", default=[], metavar="NAME=VALUE", help=CONFIG_HELP
+    )
+    alter.add_argument(
+        "--delete-config",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="back to the option's default (may be repeated)",
+    )
     add_sync(alter)
 
 
@@ -61,7 +89,9 @@ def run_create(arguments: argparse.Namespace, terminal: Terminal) -> int:
             created.append({"topic": name, "partitions": len(topic), "created": not existed})
             if not terminal.json and not terminal.quiet:
                 what = "exists" if existed else "created"
-                terminal.line(f"{what} topic {name} with {plural(len(topic), 'partition')} in {arguments.dir}")
+                terminal.line(
+                    f"{what} topic {name} with {plural(len(topic), 'partition')} in {arguments.dir}"
+                )
         if terminal.json:
             terminal.document(created)
     return 0
@@ -73,11 +103,17 @@ def run_list(arguments: argparse.Namespace, terminal: Terminal) -> int:
     if terminal.json:
         terminal.document(found)
     elif not found:
-        terminal.note(f"{arguments.dir} has no topics yet; `streamlog topics create NAME --dir {arguments.dir}` makes one")
+        terminal.note(
+            f"{arguments.dir} has no topics yet; `streamlog topics create NAME --dir {arguments.dir}` "
+            "makes one"
+        )
     else:
         terminal.table(
             ("topic", "partitions", "records", "stored", "cleanup"),
-            [(t["topic"], t["partitions"], t["records"], size(t["bytes"]), t["cleanup_policy"]) for t in found],
+            [
+                (t["topic"], t["partitions"], t["records"], size(t["bytes"]), t["cleanup_policy"])
+                for t in found
+            ],
         )
     return 0
 
@@ -104,17 +140,31 @@ def run_describe(arguments: argparse.Namespace, terminal: Terminal) -> int:
         if number:
             terminal.line()
         factor = topic["replication_factor"]
-        terminal.line(f"{topic['topic']}: {plural(len(topic['partitions']), 'partition')}, replication factor {factor}, id {topic['topic_id']}")
+        terminal.line(
+            f"{topic['topic']}: {plural(len(topic['partitions']), 'partition')}, replication factor "
+            f"{factor}, id {topic['topic_id']}"
+        )
         options = [f"{name}={value}" for name, value in topic["config"].items()]
-        terminal.line("options: " + (", ".join(options) if options else "all at their defaults (--all-config shows them)"))
+        terminal.line(
+            "options: "
+            + (", ".join(options) if options else "all at their defaults (--all-config shows them)")
+        )
         terminal.table(
             ("partition", "leader", "replicas", "isr", "start", "end", "records", "stored"),
             [
-                (p["partition"], p["leader"], p["replicas"], p["isr"], p["log_start_offset"], p["high_watermark"],
-                 p["high_watermark"] - p["log_start_offset"], size(p["bytes"]))
+                (
+                    p["partition"],
+                    p["leader"],
+                    p["replicas"],
+                    p["isr"],
+                    p["log_start_offset"],
+                    p["high_watermark"],
+                    p["high_watermark"] - p["log_start_offset"],
+                    size(p["bytes"]),
+                )
                 for p in topic["partitions"]
             ],
-        )  # fmt: skip
+        )
     return 0
 
 
@@ -143,9 +193,19 @@ def _description(topic: Topic, all_config: bool) -> dict[str, Any]:
 
 def run_delete(arguments: argparse.Namespace, terminal: Terminal) -> int:
     with writing(arguments) as cluster:
-        names = [name for name in dict.fromkeys(arguments.topics) if name in cluster.topics or not arguments.if_exists]
+        names = [
+            name
+            for name in dict.fromkeys(arguments.topics)
+            if name in cluster.topics or not arguments.if_exists
+        ]
         topics = [topic_of(cluster, name, arguments.dir) for name in names]
-        if topics and not arguments.yes and sys.stdin.isatty() and sys.stderr.isatty() and not _confirmed(topics):
+        if (
+            topics
+            and not arguments.yes
+            and sys.stdin.isatty()
+            and sys.stderr.isatty()
+            and not _confirmed(topics)
+        ):
             raise CommandError("nothing was deleted")
         for topic in topics:
             topic.delete()
@@ -157,7 +217,10 @@ def run_delete(arguments: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _confirmed(topics: list[Topic]) -> bool:
-    what = ", ".join(f"{t.name} ({plural(sum(p.high_watermark - p.log_start_offset for p in t.partitions), 'record')})" for t in topics)
+    what = ", ".join(
+        f"{t.name} ({plural(sum(p.high_watermark - p.log_start_offset for p in t.partitions), 'record')})"
+        for t in topics
+    )
     sys.stderr.write(f"Delete {what} for good? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -1,4 +1,6 @@
-"""`streamlog verify`: walk every batch, index and checkpoint, and say what is wrong. Works beside a live owner."""
+"""`streamlog verify`: walk every batch, index and checkpoint, and say what is wrong. Works beside a live
+owner.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from streamlog.cli.terminal import Terminal, duration, plural, size
 from streamlog.clock import SystemClock
 
 DESCRIPTION = """\
-Checks CRC, header, offsets and timestamps of every batch, every checkpoint against its log, and what is folded from
-logs (topics, groups) against a fresh fold. Nothing is changed. Beside a live owner the pages of the files are not checked.
+Checks CRC, header, offsets and timestamps of every batch, every checkpoint against its log, and what is
+folded from logs (topics, groups) against a fresh fold. Nothing is changed. Beside a live owner the pages of
+the files are not checked.
 
 Exit code: 0 if all is sound, 4 if anything is wrong."""
 
@@ -58,7 +61,10 @@ def _document(report: Any, elapsed_ms: int) -> dict[str, Any]:
         "records": report.records,
         "bytes": report.size_bytes,
         "elapsed_ms": elapsed_ms,
-        "orphans": [{"environment": o.environment, "log_id": o.log_id, "batches": o.batches, "bytes": o.size_bytes} for o in report.orphans],
+        "orphans": [
+            {"environment": o.environment, "log_id": o.log_id, "batches": o.batches, "bytes": o.size_bytes}
+            for o in report.orphans
+        ],
         "problems": [
             {
                 "environment": p.environment,
@@ -81,7 +87,14 @@ def _show(report: Any, elapsed_ms: int, directory: str, terminal: Terminal) -> N
         place = (problem.topic, problem.partition)
         wrong[place] = wrong.get(place, 0) + 1
     rows = [
-        (tp.topic, str(tp.partition), log.batches, log.records, size(log.size_bytes), wrong.get((tp.topic, tp.partition), 0))
+        (
+            tp.topic,
+            str(tp.partition),
+            log.batches,
+            log.records,
+            size(log.size_bytes),
+            wrong.get((tp.topic, tp.partition), 0),
+        )
         for tp, log in sorted(report.partitions.items())
     ]
     if rows:
@@ -89,15 +102,21 @@ def _show(report: Any, elapsed_ms: int, directory: str, terminal: Terminal) -> N
         terminal.line()
     for problem in report.problems:
         terminal.line(f"problem: {problem}")
-    walked = f"{plural(report.batches, 'batch')}, {plural(report.records, 'record')}, {size(report.size_bytes)} in {duration(elapsed_ms)}"
+    walked = (
+        f"{plural(report.batches, 'batch')}, {plural(report.records, 'record')}, "
+        f"{size(report.size_bytes)} in {duration(elapsed_ms)}"
+    )
     if report.orphans:
-        terminal.line(f"{plural(len(report.orphans), 'log')} of deleted topics wait to be removed: not a problem")
+        terminal.line(
+            f"{plural(len(report.orphans), 'log')} of deleted topics wait to be removed: not a problem"
+        )
     if report.owner_pid is not None:
         terminal.line(f"process {report.owner_pid} owns {directory}: the pages of its files were not checked")
     if report.is_sound:
         terminal.line(f"{directory} is sound: {walked}")
     else:
         terminal.line(
-            f"{directory} is damaged: {plural(len(report.problems), 'problem')} in {walked}. Other records stay readable; "
+            f"{directory} is damaged: {plural(len(report.problems), 'problem')} in {walked}. Other records "
+            "stay readable; "
             "a copy made by `streamlog backup` replaces the directory"
         )

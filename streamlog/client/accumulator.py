@@ -100,8 +100,8 @@ class Accumulator:
             try:
                 buffer = self._topics.get(topic)
                 if buffer is not None:
-                    if buffer.image is image:
-                        return buffer  # another thread was faster
+                    if buffer.image is self._images.get(topic, image):
+                        return buffer  # another thread was faster; never go back to an older image
                     # Partitions were added, options changed, or the topic was made anew: what is gathered travels first.
                     self._seal(buffer.open_batches())
                     buffer.retire()
@@ -208,7 +208,17 @@ class Accumulator:
         """Refuse a record that is too large; wait for room while too much is in flight. Nothing was gathered yet."""
         if size_bytes > self.config.max_request_size:
             check_size(size_bytes, self.config.max_request_size, topic)
-        self._reap()
+        with self._lock:
+            if self._inside:
+                return  # an interrupt of a thread that is gathering: it must not wait, only enqueue
+            self._inside = True
+            try:
+                if self._aside:
+                    self._seal(self._open_batches())
+                self._record_bytes_max = self.config.max_request_size
+            finally:
+                self._inside = False
+        self._after_sealing()
         try:
             self._wait_for_room()
         except ReentrantCallError:
@@ -223,6 +233,7 @@ class Accumulator:
                 return
             left_ms = deadline_ms - self._runtime.clock.monotonic_ms()
             if left_ms <= 0:
+                self._record_bytes_max = -1  # the next send waits as well
                 raise BufferExhaustedError(
                     f"{self._buffered_bytes} bytes wait to be written, more than buffer_memory={self.config.buffer_memory}, "
                     f"and none was within max_block_ms={self.config.max_block_ms}",
@@ -235,9 +246,6 @@ class Accumulator:
                 except StreamlogTimeoutError:
                     continue
             self._reap()
-        with self._lock:
-            if self._buffered_bytes <= self.config.buffer_memory:
-                self._record_bytes_max = self.config.max_request_size
 
     def _reap(self) -> None:
         """Take finished batches off the list of those in flight."""

@@ -26,6 +26,7 @@ from streamlog.core.controller import validate_topic_name
 from streamlog.errors import (
     ConfigError,
     InvalidGroupIdError,
+    InvalidReplicationFactorError,
     TopicAlreadyExistsError,
     UnsupportedOperationError,
 )
@@ -144,7 +145,7 @@ class Cluster:
             self._backend.create_topic(
                 name,
                 -1 if partitions is None else _not_default(partitions),
-                -1 if replication_factor is None else _not_default(replication_factor),
+                -1 if replication_factor is None else _not_default(_checked_factor(name, replication_factor)),
                 overrides,
             )
         except TopicAlreadyExistsError:
@@ -284,6 +285,14 @@ class Cluster:
         self._backend.check_usable()
         if self._closed:
             self._backend.refuse_closed()
+
+
+def _checked_factor(topic: str, factor: object) -> int:
+    if isinstance(factor, bool) or not isinstance(factor, int):
+        raise InvalidReplicationFactorError(
+            f"replication_factor={factor!r} of topic {topic!r}: allowed: an int >= 1", topic=topic, value=factor
+        )
+    return factor
 
 
 def _not_default(count: int) -> int:

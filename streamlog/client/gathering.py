@@ -145,9 +145,10 @@ def gather(buffer: TopicBuffer, keys: list[bytes | None], values: list[bytes | N
 
 def column_bytes(column: list[bytes | None]) -> int:
     """How many bytes a column of keys or values holds."""
-    if None in column:
+    try:
+        return sum(map(len, column))  # type: ignore[arg-type]
+    except TypeError:  # some are None: found out by failing, since looking first costs as much as the sum
         return sum([len(item) for item in column if item is not None])
-    return sum(map(len, column))  # type: ignore[arg-type]
 
 
 def running_sizes(keys: list[bytes | None], values: list[bytes | None]) -> list[int]:
@@ -196,6 +197,10 @@ def check_headers(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
                 f"a header is a pair (str, bytes or None), not ({type(name).__name__}, {type(data).__name__}): {header!r:.80}",
                 given=header,
             )
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise SerializationError(f"header name {name!r:.80} is no UTF-8 text: {error}", given=header) from error
         checked.append((name, None if data is None else bytes(data)))
     return tuple(checked)
 

@@ -49,6 +49,9 @@ from streamlog.record import Headers
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
 
+TOGETHER_BYTES_MAX: Final = 1024 * 1024
+"""Batches one call fills travel together, in one commit, up to so many bytes."""
+
 KEYLESS_CHUNK_RECORDS: Final = 1000
 """So many records without a key stay together at most, whatever their size."""
 
@@ -199,6 +202,7 @@ class Producer(Accumulator):
         batch.timestamps.append(timestamp)
         batch.values.append(value)
         self._aside.append(batch)
+        self._record_bytes_max = -1  # whoever sends next seals it first, see `_admit`
         self._service.wake()
         return SendFuture(batch, 0)
 
@@ -294,7 +298,8 @@ class Producer(Accumulator):
                 finally:
                     self._inside = False
             start = end
-            self._after_sealing()
+            if self._buffered_bytes >= TOGETHER_BYTES_MAX:
+                self._after_sealing()
 
     def _extend(
         self,

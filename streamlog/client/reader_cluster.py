@@ -87,7 +87,9 @@ class ReaderCluster(Cluster):
     def consumer(self, *, config: Mapping[str, Any] | None = None, **options: Any) -> Consumer:
         """A consumer for `assign`. With a `group_id` it starts where that group has committed; it never commits itself."""
         self._check_open()
-        if options.get("enable_auto_commit") or (config is not None and config.get("enable.auto.commit") in (True, "true")):
+        if options.get("enable_auto_commit") or (
+            config is not None and config.get("enable.auto.commit") in (True, "true")
+        ):
             self._beside.refuse_write("committing offsets")
         return super().consumer(config=config, **options)
 
@@ -161,7 +163,9 @@ class OpenedReader:
         self.count = 1
 
 
-def open_reader(path: str | os.PathLike[str], config: ClusterConfig, runtime: Runtime | None = None) -> ReaderCluster:
+def open_reader(
+    path: str | os.PathLike[str], config: ClusterConfig, runtime: Runtime | None = None
+) -> ReaderCluster:
     """Open the cluster in a directory for reading.
 
     path:    a directory, or ":memory:name" of a cluster open in this process.
@@ -178,7 +182,9 @@ def open_reader(path: str | os.PathLike[str], config: ClusterConfig, runtime: Ru
 
         def find_owner() -> BrokerCluster | None:
             owners = [owner.backend for owner in clusters._open_clusters.values()]
-            return next((owner for owner in owners if clusters._identity(str(owner.directory.path)) == key), None)
+            return next(
+                (owner for owner in owners if clusters._identity(str(owner.directory.path)) == key), None
+            )
 
         owner = find_owner()
         if runtime is None and owner is not None:

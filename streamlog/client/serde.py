@@ -184,7 +184,7 @@ def resolve_deserializer(spec: object, option: str) -> Deserializer | None:
 
 def only_bytes(values: Sequence[object]) -> bool:
     """Whether every item is bytes or None, without a Python step per item."""
-    return _BYTES_TYPES.issuperset(map(type, values))
+    return set(map(type, values)) <= _BYTES_TYPES
 
 
 def to_bytes(value: object, option: str) -> bytes | None:

@@ -126,6 +126,13 @@ class Partition:
 
         Raises   OffsetOutOfRangeError above the high watermark; PolicyViolationError on a compacted topic.
         """
+        if isinstance(before_offset, bool) or not isinstance(before_offset, int):
+            raise ConfigError(
+                f"before_offset={before_offset!r}: allowed: an offset, or -1 for everything readable now",
+                option="before_offset",
+                value=before_offset,
+                allowed="an int >= -1",
+            )
         return self._backend.delete_records(self.topic, self.number, before_offset)
 
     def _image(self) -> PartitionImage:

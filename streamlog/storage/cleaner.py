@@ -36,7 +36,8 @@ import msgspec
 
 from streamlog.batch import Batch, parse_header
 from streamlog.errors import CorruptStoreError
-from streamlog.storage.cleaned_transactions import AbortedTransaction, CleanedTransactions
+from streamlog.storage.cleaned_transactions import AbortedTransaction as AbortedTransaction
+from streamlog.storage.cleaned_transactions import CleanedTransactions
 from streamlog.storage.env import EngineError, Environment, WriteTransaction
 from streamlog.storage.keys import (
     BATCH_START,

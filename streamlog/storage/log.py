@@ -1,5 +1,4 @@
-"""One log in a transaction: append, read, cut at both ends, find an offset by time. Bytes only; who may do it
-is decided above.
+"""One log in a transaction: append, read, cut at both ends, find an offset by time. Rules stand above.
 
     log start offset          start_offset                end_offset (exclusive)      log end offset
           |                        |                            |                          |
@@ -10,12 +9,10 @@ A log is a run of keys of one environment (see `keys`); every function takes the
 which outlives the call. `Reader` means: a snapshot, or a write transaction that sees its own writes.
 
 Invariants:
- 1. The key of a batch is its last offset, and batches do not overlap: base offset > last offset of the one
-    before.
+ 1. The key of a batch is its last offset; its base offset is above the last offset of the one before.
  2. Running maximum timestamps never fall from batch to batch, and are at least the batch's own maximum.
  3. What leaves this module is bytes or parsed values, never memory of the engine.
- 4. Batches are deleted whole, oldest first at the head and newest first at the tail: after any slice the rest
-    is a log.
+ 4. Batches are deleted whole, oldest first at the head, newest first at the tail: any slice leaves a log.
 
 Sources: KIP-74 (the first batch is always returned), KIP-101 (truncation), KIP-79 (offsets by time).
 Not implemented: segments and index files; LMDB's tree is the index.
@@ -271,8 +268,7 @@ def log_ids(reader: Reader) -> list[int]:
     return found
 
 
-# -- offsets by time
-# ------------------------------------------------------------------------------------------
+# -- offsets by time -------------------------------------------------------------------------------
 #
 # Timestamps need not rise with offsets, but the running maximum that every batch stores does:
 #

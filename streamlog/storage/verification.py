@@ -60,7 +60,11 @@ class Problem(msgspec.Struct, frozen=True):
         return f"{self.environment and self.environment + ': '}{log}{'' if self.offset < 0 else f', batch ending at {self.offset}'}"
 
     def __str__(self) -> str:
-        wrong = f": expected {self.expected}, found {self.actual}" if self.expected else self.actual and f": {self.actual}"
+        wrong = (
+            f": expected {self.expected}, found {self.actual}"
+            if self.expected
+            else self.actual and f": {self.actual}"
+        )
         return f"{self.place}: {self.what}{wrong}"
 
 
@@ -140,7 +144,9 @@ def verify_log(environment: Environment, log_id: int, compacted: bool = False) -
 # -- structure -------------------------------------------------------------------------------------------------------
 
 
-def check_structure(environment: Environment, name: str = "", compacted: Collection[int] = ()) -> EnvironmentReport:
+def check_structure(
+    environment: Environment, name: str = "", compacted: Collection[int] = ()
+) -> EnvironmentReport:
     """Every key, header and checkpoint, as one commit left them."""
     report = EnvironmentReport(name)
     with environment.snapshot() as snapshot:
@@ -149,7 +155,9 @@ def check_structure(environment: Environment, name: str = "", compacted: Collect
             for log in report.logs.values():
                 _check_checkpoint(snapshot, report, log)
         except EngineError as error:
-            report.add(ENVIRONMENT_LOG_ID, NO_OFFSET, "the engine cannot read on", actual=environment.named(error))
+            report.add(
+                ENVIRONMENT_LOG_ID, NO_OFFSET, "the engine cannot read on", actual=environment.named(error)
+            )
     return report
 
 
@@ -168,12 +176,18 @@ def _walk_keys(reader: Reader, report: EnvironmentReport, compacted: Collection[
             else:
                 if log_id != log.log_id:
                     log = report.logs[log_id] = LogReport(log_id)
-                    log.was_compacted = log_id in compacted or load_raw(reader, log_id, CheckpointKind.CLEANER) is not None
+                    log.was_compacted = (
+                        log_id in compacted or load_raw(reader, log_id, CheckpointKind.CLEANER) is not None
+                    )
                 if number < CHECKPOINT_BASE:
                     _check_header(report, log, number, value)
                 elif number - CHECKPOINT_BASE not in _KINDS:
                     report.add(
-                        log_id, NO_OFFSET, "unknown kind of checkpoint", ", ".join(map(str, sorted(_KINDS))), number - CHECKPOINT_BASE
+                        log_id,
+                        NO_OFFSET,
+                        "unknown kind of checkpoint",
+                        ", ".join(map(str, sorted(_KINDS))),
+                        number - CHECKPOINT_BASE,
                     )
         found = cursor.next()
 
@@ -196,23 +210,45 @@ def _check_header(report: EnvironmentReport, log: LogReport, last_offset: int, v
         return
     running_max: int = unpack_running_max(value)[0]
     if header.last_offset != last_offset:
-        report.add(log.log_id, last_offset, "the batch ends elsewhere than its key says", last_offset, header.last_offset)
+        report.add(
+            log.log_id,
+            last_offset,
+            "the batch ends elsewhere than its key says",
+            last_offset,
+            header.last_offset,
+        )
         return  # its base offset is as doubtful
     log.records += header.record_count
     if is_first:
         log.first_offset = header.base_offset
     elif header.base_offset < previous_end:
-        report.add(log.log_id, last_offset, "the batch overlaps the one before", f"a base offset >= {previous_end}", header.base_offset)
+        report.add(
+            log.log_id,
+            last_offset,
+            "the batch overlaps the one before",
+            f"a base offset >= {previous_end}",
+            header.base_offset,
+        )
     elif header.base_offset > previous_end and not log.was_compacted:
-        report.add(log.log_id, last_offset, "offsets before the batch are missing", f"base offset {previous_end}", header.base_offset)
+        report.add(
+            log.log_id,
+            last_offset,
+            "offsets before the batch are missing",
+            f"base offset {previous_end}",
+            header.base_offset,
+        )
     is_untouched = header.record_count == header.last_offset_delta + 1 and header.base_offset == previous_end
     lowest = max(previous_max, header.max_timestamp if header.record_count else -1)
     if running_max < lowest:
-        report.add(log.log_id, last_offset, "the running maximum timestamp is too low", f">= {lowest}", running_max)
+        report.add(
+            log.log_id, last_offset, "the running maximum timestamp is too low", f">= {lowest}", running_max
+        )
     elif not is_first and is_untouched and running_max > lowest:
         report.add(log.log_id, last_offset, "the running maximum timestamp is too high", lowest, running_max)
     if header.leader_epoch < log.leader_epoch:
-        report.add(log.log_id, last_offset, "the leader epoch falls", f">= {log.leader_epoch}", header.leader_epoch)
+        report.add(
+            log.log_id, last_offset, "the leader epoch falls", f">= {log.leader_epoch}", header.leader_epoch
+        )
     log.running_max = max(previous_max, running_max)
     log.leader_epoch = max(log.leader_epoch, header.leader_epoch)
 
@@ -230,7 +266,11 @@ def _check_checkpoint(reader: Reader, report: EnvironmentReport, log: LogReport)
         return wrong("a checkpoint cannot be read", actual=error)
     if checkpoint is None:
         return wrong("the checkpoint is missing", "one beside the newest batch", "none")
-    start, high_watermark, end = checkpoint.log_start_offset, checkpoint.high_watermark, checkpoint.log_end_offset
+    start, high_watermark, end = (
+        checkpoint.log_start_offset,
+        checkpoint.high_watermark,
+        checkpoint.log_end_offset,
+    )
     if not 0 <= start <= high_watermark <= end:
         wrong(
             "the checkpoint's offsets are out of order",
@@ -244,15 +284,27 @@ def _check_checkpoint(reader: Reader, report: EnvironmentReport, log: LogReport)
     if log.batches == 0:
         if start < end and not log.was_compacted:
             wrong("there are no batches", f"batches from {start} to {end}", "none")
-        return
+        return None
     if end < log.end_offset or (end > log.end_offset and not log.was_compacted):
         wrong("the checkpoint's log end offset is not behind the newest batch", log.end_offset, end)
     if start < log.first_offset and not log.was_compacted:
-        wrong("offsets at the start are missing", f"a batch that holds {start}", f"the first begins at {log.first_offset}")
+        wrong(
+            "offsets at the start are missing",
+            f"a batch that holds {start}",
+            f"the first begins at {log.first_offset}",
+        )
     if checkpoint.max_timestamp != log.running_max:
-        wrong("the checkpoint's maximum timestamp is not the newest batch's", log.running_max, checkpoint.max_timestamp)
+        wrong(
+            "the checkpoint's maximum timestamp is not the newest batch's",
+            log.running_max,
+            checkpoint.max_timestamp,
+        )
     if checkpoint.leader_epoch < log.leader_epoch:
-        wrong("the checkpoint's leader epoch is behind the batches'", f">= {log.leader_epoch}", checkpoint.leader_epoch)
+        wrong(
+            "the checkpoint's leader epoch is behind the batches'",
+            f">= {log.leader_epoch}",
+            checkpoint.leader_epoch,
+        )
 
 
 # -- bodies ----------------------------------------------------------------------------------------------------------
@@ -265,7 +317,9 @@ def check_bodies(
     log = report.logs.get(log_id)
     if log is None or log.batches == 0:
         return
-    headless = {problem.offset for problem in report.problems if problem.log_id == log_id and "header" in problem.what}
+    headless = {
+        problem.offset for problem in report.problems if problem.log_id == log_id and "header" in problem.what
+    }
     hidden_below = -1 if log.checkpoint is None else log.checkpoint.log_start_offset
     for slice_ in _slices(environment, log_id, 0, log.end_offset):
         slice_bytes = 0
@@ -298,9 +352,17 @@ def _wrong_in(data: bytes) -> Iterator[tuple[str, object, object]]:
     if any(after <= before for before, after in zip(offsets, offsets[1:], strict=False)):
         yield "the records' offsets do not rise", "rising offsets", offsets[:100]
     if offsets and not 0 <= offsets[0] <= offsets[-1] <= batch.last_offset_delta:
-        yield "records lie outside the batch", f"0 to {batch.last_offset_delta}", f"{offsets[0]} to {offsets[-1]}"
+        yield (
+            "records lie outside the batch",
+            f"0 to {batch.last_offset_delta}",
+            f"{offsets[0]} to {offsets[-1]}",
+        )
     if timestamps and max(timestamps) > batch.max_timestamp:
-        yield "a record is younger than the batch's maximum timestamp", f"<= {batch.max_timestamp}", max(timestamps)
+        yield (
+            "a record is younger than the batch's maximum timestamp",
+            f"<= {batch.max_timestamp}",
+            max(timestamps),
+        )
 
 
 def _slices(
@@ -345,7 +407,9 @@ def dump_slices(
     environment: Environment, log_id: int, start_offset: int, end_offset: int | None
 ) -> Iterator[list[Dumped]]:
     """`dump`, a few MB and one snapshot at a time."""
-    for slice_ in _slices(environment, log_id, start_offset, CHECKPOINT_BASE if end_offset is None else end_offset):
+    for slice_ in _slices(
+        environment, log_id, start_offset, CHECKPOINT_BASE if end_offset is None else end_offset
+    ):
         yield [_dumped(*stored) for stored in slice_]
 
 
@@ -380,4 +444,6 @@ def rebuild_checkpoint(reader: Reader, log_id: int) -> LogCheckpoint | None:
     if log.batches == 0:
         return None
     start = max(0, log.first_offset)
-    return LogCheckpoint(start, log.end_offset, log.end_offset, log.size_bytes, log.running_max, log.leader_epoch)
+    return LogCheckpoint(
+        start, log.end_offset, log.end_offset, log.size_bytes, log.running_max, log.leader_epoch
+    )

@@ -294,9 +294,14 @@ def test_every_writing_call_says_what_to_do(path: Path, call: str) -> None:
         owner.create_topic("t")
         write(owner, b"1")
         reader = open_reader(path)
-        with pytest.raises(ReadOnlyError, match=re.escape('this process has it open for writing: use the cluster of mode="rw"')):
+        with pytest.raises(
+            ReadOnlyError,
+            match=re.escape('this process has it open for writing: use the cluster of mode="rw"'),
+        ):
             WRITING[call](reader)
-    with pytest.raises(ReadOnlyError, match=re.escape('nobody owns it now: open it with mode="rw"')) as caught:
+    with pytest.raises(
+        ReadOnlyError, match=re.escape('nobody owns it now: open it with mode="rw"')
+    ) as caught:
         WRITING[call](reader)
     assert caught.value.path == str(path)
     assert values(reader.topic("t")[0].read()) == [b"1"]
@@ -470,7 +475,9 @@ def test_a_forked_child_is_told(owner: Cluster, reader: ReaderCluster) -> None:
     assert reader.topics == ["t"]
 
 
-def test_an_idle_wait_looks_seldom(owner: Cluster, reader: ReaderCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_wait_looks_seldom(
+    owner: Cluster, reader: ReaderCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looks: list[int] = []
     beside = reader._beside
     marks = beside.marks

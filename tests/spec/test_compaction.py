@@ -6,7 +6,8 @@ import pytest
 
 from streamlog.batch import ControlType
 from streamlog.storage import cleaner, log
-from streamlog.storage.cleaner import AbortedTransaction, ProducerTail
+from streamlog.storage.cleaned_transactions import AbortedTransaction
+from streamlog.storage.cleaner import ProducerTail
 from streamlog.storage.env import Environment
 from tests.storage.builders import OwnedLog, marker
 

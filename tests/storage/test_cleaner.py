@@ -5,6 +5,7 @@ tests/spec/test_{retention,compaction}.py.
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from streamlog.storage.verification import verify_log
 from tests.storage.builders import OwnedLog
 
 
-def work(end_offset: int, **changes: int) -> CompactionWork:
+def work(end_offset: int, **changes: Any) -> CompactionWork:
     options = {
         "log_start_offset": 0,
         "first_dirty_offset": 0,

@@ -194,7 +194,8 @@ def test_the_lock_dies_with_its_owner(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_does_not_keep_a_dead_parents_lock(tmp_path: Path) -> None:
-    holder = Holder("disk", tmp_path, fork="import os; os.fork() or sys.stdout.close() or sys.stdin.read()")
+    holder = Holder("disk", tmp_path, fork="import os; os.fork() or print('CHILD', flush=True)")
+    assert holder.process.stdout is not None and holder.process.stdout.readline() == "CHILD\n"
     holder.process.kill()
     holder.process.wait()
     try:

@@ -1,0 +1,61 @@
+"""What a broker asks of its own turn: requests of upkeep, beside those of clients in `broker.api`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from streamlog.broker.partition import Partition
+from streamlog.core.controller import TopicImage
+
+if TYPE_CHECKING:
+    from streamlog.storage import cleaner
+
+
+class DropTopic(msgspec.Struct, frozen=True):
+    """The topic left the cluster image: stop serving it and delete its logs, slice by slice."""
+
+    topic: TopicImage
+
+
+class RefreshTopic(msgspec.Struct, frozen=True):
+    """The topic's options changed: take them over."""
+
+    name: str
+
+
+class RaiseLogStart(msgspec.Struct, frozen=True):
+    """Retention decided a new log start offset; ignored where the log was cut since `truncation_count`."""
+
+    partition: Partition
+    log_start_offset: int
+    truncation_count: int
+
+
+class TrimHead(msgspec.Struct, frozen=True):
+    """There are batches below the log start offset, left by a crash: delete them."""
+
+    partition: Partition
+
+
+class DropLogs(msgspec.Struct, frozen=True):
+    """Logs of topics that were deleted, but a crash or an interrupt came before DropTopic: delete them."""
+
+    log_ids: list[int]
+
+
+class SwapCompacted(msgspec.Struct, frozen=True):
+    """Put recoded batches in the place of the old ones. Answers the change in bytes; None: the log moved on."""
+
+    partition: Partition
+    generation: int
+    plan: cleaner.CompactionPlan
+
+
+class SaveCleanerCheckpoint(msgspec.Struct, frozen=True):
+    """A compaction pass is complete: the next begins there."""
+
+    partition: Partition
+    generation: int
+    checkpoint: cleaner.CleanerCheckpoint

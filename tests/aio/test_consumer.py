@@ -1,0 +1,407 @@
+"""aio/consumer.py: looking in a thread, waiting in the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+import streamlog.aio
+from streamlog import TopicPartition
+from streamlog.aio.waiting import THREADS_MAX
+from streamlog.client.consumer import Consumer as BlockingConsumer
+from streamlog.errors import (
+    ClosedError,
+    CommitFailedError,
+    ConfigError,
+    DeserializationError,
+    IllegalStateError,
+    StreamlogTimeoutError,
+    UnknownTopicOrPartitionError,
+)
+from tests.aio.loops import in_loop, until, watched
+
+TP = TopicPartition("orders", 0)
+
+
+async def filled(cluster: streamlog.aio.Cluster, count: int, partitions: int = 1) -> streamlog.aio.Topic:
+    topic = await cluster.create_topic("orders", partitions=partitions)
+    async with cluster.producer() as producer:
+        await producer.send_many("orders", [(b"%d" % number, b"%d" % number) for number in range(count)])
+    return topic
+
+
+def values(records: list[Any]) -> list[int]:
+    return [int(record.value) for record in records]
+
+
+@in_loop
+async def test_poll_returns_what_is_there_up_to_a_maximum() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 30)
+        consumer = cluster.consumer()
+        await consumer.assign([TP])
+        assert values(await consumer.poll(1, max_records=7)) == list(range(7))
+        assert values(await consumer.poll()) == list(range(7, 30))
+        assert await consumer.poll(0) == [] and await consumer.poll(0.01) == []
+        assert await consumer.position(TP) == 30 and await consumer.lag(TP) == 0
+
+
+@in_loop
+async def test_a_waiting_poll_returns_as_soon_as_something_is_written() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 0)
+        consumer = cluster.consumer()
+        await consumer.assign([TP])
+        waiting = asyncio.ensure_future(consumer.poll(25))
+        await until(lambda: consumer._waiter._sleeper is not None)
+        async with cluster.producer() as producer:
+            await producer.send("orders", b"1")
+        assert values(await waiting) == [1]
+
+
+@in_loop
+async def test_nothing_runs_in_the_loops_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 2_000, partitions=3)
+        with watched(monkeypatch):
+            group = cluster.consumer_group("g", ["orders"], auto_commit_interval_ms=1, max_poll_records=10)
+            async with group.consumer(stop_at_end=True) as consumer:
+                first = await consumer.poll()
+                await consumer.commit()
+                await consumer.seek(TopicPartition("orders", first[0].partition), first[0].offset)
+                await consumer.pause(TP)
+                await consumer.resume(TP)
+                await consumer.end_offsets([TP]), await consumer.committed(TP)
+                seen = [record async for record in consumer]
+            assert len({(record.partition, record.offset) for record in [*first, *seen]}) == 2_000
+
+
+@in_loop
+async def test_iterating_hands_out_everything_in_order_and_moves_the_position() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 3_000)
+        consumer = cluster.consumer(stop_at_end=True)
+        await consumer.assign([TP])
+        seen = []
+        async for record in consumer:
+            seen.append(record)
+            if len(seen) in (1, 2, 700, 2_999):
+                assert await consumer.position(TP) == record.offset + 1
+        assert values(seen) == list(range(3_000))
+        assert [record async for record in consumer] == []
+
+
+@in_loop
+async def test_break_loses_nothing() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 100)
+        async with cluster.consumer_group("g", ["orders"]).consumer() as consumer:
+            async for record in consumer:
+                if record.offset == 41:
+                    break
+        assert await cluster.consumer_group("g").offsets() == {TP: 42}
+
+
+@in_loop
+async def test_leaving_on_an_exception_does_not_commit() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 100)
+        with pytest.raises(LookupError):
+            async with cluster.consumer_group("g", ["orders"]).consumer() as consumer:
+                await consumer.poll()
+                raise LookupError
+        assert await cluster.consumer_group("g").offsets() == {}
+
+
+@in_loop
+async def test_auto_commit_never_passes_the_record_in_hand() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 1_200)
+        group = cluster.consumer_group("g", ["orders"], auto_commit_interval_ms=1)
+        async with group.consumer(stop_at_end=True) as consumer:
+            async for record in consumer:
+                if record.offset % 100 == 99:
+                    assert (await group.offsets()).get(TP, 0) <= record.offset
+        assert await group.offsets() == {TP: 1_200}
+
+
+@in_loop
+async def test_a_seek_while_iterating_is_followed() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 100)
+        consumer = cluster.consumer(stop_at_end=True)
+        await consumer.assign([TP])
+        seen = []
+        async for record in consumer:
+            seen.append(record.offset)
+            if record.offset == 4:
+                await consumer.seek(TP, 97)
+        assert seen == [0, 1, 2, 3, 4, 97, 98, 99]
+
+
+@in_loop
+async def test_a_poll_cancelled_at_any_moment_loses_nothing_and_repeats_nothing() -> None:
+    """Polls are cancelled after 0, 1, 2, ... steps of the loop; what the others return is everything, once."""
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 2_000, partitions=3)
+        group = cluster.consumer_group("g", ["orders"], enable_auto_commit=False)
+        seen: list[tuple[int, int]] = []
+        async with group.consumer() as consumer:
+            steps = cancelled = 0
+            while len(seen) < 2_000:
+                steps = (steps + 1) % 40
+                polling = asyncio.ensure_future(consumer.poll(5, max_records=20))
+                for _ in range(steps):
+                    await asyncio.sleep(0 if steps % 2 else 0.00005)
+                polling.cancel()
+                try:
+                    seen += [(record.partition, record.offset) for record in await polling]
+                except asyncio.CancelledError:
+                    cancelled += 1
+                await consumer.commit()
+                committed = await group.offsets()
+                for partition in range(3):
+                    got = [offset for number, offset in seen if number == partition]
+                    assert got == list(range(len(got)))
+                    assert committed.get(TopicPartition("orders", partition), 0) == len(got)
+            assert cancelled
+
+
+@in_loop
+async def test_a_cancelled_iteration_loses_nothing() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 300)
+        consumer = cluster.consumer(stop_at_end=True)
+        await consumer.assign([TP])
+        seen: list[int] = []
+
+        async def read() -> None:
+            async for record in consumer:
+                seen.append(record.offset)
+                await asyncio.sleep(0)
+
+        for steps in range(1_000):
+            task = asyncio.ensure_future(read())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            try:
+                await task
+                break
+            except asyncio.CancelledError:
+                pass
+        assert seen == list(range(300))
+
+
+@in_loop
+async def test_other_calls_go_in_between_while_a_poll_waits() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 10)
+        consumer = cluster.consumer()
+        await consumer.assign([TP])
+        await consumer.poll()
+        waiting = asyncio.ensure_future(consumer.poll(25))
+        await until(lambda: consumer._waiter._sleeper is not None)
+        with pytest.raises(IllegalStateError, match="another task polls"):
+            await consumer.poll(0)
+        await consumer.seek(TP, 8)
+        assert values(await waiting) == [8, 9]
+
+
+@in_loop
+async def test_wakeup_ends_a_waiting_poll() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 0)
+        consumer = cluster.consumer()
+        await consumer.assign([TP])
+        waiting = asyncio.ensure_future(consumer.poll(25))
+        await until(lambda: consumer._waiter._sleeper is not None)
+        threading.Thread(target=consumer.wakeup).start()
+        assert await waiting == []
+
+
+@in_loop
+async def test_closing_ends_a_waiting_poll_with_closed_error() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 0)
+        async with cluster.consumer_group("g", ["orders"]).consumer() as consumer:
+            waiting = asyncio.ensure_future(consumer.poll(25))
+            await until(lambda: consumer._waiter._sleeper is not None)
+        with pytest.raises(ClosedError):
+            await waiting
+        for call in (consumer.poll(), consumer.commit(), consumer.position(TP), consumer.__anext__()):
+            with pytest.raises(ClosedError):
+                await call
+        await consumer.close()
+
+
+@in_loop
+async def test_a_thousand_idle_consumers_need_few_threads() -> None:
+    async with streamlog.aio.open(":memory:", sync="off") as cluster:
+        await filled(cluster, 0)
+        before = threading.active_count()
+        consumers = [cluster.consumer() for _ in range(1_000)]
+        await asyncio.gather(*[consumer.assign([TP]) for consumer in consumers])
+        polls = [asyncio.ensure_future(consumer.poll(25)) for consumer in consumers]
+        await until(lambda: all(consumer._waiter._sleeper is not None for consumer in consumers))
+        assert threading.active_count() <= before + THREADS_MAX
+        async with cluster.producer() as producer:
+            await producer.send("orders", b"1")
+            assert threading.active_count() <= before + THREADS_MAX + 1  # and the producer's
+        assert [values(records) for records in await asyncio.gather(*polls)] == [[1]] * 1_000
+
+
+@in_loop
+async def test_many_members_share_partitions_through_few_threads() -> None:
+    """Rebalances wait for polls of other members, commits for rebalances: nobody holds a thread meanwhile."""
+    async with streamlog.aio.open(":memory:", sync="off") as cluster:
+        await filled(cluster, 3_000, partitions=12)
+        group = cluster.consumer_group("g", ["orders"], max_poll_records=50)
+        seen: set[tuple[int, int]] = set()
+
+        async def member(number: int) -> None:
+            async with group.consumer() as consumer:
+                while len(seen) < 3_000:
+                    for record in await consumer.poll(0.05):
+                        seen.add((record.partition, record.offset))
+                    try:
+                        await consumer.commit()
+                    except CommitFailedError:
+                        pass
+
+        await asyncio.gather(*[member(number) for number in range(12)])
+        assert sum((await group.lag()).values()) == 0
+
+
+@in_loop
+async def test_listeners_run_in_the_loop_and_may_commit() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 20, partitions=2)
+        group = cluster.consumer_group("g", ["orders"], enable_auto_commit=False)
+        told: list[tuple[str, int]] = []
+
+        async def revoked(partitions: list[TopicPartition]) -> None:
+            assert threading.current_thread() is threading.main_thread()
+            await consumer.commit()
+            told.append(("revoked", len(partitions)))
+
+        def assigned(partitions: list[TopicPartition]) -> None:
+            assert threading.current_thread() is threading.main_thread()
+            told.append(("assigned", len(partitions)))
+
+        async with group.consumer(on_assigned=assigned, on_revoked=revoked) as consumer:
+            assert len(await consumer.poll()) == 20
+            async with group.consumer() as other:
+                await other.poll(0)
+                for _ in range(100):
+                    await consumer.poll(0.01)
+                    await other.poll(0.01)
+                    if other.assignment:
+                        break
+        assert told[:3] == [("assigned", 2), ("revoked", 2), ("assigned", 1)]
+        assert await group.offsets() == {
+            partition: offset for partition, offset in (await group.offsets()).items() if offset
+        }
+        assert sum((await group.offsets()).values()) == 20
+
+
+@in_loop
+async def test_what_a_listener_raises_comes_out_of_the_poll() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 1)
+
+        async def assigned(partitions: list[TopicPartition]) -> None:
+            raise LookupError("mine")
+
+        async with cluster.consumer_group("g", ["orders"]).consumer(on_assigned=assigned) as consumer:
+            with pytest.raises(LookupError, match="mine"):
+                await consumer.poll()
+
+
+@in_loop
+async def test_a_commit_waits_for_a_rebalance_without_a_thread() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 10, partitions=2)
+        group = cluster.consumer_group("g", ["orders"], enable_auto_commit=False)
+        async with group.consumer() as first, group.consumer() as second:
+            await first.poll()
+            await second.poll(0)  # joins: the group rebalances, and first must take part
+            committing = asyncio.ensure_future(second.commit({TP: 3}, timeout=25))
+            await until(lambda: second._commit_waiter._sleeper is not None)
+            assert not second._inside.locked()
+            while not committing.done():
+                await first.poll(0)
+            with pytest.raises(CommitFailedError if TP not in second.assignment else AssertionError):
+                await committing
+                raise AssertionError
+            await second.close()
+        async with group.consumer() as first, group.consumer() as second:
+            await first.poll()
+            await second.poll(0)
+            with pytest.raises(StreamlogTimeoutError):  # first does not poll: nobody ends the rebalance
+                await second.commit({TP: 3}, timeout=0.05)
+
+
+@in_loop
+async def test_offsets_times_and_pauses() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await cluster.create_topic("orders", partitions=1)
+        async with cluster.producer() as producer:
+            for number in range(10):
+                producer.send("orders", b"%d" % number, timestamp=1_000 + number)
+        consumer = cluster.consumer()
+        await consumer.assign([TP])
+        assert await consumer.beginning_offsets([TP]) == {TP: 0} and await consumer.end_offsets([TP]) == {TP: 10}
+        found = (await consumer.offsets_for_times({TP: 1_004}))[TP]
+        assert found is not None and found.offset == 4
+        await consumer.seek_to_timestamp(TP, 1_007)
+        assert values(await consumer.poll()) == [7, 8, 9]
+        await consumer.seek_to_beginning()
+        await consumer.pause(TP)
+        assert await consumer.poll(0) == [] and consumer.paused() == {TP}
+        await consumer.resume(TP)
+        assert len(await consumer.poll()) == 10
+        await consumer.seek_to_end()
+        assert await consumer.poll(0) == []
+        await consumer.unsubscribe()
+        assert consumer.assignment == frozenset()
+
+
+@in_loop
+async def test_errors_reach_the_caller_and_the_consumer_stays_usable() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 3)
+        consumer = cluster.consumer(value_deserializer="int64")
+        with pytest.raises(UnknownTopicOrPartitionError):
+            await consumer.assign([("nowhere", 0)])
+        with pytest.raises(ConfigError):
+            await consumer.poll(-1)
+        with pytest.raises(ConfigError):
+            cluster.consumer(group="g")
+        await consumer.assign([TP])
+        for _ in range(2):
+            with pytest.raises(DeserializationError) as bad:
+                await consumer.poll()
+            with pytest.raises(DeserializationError):
+                await consumer.__anext__()
+        await consumer.seek(TP, bad.value.next_offset)  # type: ignore[attr-defined]
+        assert await consumer.position(TP) == 1
+
+
+@in_loop
+async def test_an_unused_consumer_makes_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 0)
+        made: list[object] = []
+        original = BlockingConsumer.__init__
+        monkeypatch.setattr(
+            BlockingConsumer, "__init__", lambda self, *rest: (made.append(self), original(self, *rest))[1]
+        )
+        consumer = cluster.consumer_group("g", ["orders"]).consumer()
+        assert consumer.assignment == frozenset() and consumer.subscription == frozenset()
+        consumer.wakeup()
+        await consumer.close()
+        assert not made

@@ -1,0 +1,138 @@
+"""Records straight from stored bytes: the same as by way of batches, and damage stops nothing but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streamlog.batch import Batch, Codec, ControlType, control_batch, seal_columnar, seal_v2_columns
+from streamlog.errors import CorruptRecordError
+from streamlog.record import Record
+from streamlog.storage import log
+from streamlog.storage.env import Environment
+from streamlog.storage.keys import BATCH_START, pack_key
+from streamlog.storage.records import FoundRecords, read_records
+
+LOG_ID = 20
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[Environment]:
+    opened = Environment.open(tmp_path / "store", sync="off")
+    yield opened
+    opened.close()
+
+
+def store(environment: Environment, *batches: Batch) -> int:
+    """Append the batches; returns the end offset."""
+    offset = 0
+    transaction = environment.write()
+    for batch in batches:
+        log.append(transaction, LOG_ID, batch, offset, 0, batch.max_timestamp)
+        offset += batch.last_offset_delta + 1
+    transaction.commit()
+    return offset
+
+
+def found(environment: Environment, start: int, end: int, bytes_max: int = 1 << 20) -> FoundRecords:
+    with environment.snapshot() as snapshot:
+        return read_records(snapshot, LOG_ID, "t", 3, start, end, bytes_max)
+
+
+def lone(number: int, **options: object) -> Batch:
+    return seal_columnar([b"k%d" % number], [b"v%d" % number], timestamps=[1000 + number], **options)  # type: ignore[arg-type]
+
+
+def shapes() -> list[Batch]:
+    return [
+        lone(0),
+        lone(1, headers=[(("h", b"1"), ("h", None))]),
+        seal_columnar([None], [None], timestamps=[7]),
+        seal_columnar([b"a", b"b"], [b"1", b"2"], timestamps=[5, 9]),
+        seal_columnar([b"a"] * 50, [b"x" * 100] * 50, timestamps=5, codec=Codec.ZSTD),
+        seal_v2_columns([b"w"], [b"wire"], timestamps=[11]),
+        seal_v2_columns([b"w", None], [b"wire", None], timestamps=[11, 12], headers=[(("a", b""),), ()]),
+        lone(8).with_log_append_time(99_999),
+        seal_columnar([b"h"], [b"hole"], timestamps=[3], offsets=[4]),
+        lone(9, codec=Codec.ZSTD),
+    ]
+
+
+def test_every_shape_of_batch_gives_the_records_its_batch_gives(environment: Environment) -> None:
+    batches = shapes()
+    end = store(environment, *batches)
+    expected: list[Record] = []
+    offset = 0
+    for batch in batches:
+        expected += batch.with_offsets(offset, 0).records("t", 3)
+        offset += batch.last_offset_delta + 1
+    answer = found(environment, 0, end)
+    assert answer.records == expected
+    assert (answer.next_offset, answer.batches) == (end, len(batches))
+    assert answer.size_bytes == sum(batch.size_bytes for batch in batches)
+
+
+def test_a_start_inside_a_batch_leaves_out_what_is_before_it(environment: Environment) -> None:
+    end = store(environment, lone(0), seal_columnar([b"a"] * 5, [b"%d" % n for n in range(5)], timestamps=1))
+    assert [record.offset for record in found(environment, 3, end).records] == [3, 4, 5]
+
+
+def test_a_batch_that_reaches_beyond_the_end_is_not_read(environment: Environment) -> None:
+    store(environment, lone(0), seal_columnar([b"a"] * 5, [b"v"] * 5, timestamps=1))
+    answer = found(environment, 0, 4)
+    assert [record.offset for record in answer.records] == [0]
+    assert answer.next_offset == 1
+
+
+def test_the_first_batch_comes_however_large_and_the_others_within_the_limit(environment: Environment) -> None:
+    end = store(environment, *[lone(number) for number in range(10)])
+    assert len(found(environment, 0, end, bytes_max=1).records) == 1
+    two = lone(0).size_bytes * 2
+    assert len(found(environment, 0, end, bytes_max=two).records) == 2
+
+
+def test_control_batches_are_stepped_over_and_the_position_behind_them_is_told(environment: Environment) -> None:
+    marker = control_batch(ControlType.COMMIT, producer_id=1, producer_epoch=0, timestamp=5)
+    end = store(environment, lone(0), marker, lone(2), marker)
+    answer = found(environment, 0, end)
+    assert [record.offset for record in answer.records] == [0, 2]
+    assert answer.next_offset == end == 4
+
+
+def test_nothing_there_says_so(environment: Environment) -> None:
+    assert found(environment, 0, 10) == FoundRecords([], None, 0, 0)
+    store(environment, lone(0))
+    assert found(environment, 5, 10).next_offset is None
+
+
+@pytest.mark.parametrize("position", [0, 8, 16, 17, 21, 23, 61, 70, -1], ids=str)
+@pytest.mark.parametrize("many", [False, True], ids=["lone", "many"])
+def test_a_flipped_bit_anywhere_is_found_and_the_records_before_it_are_read(
+    environment: Environment, position: int, many: bool
+) -> None:
+    middle = seal_columnar([b"a"] * 3, [b"v"] * 3, timestamps=1) if many else lone(1)
+    end = store(environment, lone(0), middle, lone(2))
+    last = 3 if many else 1
+    transaction = environment.write()
+    value = bytearray(transaction.get(pack_key(LOG_ID, last)) or b"")
+    value[BATCH_START + position if position >= 0 else len(value) - 1] ^= 0x04
+    transaction.put(pack_key(LOG_ID, last), bytes(value))
+    transaction.commit()
+    before = found(environment, 0, end)
+    assert [record.offset for record in before.records] == [0]
+    assert before.next_offset == 1
+    with pytest.raises(CorruptRecordError) as caught:
+        found(environment, 1, end)
+    assert caught.value.facts["last_offset"] == last
+    assert [record.offset for record in found(environment, last + 1, end).records] == [last + 1]
+
+
+def test_other_logs_beside_are_not_read(environment: Environment) -> None:
+    store(environment, lone(0))
+    transaction = environment.write()
+    log.append(transaction, LOG_ID + 1, lone(7), 1, 0, 5)
+    log.put_checkpoint(transaction, LOG_ID, log.LogCheckpoint(log_end_offset=1, high_watermark=1))
+    transaction.commit()
+    assert [record.offset for record in found(environment, 0, 100).records] == [0]
