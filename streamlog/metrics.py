@@ -8,6 +8,7 @@
 2. Everything derived (rates, percentiles) is computed when somebody reads.
 3. A metric's full name is its MBean name, then the tags in the order given; reading ignores the order.
 4. Nothing grows: a histogram keeps its last 1024 values; `remove(topic=...)` forgets a deleted topic.
+5. What there may be very much of (partitions, clients) is not registered: a collector tells of it at each snapshot.
 
 A rate is an exponentially weighted average, as in Kafka's Yammer meters. They tick every 5 s; here each read
 (or `tick()`) is a tick of whatever length passed, which is the same for a steady rate. A histogram's Count is
@@ -20,13 +21,16 @@ Not implemented: JMX itself, Prometheus histograms (percentiles are gauges, as t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from streamlog.clock import Clock
 from streamlog.errors import ResourceNotFoundError
 
 RESERVOIR_VALUES_MAX = 1_024
+RATE_WINDOW_MS = 30_000
+RATE_STEP_MS = 1_000
 
 _RATES = {"OneMinuteRate": 60_000, "FiveMinuteRate": 300_000, "FifteenMinuteRate": 900_000}
 _PERCENTILES = {
@@ -85,20 +89,17 @@ class Meter(Counter):
 
 
 class Histogram:
-    """The distribution of the last 1024 values."""
+    """The distribution of the last 1024 values. Several threads may update it."""
 
     __slots__ = ("_ring", "count")
 
     def __init__(self) -> None:
         self.count = 0
-        self._ring: list[float] = []
+        self._ring: deque[float] = deque(maxlen=RESERVOIR_VALUES_MAX)
 
     def update(self, value: float) -> None:
         """Add one value; the oldest of 1024 gives way."""
-        if self.count < RESERVOIR_VALUES_MAX:
-            self._ring.append(value)
-        else:
-            self._ring[self.count % RESERVOIR_VALUES_MAX] = value
+        self._ring.append(value)
         self.count += 1
 
     def read(self, now_ms: int) -> dict[str, float]:
@@ -118,6 +119,48 @@ class Histogram:
         }
 
 
+class Timer(Meter):
+    """How often something happened, and how long it took: `update(ms)`."""
+
+    __slots__ = ("_times",)
+
+    def __init__(self, now_ms: int) -> None:
+        super().__init__(now_ms)
+        self._times = Histogram()
+
+    def update(self, ms: float) -> None:
+        self.count += 1
+        self._times.update(ms)
+
+    def read(self, now_ms: int) -> dict[str, float]:
+        return {**self._times.read(now_ms), **super().read(now_ms)}
+
+
+class WindowedRate:
+    """Events per second as Kafka's clients count them: over the last one to two windows of 30 s.
+
+    Looked at less often, the window is as long as the pause between two looks.
+    """
+
+    __slots__ = ("_history",)
+
+    def __init__(self, now_ms: int) -> None:
+        self._history: deque[tuple[int, float]] = deque([(now_ms, 0)])
+
+    def read(self, total: float, now_ms: int) -> float:
+        """The rate at this moment, of a total that only rises."""
+        history = self._history
+        while len(history) > 1 and history[1][0] <= now_ms - RATE_WINDOW_MS:
+            history.popleft()
+        begun_ms, before = history[0]
+        if now_ms - history[-1][0] >= RATE_STEP_MS:
+            history.append((now_ms, total))
+        elapsed_ms = now_ms - begun_ms
+        if elapsed_ms < RATE_WINDOW_MS:
+            elapsed_ms += RATE_WINDOW_MS  # Kafka counts the window before the first one as empty
+        return (total - before) * 1_000 / elapsed_ms
+
+
 class Gauge:
     """A number somebody else keeps: `read` calls the function. It must not block or take a turn."""
 
@@ -132,7 +175,13 @@ class Gauge:
         return {self._attribute: self._function()}
 
 
-_Metric = TypeVar("_Metric", Counter, Meter, Histogram)
+Reading = tuple[str, "dict[str, float]"]
+"""A full MBean name and its attributes."""
+
+Collector = Callable[[int], Iterable[Reading]]
+"""Asked at each snapshot, with the monotonic time in ms, for what nobody wants to register one by one."""
+
+_Metric = TypeVar("_Metric", Counter, Meter, Timer, Histogram)
 
 
 class MetricsRegistry:
@@ -142,6 +191,8 @@ class MetricsRegistry:
         self._clock = clock
         # (full MBean name, gauge attribute or "") -> (tags, metric)
         self._metrics: dict[tuple[str, str], tuple[dict[str, str], Counter | Histogram | Gauge]] = {}
+        self._collectors: dict[Collector, None] = {}
+        self._numbers: dict[str, int] = {}
 
     def counter(self, mbean: str, /, **tags: object) -> Counter:
         """A plain count."""
@@ -163,6 +214,23 @@ class MetricsRegistry:
         gauge = Gauge(function, attribute)
         self._metrics[(full_name(mbean, texts), attribute)] = (texts, gauge)
         return gauge
+
+    def timer(self, mbean: str, /, **tags: object) -> Timer:
+        """A count with rates, and a distribution of times."""
+        return self._add(mbean, tags, Timer(self._clock.monotonic_ms()))
+
+    def collect(self, collector: Collector) -> None:
+        """Ask `collector` at each snapshot: what it no longer tells of has disappeared. It must not take a turn."""
+        self._collectors[collector] = None
+
+    def forget(self, collector: Collector) -> None:
+        """Ask `collector` no more. Forgetting twice is harmless."""
+        self._collectors.pop(collector, None)
+
+    def next_number(self, kind: str) -> int:
+        """1, 2, 3, ...: what clients of one kind are called by."""
+        number = self._numbers[kind] = self._numbers.get(kind, 0) + 1
+        return number
 
     def remove(self, **tags: object) -> int:
         """Forget every metric that has all these tags; returns how many."""
@@ -187,6 +255,9 @@ class MetricsRegistry:
         values: dict[str, dict[str, float]] = {}
         for (name, _), (_, metric) in list(self._metrics.items()):
             values.setdefault(name, {}).update(metric.read(now_ms))
+        for collector in list(self._collectors):
+            for name, attributes in collector(now_ms):
+                values.setdefault(name, {}).update(attributes)
         return Metrics(values)
 
     def _add(self, mbean: str, tags: Mapping[str, object], metric: _Metric) -> _Metric:
@@ -205,7 +276,7 @@ class Metrics(Mapping[str, "dict[str, float]"]):
 
     def __init__(self, values: Mapping[str, dict[str, float]]) -> None:
         self._values = dict(values)
-        self._by_properties = {parse_name(name): name for name in self._values}
+        self._by_properties: dict[object, str] | None = None
 
     def __getitem__(self, mbean: str) -> dict[str, float]:
         return self._values[mbean]
@@ -226,7 +297,7 @@ class Metrics(Mapping[str, "dict[str, float]"]):
     def value(self, mbean: str, attribute: str | None = None, /, **tags: object) -> float:
         """One number. Without an attribute: Value, else Count. Tags may be part of the name, in any order."""
         wanted = full_name(mbean, {name: str(value) for name, value in tags.items()})
-        name = self._by_properties.get(parse_name(wanted))
+        name = wanted if wanted in self._values else self._found(wanted)
         if name is None:
             near = _closest(wanted, self._values)
             hint = f"; did you mean {near!r}?" if near else ""
@@ -241,6 +312,12 @@ class Metrics(Mapping[str, "dict[str, float]"]):
             f"{name} has no attribute {attribute or 'Value or Count'}; it has {', '.join(attributes)}",
             mbean=name,
         )
+
+    def _found(self, wanted: str) -> str | None:
+        """The MBean of this name with its tags in another order."""
+        if self._by_properties is None:
+            self._by_properties = {parse_name(name): name for name in self._values}
+        return self._by_properties.get(parse_name(wanted))
 
     def prometheus(self) -> str:
         """Prometheus' text format 0.0.4: type and name join the metric's name, other tags are labels."""

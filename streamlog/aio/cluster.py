@@ -21,6 +21,8 @@ from streamlog.aio.waiting import Workers
 from streamlog.client.cluster import Cluster as BlockingCluster
 from streamlog.client.cluster import open_cluster
 from streamlog.client.consumer import Consumer as BlockingConsumer
+from streamlog.client.delivery import attach
+from streamlog.client.habits import unknown_name
 from streamlog.client.topic import Partition as BlockingPartition
 from streamlog.client.topic import Topic as BlockingTopic
 from streamlog.config import ProducerConfig
@@ -85,6 +87,11 @@ class Cluster:
     def __repr__(self) -> str:
         return f"<aio {repr(self._core)[1:]}"
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            raise unknown_name(self, name)
+
     async def __aenter__(self) -> Self:
         self._core._check_open()
         return self
@@ -95,8 +102,7 @@ class Cluster:
         except Exception as error:
             if exception is None:
                 raise
-            if exception.__cause__ is None and exception.__context__ is None:
-                exception.__context__ = error
+            attach(exception, error)
 
     @property
     def path(self) -> Path:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from streamlog.aio.waiting import LoopWaiter, Parked, Servant, Workers, serving
 from streamlog.client.consumer import Consumer as BlockingConsumer
+from streamlog.client.habits import unknown_name
 from streamlog.client.timeouts import milliseconds
 from streamlog.errors import ClosedError, IllegalStateError
 from streamlog.record import OffsetAndTimestamp, Record, TopicPartition
@@ -67,6 +68,11 @@ class Consumer:
 
     def __repr__(self) -> str:
         return f"<aio {'Consumer' if self._core is None else repr(self._core)[1:-1]}>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            raise unknown_name(self, name)
 
     async def __aenter__(self) -> Self:
         await self._run(lambda core: None)

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from streamlog.aio.waiting import Workers
 from streamlog.client.awaiting import settled
-from streamlog.client.delivery import OpenBatch, SendFuture, SentMany
+from streamlog.client.delivery import OpenBatch, SendFuture, SentMany, attach
+from streamlog.client.gathering import check_size
+from streamlog.client.habits import unknown_name
 from streamlog.client.producer import Producer as BlockingProducer
 from streamlog.config import ProducerConfig
 from streamlog.errors import BufferExhaustedError, DeliveryError, IllegalStateError
@@ -72,20 +74,26 @@ class LoopProducer(BlockingProducer):
 
     def _seal(self, batches: list[OpenBatch]) -> None:
         if not self._is_in_loop():
-            full, self._full, self._full_bytes = self._full, {}, 0
-            for batch in full:
+            for batch in list(self._full):
                 super()._seal([batch])
-            super()._seal([batch for batch in batches if batch not in full])
+                del self._full[batch]  # only now: an interrupted sealing leaves it where flush finds it
+                self._full_bytes -= batch.size_bytes
+            super()._seal(batches)
             return
         for batch in batches:
-            buffer = self._topics.get(batch.topic)
-            if buffer is not None and buffer.batches[batch.partition] is batch:
-                buffer.batches[batch.partition] = None
-                buffer.partitioner.on_batch_sealed(batch.partition)
+            self._detach(batch)
             batch.linger_until_ms = 0
             if batch not in self._full:
                 self._full[batch] = None
                 self._full_bytes += batch.size_bytes
+
+    def _admit(self, size_bytes: int, topic: str) -> None:
+        if not self._is_in_loop():
+            return super()._admit(size_bytes, topic)
+        # Room was looked for before; waiting for it is `Producer._room`'s.
+        if size_bytes > self.config.max_request_size:
+            check_size(size_bytes, self.config.max_request_size, topic)
+        self._record_bytes_max = self.config.max_request_size
 
     def _open_batches(self) -> list[OpenBatch]:
         return [*self._full, *super()._open_batches()]
@@ -98,11 +106,18 @@ class LoopProducer(BlockingProducer):
             super()._after_sealing()
 
     def _await(self, batch: OpenBatch, timeout: float | None) -> None:
-        if self._is_in_loop():
+        self._refuse_blocking([batch])
+        super()._await(batch, timeout)
+
+    def _await_all(self, batches: list[OpenBatch], timeout: float | None) -> None:
+        self._refuse_blocking(batches)
+        super()._await_all(batches, timeout)
+
+    def _refuse_blocking(self, batches: list[OpenBatch]) -> None:
+        if self._is_in_loop() and not all([batch.settle() for batch in batches]):
             raise IllegalStateError(
                 "result() would block the event loop: await the future instead, or ask it once it is done()"
             )
-        super()._await(batch, timeout)
 
 
 class LateSend:
@@ -155,6 +170,11 @@ class Producer:
     def __repr__(self) -> str:
         return f"<aio {repr(self._core)[1:]}"
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            raise unknown_name(self, name)
+
     @property
     def config(self) -> ProducerConfig:
         return self._core.config
@@ -171,13 +191,10 @@ class Producer:
     async def __aexit__(self, kind: object, exception: BaseException | None, traceback: object) -> None:
         try:
             await self.close()
-        except DeliveryError as error:
+        except Exception as error:
             if exception is None:
                 raise
-            if error.__context__ is exception:
-                error.__context__ = None
-            if exception.__cause__ is None and exception.__context__ is None:
-                exception.__context__ = error
+            attach(exception, error)  # the user's own exception is the news; ours goes along with it
 
     def send(
         self,

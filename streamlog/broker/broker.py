@@ -57,6 +57,8 @@ from streamlog.storage.env import Environment
 
 if TYPE_CHECKING:
     from streamlog.broker.coordinator import Coordinator
+    from streamlog.broker.measuring import GroupCounters
+    from streamlog.metrics import Timer
     from streamlog.storage import cleaner
 
 TOPIC_METRICS: Final = "kafka.server:type=BrokerTopicMetrics,name="
@@ -88,6 +90,8 @@ class Broker(TurnOwner):
         self._load_lock = runtime.lock()
         self._topic_meters: dict[str, TopicMeters] = {}
         self._all_topics = TopicMeters(lambda name: metrics.meter(TOPIC_METRICS + name))
+        self.group_counters: GroupCounters | None = None
+        self.flushes: Timer | None = None
         self.deletions = Deletions(self)
         self.sync_error: StorageError | None = None
         self._unsynced_since_ms: int | None = None
@@ -114,13 +118,21 @@ class Broker(TurnOwner):
     def partition(self, topic: str, number: int) -> Partition:
         """The partition, loaded at its first use. Raises UnknownTopicOrPartitionError."""
         partition = self.partitions.get((topic, number))
-        return partition if partition is not None else self._load_partition(topic, number)
+        image = self.metadata.image.topics.get(topic)
+        if partition is not None and image is not None and image.topic_id == partition.topic_id:
+            return partition
+        return self._load_partition(topic, number)
 
     def _load_partition(self, name: str, number: int) -> Partition:
         with self._load_lock:
+            topic = self.metadata.image.topics.get(name)
             partition = self.partitions.get((name, number))
             if partition is not None:
-                return partition
+                if topic is not None and topic.topic_id == partition.topic_id:
+                    return partition
+                # The topic was deleted, perhaps made anew, and its DropTopic has not come yet (or never will: interrupted).
+                partition.stop_serving()
+                del self.partitions[name, number]
             topic = self.metadata.image.topic(name)
             if not 0 <= number < len(topic.partitions):
                 raise UnknownTopicOrPartitionError(
@@ -138,25 +150,15 @@ class Broker(TurnOwner):
                 self.slip_in(TrimHead(partition))
             return partition
 
-    def _current_partition(self, name: str, number: int) -> Partition:
-        """The partition to write to. The topic may have been deleted, and made anew, before its DropTopic came here."""
-        partition = self.partition(name, number)
-        topic = self.metadata.image.topics.get(name)
-        if topic is not None and topic.topic_id == partition.topic_id:
-            return partition
-        for key, old in list(self.partitions.items()):
-            if key[0] == name and (topic is None or old.topic_id != topic.topic_id):
-                del self.partitions[key]
-                old.stop_serving()
-        return self.partition(name, number)
-
     def topic_config(self, topic: TopicImage) -> TopicConfig:
         return TopicConfig.with_overrides(topic.config, self.config)
 
     def topic_meters(self, name: str) -> TopicMeters:
         meters = self._topic_meters.get(name)
         if meters is None:
-            meters = TopicMeters(lambda metric: self.metrics.meter(TOPIC_METRICS + metric, topic=name))
+            meters = TopicMeters(
+                lambda metric: self.metrics.meter(TOPIC_METRICS + metric, topic=name), self._all_topics, self.request_times
+            )
             self._topic_meters[name] = meters
         return meters
 
@@ -181,7 +183,7 @@ class Broker(TurnOwner):
         results: list[api.Produced] = []
         for name, number, batch in request.entries:
             try:
-                partition = self._current_partition(name, number)
+                partition = self.partition(name, number)
                 if partition.internal:
                     raise InvalidTopicError(
                         f"topic {name!r} is internal; clients cannot write to it", topic=name
@@ -265,7 +267,7 @@ class Broker(TurnOwner):
     def _loaded(self, turn: Turn, pending: Pending, topic: str, number: int) -> Partition | None:
         """The partition; None if the store could not read it, which is this request's trouble only."""
         try:
-            return self._current_partition(topic, number)
+            return self.partition(topic, number)
         except StorageError as error:
             turn.fail(pending, error)
             return None
@@ -310,7 +312,7 @@ class Broker(TurnOwner):
         for number, image in enumerate(topic.partitions):
             partition = self.partitions.get((topic.name, number))
             if partition is not None and partition.topic_id == topic.topic_id:
-                del self.partitions[topic.name, number]
+                self.partitions.pop((topic.name, number), None)
                 partition.stop_serving()
             self.deletions.doomed[image.log_id] = None
         if topic.name not in self.metadata.image.topics:
@@ -321,7 +323,7 @@ class Broker(TurnOwner):
         self.deletions.doomed.update(dict.fromkeys(log_ids))
         for key, partition in list(self.partitions.items()):
             if partition.log_id in self.deletions.doomed:
-                del self.partitions[key]
+                self.partitions.pop(key, None)
                 partition.stop_serving()
 
     def _refresh(self, name: str) -> None:
@@ -383,20 +385,29 @@ class Broker(TurnOwner):
             self._plan_service(turn.now_ms)
 
     def _count(self, turn: Turn) -> None:
-        everything, by_topic = self._all_topics, self._topic_meters
-        for pending, value, _ in turn.replies:
-            if type(pending.request) is not api.Produce or value is None:
+        if turn.staged_machines and self.group_counters is not None:
+            self.group_counters.count(turn)
+        everything, by_topic, times = self._all_topics, self._topic_meters, self.request_times
+        for pending, value, failure in turn.replies:
+            if type(pending.request) is not api.Produce:
                 continue
-            for (name, _, batch), produced in zip(pending.request.entries, value, strict=True):
+            written = 0
+            for index, (name, _, batch) in enumerate(pending.request.entries):
                 of_topic = by_topic.get(name)
+                error = failure if value is None else value[index].error
                 for meters in (everything,) if of_topic is None else (everything, of_topic):
                     meters.produce_requests.count += 1
-                    if produced.error is not None:
-                        meters.failed_produce.count += 1
-                        meters.bytes_rejected.count += batch.size_bytes
-                        continue
-                    meters.messages_in.count += batch.record_count
-                    meters.bytes_in.count += batch.size_bytes
+                    if error is None:
+                        meters.messages_in.count += batch.last_offset_delta + 1
+                        meters.bytes_in.count += batch.size_bytes
+                    else:
+                        meters.refused(error, batch.size_bytes)
+                if error is None:
+                    written += 1
+                elif times is not None:
+                    times.produced.failed(error)
+            if times is not None:
+                times.produced.errors["NONE"].count += written
 
     # -- deadlines ---------------------------------------------------------------------------------------------------
 
@@ -443,9 +454,12 @@ class Broker(TurnOwner):
     def _flush(self) -> bool:
         """`sync="off"`: what has been committed for `flush_ms` goes to the disk. Returns whether it did."""
         since_ms, self._unsynced_since_ms = self._unsynced_since_ms, None
+        begun_us = self._clock.monotonic_us()
         try:
             self.environment.sync()
             self.sync_error = None
+            if self.flushes is not None:
+                self.flushes.update((self._clock.monotonic_us() - begun_us) / 1_000)
         except StorageError as error:
             self.sync_error = error  # tried again, and told by closing if it never works
             self._unsynced_since_ms = since_ms

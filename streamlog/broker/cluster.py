@@ -15,6 +15,7 @@ Not implemented yet: more than one broker (replication, elections, the network b
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from streamlog.broker.broker import Broker
 from streamlog.broker.api import GroupRequest
 from streamlog.broker.heartbeats import Heartbeats
 from streamlog.broker.housekeeping import Housekeeping
+from streamlog.broker.measuring import measure
 from streamlog.broker.metadata import AppendMetadata, MetadataLog
 from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Listener
@@ -76,6 +78,8 @@ class BrokerCluster:
         for owner in owners:
             owner.sibling_locks = tuple(other.turn_lock for other in owners if other is not owner)
         self.broker = self.brokers[0]
+        self.waiting_fetches: deque[None] = deque()
+        measure(self)
         self.topics: dict[str, TopicImage] = self.metadata.image.topics
         self.wait = self.broker.wait
         self.advance = self.broker.advance
@@ -221,13 +225,20 @@ class BrokerCluster:
         return self.broker
 
     def listener(self) -> Listener:
-        return Listener(self.runtime, self.broker.subscribe_lock)
+        return Listener(self.runtime, self.broker.subscribe_lock, self.waiting_fetches)
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def enqueue_produce(self, request: api.Produce, cost_bytes: int) -> Pending:
-        """Put a Produce into the leader's inbox without running a turn; `advance` or `wait` does."""
-        return self.broker.enqueue(request, cost_bytes)
+    def admit_produce(self) -> None:
+        """Before `put_produce`: help while the leader's inbox is full. Raises ClosedError."""
+        self.broker.admit()
+
+    def put_produce(self, pending: Pending, again: bool = False) -> None:
+        """Put a Produce into the leader's inbox without running a turn; `advance` or `wait` does.
+
+        again: after an interrupt; nothing happens if it is there, or was.
+        """
+        self.broker.put(pending, again)
 
     def create_topic(self, name: str, partitions: int, replication_factor: int, config: dict[str, str]) -> TopicImage:
         self.check_usable()

@@ -57,7 +57,7 @@ LATE_MS_MAX: Final = 2_000
 class HostedGroup(Source):
     """A machine and what its host keeps beside it. `view` is published after each change."""
 
-    __slots__ = ("group_id", "machine", "view", "partition", "scheduled_ms", "is_idle", "_is_news")
+    __slots__ = ("group_id", "machine", "view", "partition", "scheduled_ms", "is_idle", "_is_news", "stable_generation")
 
     def __init__(self, group_id: str, machine: groups.GroupMachine, partition: Partition) -> None:
         super().__init__()
@@ -68,6 +68,7 @@ class HostedGroup(Source):
         # The group's entry in the host's heap; its machine may want later, which is seen when the entry comes up.
         self.scheduled_ms: int | None = None
         self._is_news = False
+        self.stable_generation = self.view.generation  # of the last rebalance that was counted
         self.is_idle = False  # nobody has asked for it since offsets were last expired
 
     def publish(self) -> None:
@@ -149,6 +150,16 @@ class Coordinator:
             return dict(hosted.machine.all_committed())
         found = ((partition, hosted.machine.committed(*partition)) for partition in partitions)
         return {partition: offset for partition, offset in found if offset is not None}
+
+    @property
+    def parked_count(self) -> int:
+        """Joins and syncs that wait for other members."""
+        return len(self._parked)
+
+    @property
+    def loaded_count(self) -> int:
+        """Partitions of `__consumer_offsets` whose groups are loaded."""
+        return len(self._folds)
 
     def next_deadline_ms(self) -> int | None:
         return self._deadlines[0][0] if self._deadlines else None
@@ -375,6 +386,7 @@ class Coordinator:
                 decision = hosted.machine.finish_loading(now_ms, self._broker.runtime.clock.wall_ms())
                 hosted.machine.apply(decision.records, decision.changes)
                 hosted.view = hosted.machine.view()
+                hosted.stable_generation = hosted.view.generation
                 self._hosted[hosted.group_id] = hosted
                 self._note_deadline(hosted)
                 self._forget_deleted_topics(hosted)

@@ -11,16 +11,29 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from streamlog.batch import Batch
 from streamlog.broker.purgatory import Source
 from streamlog.config import TopicConfig
 from streamlog.core.controller import PartitionImage, TopicImage
 from streamlog.core.replica import ReplicaState
-from streamlog.errors import CorruptRecordError, InvalidRecordError, InvalidTimestampError, RecordTooLargeError
+from streamlog.errors import (
+    CorruptRecordError,
+    InvalidRecordError,
+    InvalidTimestampError,
+    OffsetOutOfRangeError,
+    RecordTooLargeError,
+    StreamlogError,
+)
 from streamlog.metrics import Meter
 from streamlog.storage import log
 from streamlog.storage.env import Environment, Snapshot
 from streamlog.storage.verification import rebuild_checkpoint
+
+if TYPE_CHECKING:
+    from streamlog.broker.measuring import RequestTimes
 
 
 class TopicMeters:
@@ -35,11 +48,18 @@ class TopicMeters:
         "produce_requests",
         "fetch_requests",
         "failed_produce",
+        "failed_fetch",
+        "everything",
+        "times",
     )
 
-    def __init__(self, meter: object) -> None:
-        make = meter
-        assert callable(make)
+    def __init__(
+        self,
+        make: Callable[[str], Meter],
+        everything: TopicMeters | None = None,
+        times: RequestTimes | None = None,
+    ) -> None:
+        """everything: the meters of all topics together, which count fetches along with these."""
         self.messages_in: Meter = make("MessagesInPerSec")
         self.bytes_in: Meter = make("BytesInPerSec")
         self.bytes_out: Meter = make("BytesOutPerSec")
@@ -48,6 +68,45 @@ class TopicMeters:
         self.produce_requests: Meter = make("TotalProduceRequestsPerSec")
         self.fetch_requests: Meter = make("TotalFetchRequestsPerSec")
         self.failed_produce: Meter = make("FailedProduceRequestsPerSec")
+        self.failed_fetch: Meter = make("FailedFetchRequestsPerSec")
+        self.everything = everything
+        self.times = times
+
+    def begin_fetch(self) -> int:
+        """The time a fetch begins, for `fetched`."""
+        return 0 if self.times is None else self.times.fetches.clock_us()
+
+    def fetched(self, messages: int, size_bytes: int, begun_us: int) -> None:
+        """Count one fetch. Readers call it, each in its own thread: plain additions, nothing called in between."""
+        self.fetch_requests.count += 1
+        self.messages_out.count += messages
+        self.bytes_out.count += size_bytes
+        everything = self.everything
+        if everything is not None:
+            everything.fetch_requests.count += 1
+            everything.messages_out.count += messages
+            everything.bytes_out.count += size_bytes
+        if self.times is not None:
+            fetches = self.times.fetches
+            fetches.took(fetches.clock_us() - begun_us)
+            fetches.errors["NONE"].count += 1
+
+    def fetch_failed(self, error: StreamlogError) -> None:
+        """Count one fetch that failed. Kafka: a position out of range is no failure of the broker's."""
+        is_expected = isinstance(error, OffsetOutOfRangeError)
+        for meters in (self,) if self.everything is None else (self, self.everything):
+            meters.fetch_requests.count += 1
+            if not is_expected:
+                meters.failed_fetch.count += 1
+        if self.times is not None:
+            self.times.fetches.failed(error)
+
+    def refused(self, error: BaseException, size_bytes: int) -> None:
+        """Count one refused batch as Kafka does: only what fails validation is a failed request."""
+        if isinstance(error, RecordTooLargeError):
+            self.bytes_rejected.count += size_bytes
+        elif isinstance(error, (InvalidRecordError, InvalidTimestampError)):
+            self.failed_produce.count += 1
 
 
 class Partition(Source):

@@ -35,6 +35,8 @@ class Pending:
         "token",
         "waiter",
         "on_done",
+        "posted_us",
+        "took_us",
         "__weakref__",
     )
 
@@ -51,6 +53,9 @@ class Pending:
         self.token = 0
         self.waiter: Waiter | None = None
         self.on_done = on_done
+        # When it was put into the inbox, and how long it was on its way once it is answered; 0 = not measured.
+        self.posted_us = 0
+        self.took_us = 0
 
     def __repr__(self) -> str:
         state = "done" if self.done else "parked" if self.taken else "waiting"

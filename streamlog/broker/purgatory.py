@@ -15,7 +15,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import Any
 
 from streamlog.broker.runner import Lock, Runtime
@@ -56,11 +56,14 @@ class Subscription:
 class Listener:
     """What one reader waits on: any of its subscriptions having news, or somebody calling `wake`."""
 
-    __slots__ = ("ready", "waiter", "_lock")
+    __slots__ = ("ready", "waiter", "waiting", "_lock", "_taken")
 
-    def __init__(self, runtime: Runtime, lock: Lock) -> None:
+    def __init__(self, runtime: Runtime, lock: Lock, waiting: deque[None] | None = None) -> None:
+        """waiting: its length counts those who wait, of all listeners that share it."""
+        self.waiting: deque[None] = deque() if waiting is None else waiting
         self.ready: OrderedDict[Subscription, None] = OrderedDict()  # each operation is one step to other threads
         self.waiter = runtime.waiter()
+        self._taken: Subscription | None = None
         self._lock = lock
 
     def subscribe(self, source: Source, subject: Any) -> Subscription:
@@ -80,10 +83,20 @@ class Listener:
 
     def take(self) -> Subscription | None:
         """The next source with news, or None. The caller must look at it after this call."""
-        try:
-            return self.ready.popitem(last=False)[0]
-        except KeyError:
-            return None
+        ready = self.ready
+        while ready:
+            try:
+                self._taken = subscription = next(iter(ready))
+            except RuntimeError:
+                continue  # news came between the two steps
+            del ready[subscription]
+            return subscription
+        return None
+
+    def put_back(self) -> None:
+        """Mark what was taken last: an interrupt came between taking it and looking at it."""
+        if self._taken is not None:
+            self.ready[self._taken] = None
 
     def wake(self) -> None:
         self.waiter.set()
@@ -92,4 +105,8 @@ class Listener:
         """Wait for news or `wake`. Returns at once when there are some already."""
         if self.ready:
             return True
-        return self.waiter.wait(timeout_ms)
+        self.waiting.append(None)
+        try:
+            return self.waiter.wait(timeout_ms)
+        finally:
+            self.waiting.pop()

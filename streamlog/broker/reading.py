@@ -79,14 +79,23 @@ class LogReader:
 
         Raises   OffsetOutOfRangeError, CorruptRecordError, NotLeaderOrFollowerError.
         """
+        meters = partition.meters
+        begun_us = meters.begin_fetch()
         view, snapshot = self.open(partition)
         try:
             check_range(partition, view, offset)
             end = end_for(view, isolation_level)
             if offset >= end:
                 return view, []
-            return view, log.read(snapshot, partition.log_id, offset, end, bytes_max, check_crcs)
+            batches = log.read(snapshot, partition.log_id, offset, end, bytes_max, check_crcs)
+            messages, size_bytes = sum([b.record_count for b in batches]), sum([b.size_bytes for b in batches])
+            meters.fetched(messages, size_bytes, begun_us)
+            return view, batches
+        except OffsetOutOfRangeError as error:
+            meters.fetch_failed(error)
+            raise
         except CorruptRecordError as error:
+            meters.fetch_failed(error)
             raise corrupt_at(partition.topic, partition.number, offset, error) from error
         finally:
             snapshot.close()

@@ -377,7 +377,7 @@ class ClusterBeside:
     def delete_records(self, *_: object) -> NoReturn:
         self.refuse_write("deleting records")
 
-    def enqueue_produce(self, *_: object) -> NoReturn:
+    def admit_produce(self) -> NoReturn:
         self.refuse_write("producing")
 
     def call_group(self, *_: object) -> NoReturn:

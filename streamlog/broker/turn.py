@@ -46,6 +46,9 @@ from streamlog.storage.env import Environment, WriteTransaction
 if TYPE_CHECKING:
     from types import FrameType
 
+    from streamlog.broker.measuring import RequestTimes
+    from streamlog.metrics import Timer
+
 TURN_BYTES_MAX: Final = 8 * 1024 * 1024
 TURN_REQUESTS_MAX: Final = 512
 TURN_MS_MAX: Final = 5
@@ -66,6 +69,8 @@ class TurnOwner:
         self.runtime = runtime
         self.requests_max = requests_max
         self.turns_total = 0
+        self.request_times: RequestTimes | None = None
+        self.commit_times: Timer | None = None  # set where a commit is a flush
         self._clock = runtime.clock
         self._inbox: deque[Pending] = deque()
         self._outbox: deque[Callable[[], None]] = deque()
@@ -118,13 +123,24 @@ class TurnOwner:
 
     def enqueue(self, request: object, cost_bytes: int = 0, on_done: Callable[[Pending], None] | None = None) -> Pending:
         """Only put a request into the inbox; helps while it is full. Raises ClosedError."""
+        self.admit()
+        pending = Pending(request, cost_bytes, on_done)
+        pending.posted_us = self._clock.monotonic_us()
+        self._inbox.append(pending)
+        return pending
+
+    def admit(self) -> None:
+        """Before `put`: raises ClosedError, and helps while the inbox is full."""
         if self._closed:
             raise self._refusal()
         if len(self._inbox) >= self.requests_max:
             self._make_room()
-        pending = Pending(request, cost_bytes, on_done)
-        self._inbox.append(pending)
-        return pending
+
+    def put(self, pending: Pending, again: bool = False) -> None:
+        """Into the inbox, in one step. again: after an interrupt; nothing happens if it is in there, or was."""
+        if not again or not (pending in tuple(self._inbox) or pending.taken):
+            pending.posted_us = self._clock.monotonic_us()
+            self._inbox.append(pending)
 
     def offer(self, request: object, cost_bytes: int = 0) -> Pending | None:
         """Post as another broker does: None if the inbox is full, as a network would drop it. Never waits."""
@@ -355,10 +371,18 @@ class TurnOwner:
                     break
             self._before_commit(turn)
             if turn.transaction is not None:
-                turn.transaction.commit()
+                self._commit(turn.transaction)
             turn.committed = True
         except Exception as error:
             self._abandon(turn, error)
+
+    def _commit(self, transaction: WriteTransaction) -> None:
+        if self.commit_times is None:
+            transaction.commit()
+            return
+        begun_us = self._clock.monotonic_us()
+        transaction.commit()
+        self.commit_times.update((self._clock.monotonic_us() - begun_us) / 1_000)
 
     def _abandon(self, turn: Turn, error: Exception) -> None:
         """A turn failed (not: was interrupted). Nothing of it is kept; the requests at fault learn why."""
@@ -395,6 +419,8 @@ class TurnOwner:
         if not turn.counted:
             turn.counted = True
             self.turns_total += 1
+            if self.request_times is not None:
+                self.request_times.count(turn.replies)
             self._count(turn)
         for pending in turn.requests:
             pending.taken = True

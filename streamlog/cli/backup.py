@@ -9,6 +9,7 @@ from pathlib import Path
 from streamlog.broker.runner import ThreadedRuntime
 from streamlog.cli.arguments import Commands, add_command
 from streamlog.cli.failures import CommandError
+from streamlog.cli.interrupts import Interrupts
 from streamlog.cli.opening import reading
 from streamlog.cli.terminal import Terminal, duration, size
 from streamlog.clock import SystemClock
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     clock, runtime = SystemClock(), ThreadedRuntime()
     started_ms = clock.monotonic_ms()
     failed: list[BaseException] = []
-    with reading(arguments) as cluster:
+    with reading(arguments) as cluster, Interrupts() as interrupts:
 
         def work() -> None:
             try:
@@ -48,12 +49,12 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
             task = runtime.spawn("streamlog-backup", work)
             done_bytes = 0
             while not task.join(LOOK_MS):
-                seen = max(
-                    (_used_bytes(place) for place in copy.parent.glob(f"{copy.name}.partial-{os.getpid()}")),
-                    default=0,
-                )
+                seen = max((_used_bytes(place) for place in _partial(copy)), default=0)
                 progress.advance(max(0, seen - done_bytes))
                 done_bytes = max(seen, done_bytes)
+                if interrupts.requested is not None:
+                    progress.close()
+                    _give_up(copy, interrupts.exit_code, terminal)
     if failed:
         raise failed[0]
     copied, elapsed_ms = _used_bytes(copy), max(1, clock.monotonic_ms() - started_ms)
@@ -64,6 +65,21 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     elif not terminal.quiet:
         terminal.line(f"copied {arguments.dir} to {arguments.copy}: {size(copied)} in {duration(elapsed_ms)}")
     return 0
+
+
+def _partial(copy: Path) -> list[Path]:
+    """What this process has copied so far."""
+    return list(copy.parent.glob(f"{copy.name}.partial-{os.getpid()}"))
+
+
+def _give_up(copy: Path, exit_code: int, terminal: Terminal) -> None:
+    """Leave at once and leave nothing behind. The engine's copying cannot be stopped, only the process can."""
+    import shutil
+
+    for place in _partial(copy):
+        shutil.rmtree(place, ignore_errors=True)
+    terminal.warn("streamlog: interrupted; there is no copy")
+    os._exit(exit_code)
 
 
 def _used_bytes(directory: Path) -> int:

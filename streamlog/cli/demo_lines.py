@@ -16,13 +16,15 @@ from streamlog.cli.failures import CommandError
 from streamlog.cli.lines import unreadable
 
 NEWLINE: Final = b"\n"
+KEY_WITHIN_BYTES: Final = 500
+"""A line names its component near its start; an unlucky expression takes quadratic time in what it must search."""
 
 # "2024-05-01 ... INFO payments ..." and the common shapes of other people's logs, in the order tried.
 KEY_PATTERNS: Final = tuple(
     re.compile(pattern)
     for pattern in (
+        rb"[:\[]([A-Za-z_][\w.$]*)@\d+\]",
         rb"(?:TRACE|DEBUG|INFO|WARN|WARNING|ERROR|FATAL|CRITICAL)\s+\[?([A-Za-z_][\w.$-]*)",
-        rb"\[(?:[^\[\]]*:)?([A-Za-z_]\w*)@\d+\]",
         rb"\s([A-Za-z_][\w.$-]*)\[\d+\]: ",
         rb"^\[[^\]]*\] \[([a-z]+)\]",
         rb"\s([A-Za-z_][\w.$]*): ",
@@ -177,7 +179,7 @@ def read_input(paths: list[str], key_regex: str | None) -> Input:
         ended = values[-1] == b""
         if ended:
             values.pop()
-        sources.append((path, len(values), ended))
+        sources.append((path, len(values), ended and bool(values)))
         pattern = _best(patterns, values)
         lines += _keyed(values, pattern, len(lines), path.rsplit("/", 1)[-1].encode())
     if not lines:
@@ -190,7 +192,7 @@ def _best(patterns: tuple[re.Pattern[bytes], ...], values: list[bytes]) -> re.Pa
     often.
     """
     sample = values[:200]
-    hits = [sum(pattern.search(value) is not None for value in sample) for pattern in patterns]
+    hits = [sum(pattern.search(value, 0, KEY_WITHIN_BYTES) is not None for value in sample) for pattern in patterns]
     for pattern, found in zip(patterns, hits, strict=True):
         if found * 2 > len(sample):
             return pattern
@@ -200,7 +202,7 @@ def _best(patterns: tuple[re.Pattern[bytes], ...], values: list[bytes]) -> re.Pa
 def _keyed(values: list[bytes], pattern: re.Pattern[bytes], start: int, default: bytes) -> Iterator[Line]:
     key = default
     for number, value in enumerate(values, start):
-        found = pattern.search(value)
+        found = pattern.search(value, 0, KEY_WITHIN_BYTES)
         if found is not None:
             key = (found[1] if pattern.groups else found[0]) or default
         yield Line(number, key, value)

@@ -144,11 +144,12 @@ def run_describe(arguments: argparse.Namespace, terminal: Terminal) -> int:
             f"{topic['topic']}: {plural(len(topic['partitions']), 'partition')}, replication factor "
             f"{factor}, id {topic['topic_id']}"
         )
-        options = [f"{name}={value}" for name, value in topic["config"].items()]
-        terminal.line(
-            "options: "
-            + (", ".join(options) if options else "all at their defaults (--all-config shows them)")
-        )
+        if arguments.all_config:
+            terminal.table(("option", "value"), topic["config"].items())
+            terminal.line()
+        else:
+            options = ", ".join(f"{name}={value}" for name, value in topic["config"].items())
+            terminal.line("options: " + (options or "all at their defaults (--all-config shows them)"))
         terminal.table(
             ("partition", "leader", "replicas", "isr", "start", "end", "records", "stored"),
             [

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from streamlog.batch import Batch, Codec, seal_columnar
 from streamlog.broker import api
+from streamlog.broker.pending import Pending
 from streamlog.broker.runner import Service
 from streamlog.client.callbacks import DeliveryCallbacks
 from streamlog.client.delivery import OpenBatch
@@ -112,12 +113,11 @@ class Accumulator:
         return fresh
 
     def _enter(self) -> None:
-        """Called with the lock held, before touching what it guards."""
+        """Called with the lock held, before setting `_inside`; the `try` follows that at once."""
         if self._inside:
             raise ReentrantCallError(
                 "this very thread is gathering a record (a signal handler or __del__?); only `send` may be called here"
             )
-        self._inside = True
 
     def _look_again(self, topic: str, partition: int) -> tuple[TopicBuffer, OpenBatch | None]:
         """The topic's buffer now and the open batch of a partition. Called with the lock held."""
@@ -173,19 +173,30 @@ class Accumulator:
             sealed.append(batch)
         if not entries:
             return
-        pending = self._backend.enqueue_produce(api.Produce(entries, self.config.acks), cost_bytes)
-        self._buffered_bytes += cost_bytes
-        for batch in sealed:
-            batch.pending = pending
-            self._in_flight.append(batch)
-            self._records_sent += len(batch.values)
-            if batch.callbacks is not None:
-                pending.on_done = self._callbacks.wake
-            # Only now: a batch whose sealing was interrupted stays where flush finds it.
-            self._detach(batch)
+        self._backend.admit_produce()
+        pending = Pending(api.Produce(entries, self.config.acks), cost_bytes)
+        try:
+            self._hand_over(pending, sealed)
+        except BaseException:
+            # Interrupted half way: a batch both sent and still open would be sent twice, or take records that never travel.
+            self._hand_over(pending, sealed, again=True)
+            raise
         self._batches_sent += len(sealed)
         if self._buffered_bytes > self.config.buffer_memory:
             self._record_bytes_max = -1  # sends take the slow way, `_admit`: they wait for room first
+
+    def _hand_over(self, pending: Pending, sealed: list[OpenBatch], again: bool = False) -> None:
+        """From the buffers to those in flight and into the inbox. `again`: what is done already is left as it is."""
+        for batch in sealed:
+            batch.pending = pending
+            if not again or not (batch.settled or batch in self._in_flight):
+                self._buffered_bytes += batch.sent_bytes
+                self._records_sent += len(batch.values)
+                self._in_flight.append(batch)
+            if batch.callbacks is not None:
+                pending.on_done = self._callbacks.wake
+            self._detach(batch)
+        self._backend.put_produce(pending, again)
 
     def _detach(self, batch: OpenBatch) -> None:
         buffer = self._topics.get(batch.topic)
@@ -277,6 +288,7 @@ class Accumulator:
     def _flush(self, timeout_ms: int) -> None:
         with self._lock:
             self._enter()
+            self._inside = True
             try:
                 self._seal(self._open_batches())
             finally:
@@ -310,11 +322,11 @@ class Accumulator:
         if batch.pending is None:
             with self._lock:
                 self._enter()
+                self._inside = True
                 try:
-                    before = (
-                        [] if batch.size_limit else self._open_batches()
-                    )  # what was sent before it goes first
-                    self._seal([*before, batch])
+                    # What was sent before a record aside goes first; no batch may be sealed twice.
+                    before = self._open_batches() if batch in self._aside else []
+                    self._seal([*(other for other in before if other is not batch), batch])
                 finally:
                     self._inside = False
             self._backend.advance()
@@ -332,6 +344,7 @@ class Accumulator:
         if any(batch.pending is None for batch in batches):
             with self._lock:
                 self._enter()
+                self._inside = True
                 try:
                     self._seal([batch for batch in dict.fromkeys(batches) if batch.pending is None])
                 finally:
@@ -351,7 +364,6 @@ class Accumulator:
         with self._lock:
             self._enter()
             failed, self._failed = self._failed, []
-            self._inside = False
         unread = [(batch, batch.unknown_failures()) for batch in failed]
         count = sum(len(records) for _, records in unread)
         if not count:
@@ -372,6 +384,7 @@ class Accumulator:
             return None
         with self._lock:
             self._enter()
+            self._inside = True
             try:
                 opened, aside = self._open_batches(), bool(self._aside)
                 self._seal([batch for batch in opened if aside or batch.linger_until_ms <= now_ms])

@@ -244,8 +244,8 @@ class ConsumerAssignment(ConsumerPositions):
         membership = self._membership
         if membership is None:
             return
-        self._backend.heartbeats.remove(membership)
         try:
+            self._backend.heartbeats.remove(membership)
             owned = list(self._assigned)
             if owned:
                 # Kafka's onLeavePrepare: revoked while the group still knows us, lost if it does not.
@@ -255,6 +255,8 @@ class ConsumerAssignment(ConsumerPositions):
                 if listener is not None:
                     listener(owned)
         finally:
-            self._membership = None
-            self._commits.membership = None
-            membership.close()
+            try:
+                membership.close()
+            finally:
+                self._membership = None
+                self._commits.membership = None

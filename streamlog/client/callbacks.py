@@ -37,13 +37,16 @@ class DeliveryCallbacks:
     def waiting(self) -> bool:
         return bool(self._batches)
 
-    def add(self, batch: OpenBatch, index: int, callback: Callback) -> None:
-        """Have `callback` called once the fate of record `index` of the batch is known."""
+    def add(self, batch: OpenBatch, index: int, callback: Callback, future: SendFuture | None = None) -> None:
+        """Have `callback` called once the fate of record `index` of the batch is known.
+
+        future: what to call it with, so that people find in it the very object they hold.
+        """
         with self._lock:
             if batch.callbacks is None:
                 batch.callbacks = []
                 self._batches.append(batch)
-            batch.callbacks.append((index, callback))
+            batch.callbacks.append((SendFuture(batch, index) if future is None else future, callback))
             if batch.pending is not None:
                 batch.pending.on_done = self.wake
         if self._closed:
@@ -68,8 +71,8 @@ class DeliveryCallbacks:
                     self._batches.remove(batch)
                 except ValueError:
                     continue
-            for index, callback in callbacks:
-                _run(callback, SendFuture(batch, index))
+            for future, callback in callbacks:
+                _run(callback, future)
 
     def close(self) -> None:
         """The producer's thread has ended: run what is left in this one."""

@@ -43,7 +43,12 @@ _STALE = (UnknownMemberIdError, IllegalGenerationError, FencedInstanceIdError)
 class Commits:
     """The committing side of one consumer."""
 
-    def __init__(self, backend: BrokerCluster, config: ConsumerConfig, assigned: dict[TopicPartition, AssignedPartition]) -> None:
+    def __init__(
+        self,
+        backend: BrokerCluster,
+        config: ConsumerConfig,
+        assigned: dict[TopicPartition, AssignedPartition],
+    ) -> None:
         self.membership: Membership | None = None
         # While a poll is under way: when it must be over; its commits do not wait longer.
         self.deadline_ms: int | None = None
@@ -100,71 +105,102 @@ class Commits:
     def _consumed(self) -> dict[TopicPartition, OffsetAndMetadata]:
         """`_positions` without those a reset chose and nobody has read from: committing those would say nothing."""
         assigned = self._assigned
-        return {tp: where for tp, where in self._positions().items() if where.offset != assigned[tp].reset_position}
+        return {
+            tp: where
+            for tp, where in self._positions().items()
+            if where.offset != assigned[tp].reset_position
+        }
 
     # -- on request --------------------------------------------------------------------------------------------------
 
     def commit(self, offsets: Mapping[TopicPartition, Any] | None, timeout_ms: int) -> None:
         """Commit and wait; drives a rebalance that is in the way. See `Consumer.commit`."""
         if self._config.group_id is None:
-            raise InvalidGroupIdError("this consumer has no group to commit for: use cluster.consumer_group(...) or group_id=...")
+            raise InvalidGroupIdError(
+                "this consumer has no group to commit for: use cluster.consumer_group(...) or group_id=..."
+            )
         wanted = self._consumed() if offsets is None else _checked_offsets(offsets)
         if not wanted:
             return
         deadline_ms = self._clock.monotonic_ms() + timeout_ms
-        while True:
+        gone: list[TopicPartition] = []
+        while wanted:
             left_ms = deadline_ms - self._clock.monotonic_ms()
             if left_ms <= 0:
                 raise StreamlogTimeoutError(
-                    f"offsets of group {self._config.group_id!r} could not be committed within {timeout_ms} ms: it is rebalancing"
+                    f"offsets of group {self._config.group_id!r} could not be committed within {timeout_ms} ms: "
+                    "it is rebalancing",
+                    group_id=self._config.group_id,
+                    timeout_ms=timeout_ms,
                 )
             try:
                 self._store(wanted, left_ms)
-                return
-            except RebalanceInProgressError:
+                break
+            except (RebalanceInProgressError, IllegalGenerationError) as error:
                 membership = self.membership
-                if membership is None or membership.is_advancing:
+                if membership is None or membership.is_stable and isinstance(error, IllegalGenerationError):
+                    raise self._stale() from error
+                if membership.is_advancing:
                     raise  # inside a rebalance listener: only its poll can go on
-                membership.advance()
-                self._refuse_foreign(wanted)
-                if not membership.is_stable:
-                    if self.waiter is None:
-                        self.waiter = self._backend.runtime.waiter()
-                    self.waiter.wait(min(RETRY_MS, left_ms))
-            except _STALE as error:
-                raise CommitFailedError(
-                    f"group {self._config.group_id!r} no longer knows this member: it was too slow, or was replaced. "
-                    "Its records will be read again by others; process less per poll or raise max_poll_interval_ms",
-                    group_id=self._config.group_id,
-                ) from error
-
-    def _refuse_foreign(self, wanted: Mapping[TopicPartition, object]) -> None:
-        gone = [tp for tp in wanted if tp not in self._assigned]
-        membership = self.membership
-        if gone and membership is not None and membership.is_stable:
+                self._drive(membership, left_ms)
+                if membership.is_stable:
+                    gone += [tp for tp in wanted if tp not in self._assigned]
+                    wanted = {tp: where for tp, where in wanted.items() if tp in self._assigned}
+            except (UnknownMemberIdError, FencedInstanceIdError) as error:
+                raise self._stale() from error
+        if gone:
             raise CommitFailedError(
-                f"{', '.join(map(str, gone))} went to another member of group {self._config.group_id!r} before the commit; "
-                "their records will be read again",
+                f"{', '.join(map(str, gone))} went to another member of group {self._config.group_id!r} before the "
+                "commit; their records will be read again",
                 group_id=self._config.group_id,
                 partitions=gone,
             )
+
+    def _drive(self, membership: Membership, left_ms: int) -> None:
+        """Take part in the rebalance under way, and wait a little if it is others who keep it."""
+        membership.advance()
+        if not membership.is_stable:
+            membership.is_waiting = True
+            try:
+                if self.waiter is None:
+                    self.waiter = self._backend.runtime.waiter()
+                self.waiter.wait(min(RETRY_MS, left_ms))
+            finally:
+                membership.is_waiting = False
+
+    def _stale(self) -> CommitFailedError:
+        return CommitFailedError(
+            f"group {self._config.group_id!r} no longer knows this member: it was too slow, or was replaced. "
+            "Its records will be read again by others; process less per poll or raise max_poll_interval_ms",
+            group_id=self._config.group_id,
+        )
 
     def _store(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], timeout_ms: int) -> None:
         membership = self.membership
         member_id, generation, instance_id = "", -1, None
         if membership is not None:
-            member_id, generation, instance_id = membership.member_id, membership.generation, self._config.group_instance_id
+            member_id, generation, instance_id = (
+                membership.member_id,
+                membership.generation,
+                self._config.group_instance_id,
+            )
             if not member_id:
                 if membership.is_advancing:
                     raise UnknownMemberIdError(f"group {self._config.group_id!r} has dropped this member")
-                raise RebalanceInProgressError(f"group {self._config.group_id!r}: this member has not joined yet")
+                raise RebalanceInProgressError(
+                    f"group {self._config.group_id!r}: this member has not joined yet"
+                )
         assert self._config.group_id is not None
         from streamlog.core import group_events as events
 
         reply: events.OffsetCommitReply = self._backend.call_group(
             self._config.group_id,
             events.OffsetCommit(
-                token=0, offsets=dict(offsets), member_id=member_id, generation=generation, group_instance_id=instance_id
+                token=0,
+                offsets=dict(offsets),
+                member_id=member_id,
+                generation=generation,
+                group_instance_id=instance_id,
             ),
             timeout_ms,
         )
@@ -200,5 +236,7 @@ def _log_lost_commit(group_id: str | None, error: StreamlogError) -> None:
     import logging
 
     logging.getLogger("streamlog.consumer").warning(
-        "group %s: the last positions could not be committed, their records will be read again: %s", group_id, error
+        "group %s: the last positions could not be committed, their records will be read again: %s",
+        group_id,
+        error,
     )

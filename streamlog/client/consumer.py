@@ -99,13 +99,13 @@ class Consumer(ConsumerAssignment):
         self._check_open()
         deadline_ms = self._clock.monotonic_ms() + milliseconds("poll", timeout, 1000)
         count_max = self.config.max_poll_records if max_records is None else _checked_count(max_records)
-        self._acquire()
-        self._commits.deadline_ms = deadline_ms
         try:
+            self._acquire()
+            self._commits.deadline_ms = deadline_ms
             return self._poll(deadline_ms, count_max)
         finally:
             self._commits.deadline_ms = None
-            self._owner = None
+            self._release()
 
     def _poll(self, deadline_ms: int, count_max: int) -> list[Record]:
         self._commits.maybe_auto_commit()
@@ -150,8 +150,8 @@ class Consumer(ConsumerAssignment):
         """Records, one after the other, endlessly; with `stop_at_end=True` up to the end offsets of the first assignment."""
         while True:
             self._check_open()
-            self._acquire()
             try:
+                self._acquire()
                 membership = self._membership
                 if self._commits.is_due():
                     self._commits.maybe_auto_commit()
@@ -166,7 +166,7 @@ class Consumer(ConsumerAssignment):
                     self._fill()
                     assigned = self._next_buffered()
             finally:
-                self._owner = None
+                self._release()
             if assigned is None:
                 if self.at_end:
                     return
@@ -244,6 +244,13 @@ class Consumer(ConsumerAssignment):
 
     def _fetch_one(self) -> AssignedPartition | None:
         """Decode from the next partition that has something; None if no ready partition has."""
+        try:
+            return self._fetch_ready()
+        except BaseException:
+            self._listener.put_back()
+            raise
+
+    def _fetch_ready(self) -> AssignedPartition | None:
         listener, config = self._listener, self.config
         for _ in range(len(listener.ready)):
             subscription = listener.take()
@@ -354,11 +361,11 @@ class Consumer(ConsumerAssignment):
         if self._closed or self._closer is not None:
             return
         self._closer = caller
-        waiter = self._backend.runtime.waiter()
-        while self._owner not in (None, caller):  # somebody else's poll ends first, with ClosedError
-            self._listener.wake()
-            waiter.wait(CLOSE_LOOK_MS)
         try:
+            waiter = self._backend.runtime.waiter()
+            while self._owner not in (None, caller):  # somebody else's poll ends first, with ClosedError
+                self._listener.wake()
+                waiter.wait(CLOSE_LOOK_MS)
             if commit:
                 self._commits.maybe_auto_commit(force=True, leaving=True)
         finally:
@@ -382,6 +389,10 @@ class Consumer(ConsumerAssignment):
             )
         self._owner = caller
         self._check_going()
+
+    def _release(self) -> None:
+        if self._owner == self._backend.runtime.caller():
+            self._owner = None
 
     def _check_going(self) -> None:
         self._check_open()

@@ -79,7 +79,7 @@ class OpenBatch:
         self.sent_bytes = 0
         self.produced: api.Produced | None = None
         self.error: BaseException | None = None
-        self.callbacks: list[tuple[int, Callable[[SendFuture], object]]] | None = None
+        self.callbacks: list[tuple[SendFuture, Callable[[SendFuture], object]]] | None = None
         self.known_failures: set[int] | None = None
         self.settled = False
         self.arrivals: Arrivals | None = None  # who awaits it in an event loop
@@ -207,7 +207,7 @@ class SendFuture(msgspec.Struct, frozen=True, eq=False, gc=False):
 
         Callbacks of one partition run in order; what they raise is logged.
         """
-        self.batch.producer._callbacks.add(self.batch, self.index, callback)
+        self.batch.producer._callbacks.add(self.batch, self.index, callback, self)
 
     def __await__(self) -> Generator[Any, None, RecordMetadata]:
         batch: OpenBatch = self.batch

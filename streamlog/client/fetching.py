@@ -17,7 +17,7 @@ from typing import Any, Final
 from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Subscription
 from streamlog.broker.reading import LogReader, check_range, corrupt_at, end_for
-from streamlog.errors import CorruptRecordError, DeserializationError
+from streamlog.errors import CorruptRecordError, DeserializationError, OffsetOutOfRangeError
 from streamlog.record import Record, TopicPartition
 from streamlog.storage.records import read_records
 
@@ -71,6 +71,8 @@ class AssignedPartition:
         Raises   OffsetOutOfRangeError, CorruptRecordError, NotLeaderOrFollowerError; nothing moved.
         """
         partition, offset = self.partition, self.fetch_offset
+        meters = partition.meters
+        begun_us = meters.begin_fetch()
         view, snapshot = reader.open(partition)
         try:
             check_range(partition, view, offset)
@@ -80,14 +82,15 @@ class AssignedPartition:
             found = read_records(
                 snapshot, partition.log_id, self.tp.topic, self.tp.partition, offset, end, bytes_max, check_crcs
             )
+        except OffsetOutOfRangeError as error:
+            meters.fetch_failed(error)
+            raise
         except CorruptRecordError as error:
+            meters.fetch_failed(error)
             raise corrupt_at(*self.tp, offset, error) from error
         finally:
             snapshot.close()
-        meters = partition.meters
-        meters.fetch_requests.count += 1
-        meters.messages_out.count += len(found.records)
-        meters.bytes_out.count += found.size_bytes
+        meters.fetched(len(found.records), found.size_bytes, begun_us)
         # Nothing found: compaction left nothing between here and the end.
         self.fetch_offset = offset = end if found.next_offset is None else found.next_offset
         self.buffer = found.records

@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.client.consumer import Consumer
@@ -29,7 +30,10 @@ def check_run(handler: object, workers: object, on_error: object) -> None:
     """Raises ConfigError for arguments of `run` that make no sense."""
     if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= WORKERS_MAX:
         raise ConfigError(
-            f"workers={workers!r}: allowed: 1 to {WORKERS_MAX}", option="workers", value=workers, allowed=f"1 to {WORKERS_MAX}"
+            f"workers={workers!r}: allowed: 1 to {WORKERS_MAX}",
+            option="workers",
+            value=workers,
+            allowed=f"1 to {WORKERS_MAX}",
         )
     if not (callable(on_error) or on_error in ("raise", "skip")):
         raise ConfigError(
@@ -39,7 +43,12 @@ def check_run(handler: object, workers: object, on_error: object) -> None:
             allowed="'raise', 'skip' or a callable",
         )
     if not callable(handler):
-        raise ConfigError(f"handler {handler!r} is not callable", option="handler", value=handler, allowed="a callable (record)")
+        raise ConfigError(
+            f"handler {handler!r} is not callable",
+            option="handler",
+            value=handler,
+            allowed="a callable (record)",
+        )
 
 
 class GroupRun:
@@ -75,11 +84,11 @@ class GroupRun:
             for consumer in self._consumers:
                 consumer.close()
             raise
-        tasks = [
-            self._runtime.spawn(f"streamlog-worker-{number}", lambda consumer=consumer: self._work(consumer))  # type: ignore[misc]
-            for number, consumer in enumerate(self._consumers)
-        ]
+        tasks = []
         try:
+            for number, consumer in enumerate(self._consumers):
+                work = partial(self._work, consumer)
+                tasks.append(self._runtime.spawn(f"streamlog-worker-{number}", work))
             for task in tasks:
                 while not task.join(1000):
                     pass
@@ -88,6 +97,8 @@ class GroupRun:
             self.stop()
             for task in tasks:
                 task.join()
+            for consumer in self._consumers:  # those whose worker never started
+                consumer.close()
         if self._first_error is not None:
             raise self._first_error
 

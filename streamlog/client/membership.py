@@ -152,7 +152,9 @@ class Membership:
             self._join()
             return True
         pending = self._pending
-        assert pending is not None, self.phase
+        if pending is None:
+            self._resume()
+            return True
         if not pending.done:
             return False
         self._pending = None
@@ -261,6 +263,15 @@ class Membership:
         )
 
     def _on_synced(self, reply: events.SyncGroupReply) -> None:
+        try:
+            self._take_over(reply)
+        except Exception:
+            raise
+        except BaseException:
+            self.phase = Phase.UNJOINED  # interrupted: the assignment may be taken over by half
+            raise
+
+    def _take_over(self, reply: events.SyncGroupReply) -> None:
         self.phase = Phase.STABLE
         self.rebalances_total += 1
         target = consumer_protocol.decode_assignment(reply.assignment).partitions if reply.assignment else ()
@@ -302,7 +313,16 @@ class Membership:
         self.generation = -1
         self._member.lose(self._member.owned())
 
+    def _resume(self) -> None:
+        """An interrupt came between sending a request and keeping hold of it, or while its answer was looked at.
+
+        The group may know us by now, by the id we drew; if it does not, it says so.
+        """
+        self.member_id = self.member_id or self._drawn_id
+        self.phase = Phase.UNJOINED
+
     def _post(self, phase: Phase, event: Any) -> None:
+        self._pending = None
         self.phase = phase
         # The wake-up is a courtesy; a poll that waits also looks by itself now and then.
         self._pending = self._backend.post_group(self.group_id, event, lambda _: self._listener.wake())
@@ -347,9 +367,15 @@ class Membership:
     def close(self, *, leave: bool = True) -> None:
         self._listener.unsubscribe(self._group_subscription)
         if leave:
-            if self.phase is Phase.JOINING and not self.member_id:
+            if self.phase is not Phase.UNJOINED and not self.member_id:
                 self.member_id = self._drawn_id
-            self.leave(wait=True)
+            try:
+                self.leave(wait=True)
+            except StreamlogError:
+                raise
+            except BaseException:
+                self.leave(wait=False)  # interrupted: nobody waits for our session to end
+                raise
         self.member_id = ""
         self.generation = -1
         self.phase = Phase.UNJOINED

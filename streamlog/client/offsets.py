@@ -27,6 +27,8 @@ def checked_partitions(partitions: Iterable[Any]) -> list[TopicPartition]:
     """Partitions given as TopicPartition or (topic, number). Raises ConfigError naming what is neither."""
     if isinstance(partitions, TopicPartition):
         partitions = [partitions]
+    if not isinstance(partitions, Iterable) or isinstance(partitions, (str, bytes)):
+        partitions = [partitions]
     checked: list[TopicPartition] = []
     for partition in partitions:
         if (

@@ -268,6 +268,7 @@ class Producer(Accumulator):
         if total_bytes <= buffer.batch_bytes:
             with self._lock:
                 self._enter()
+                self._inside = True
                 try:
                     buffer, batch = self._look_again(buffer.image.name, partition)
                     if batch is not None and batch.size_bytes + total_bytes > buffer.batch_bytes:
@@ -286,6 +287,7 @@ class Producer(Accumulator):
                 self._admit(0, buffer.image.name)
             with self._lock:
                 self._enter()
+                self._inside = True
                 try:
                     buffer, batch = self._look_again(buffer.image.name, partition)
                     taken = ends[start - 1] if start else 0

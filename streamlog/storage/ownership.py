@@ -28,8 +28,6 @@ def live_owner(path: Path) -> Owner | None:
         with open(PROC_LOCKS, encoding="ascii", errors="replace") as file:
             lines = file.read().splitlines()
     except OSError:
-        lines = []
-    if not lines:
         return owner if _is_alive(owner) else None
     return owner if any(_is_lock_on(line, inode, owner.pid) for line in lines) else None
 

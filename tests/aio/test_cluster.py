@@ -156,3 +156,15 @@ def test_the_names_are_mirrored(name: str) -> None:
 def test_import_streamlog_does_not_import_asyncio() -> None:
     probe = "import sys, streamlog; sys.exit('asyncio' in sys.modules or 'streamlog.aio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+@in_loop
+async def test_habits_from_elsewhere_get_a_did_you_mean() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        for owner, habit, meant in (
+            (cluster, "list_topics", "topics"),
+            (cluster.producer(), "produce", "send"),
+            (cluster.consumer(), "consume", "poll"),
+        ):
+            with pytest.raises(AttributeError, match=meant):
+                getattr(owner, habit)

@@ -77,7 +77,9 @@ def process(store: str) -> Callable[..., subprocess.Popen[bytes]]:
     def start(*arguments: str, module: str = "streamlog", **options: Any) -> subprocess.Popen[bytes]:
         given = [*arguments] if "--dir" in arguments else [*arguments, "--dir", store]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([sys.executable, "-m", module, *given], env=ENVIRONMENT, **{**pipes, **options})
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *given], env=ENVIRONMENT, **{**pipes, **options}
+        )
 
     return start
 

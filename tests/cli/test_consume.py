@@ -19,7 +19,10 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 @pytest.fixture
 def filled(cli: Any) -> Any:
     """A topic `logs` with one partition and the values 0 to 9, a second apart."""
-    lines = b"".join(b'{"key":"k%d","value":"%d","timestamp":%d}\n' % (n % 2, n, 1_700_000_000_000 + n * 1000) for n in range(10))
+    lines = b"".join(
+        b'{"key":"k%d","value":"%d","timestamp":%d}\n' % (n % 2, n, 1_700_000_000_000 + n * 1000)
+        for n in range(10)
+    )
     assert cli("produce", "logs", "--create", "--format", "json", stdin=lines).code == 0
     return cli
 
@@ -171,7 +174,9 @@ def test_output_directory(filled: Any, tmp_path: Path) -> None:
 def test_a_group_goes_on_with_its_files(filled: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for count in (3, 2, 5):
-        assert filled("consume", "logs", "--group", "g", "--max", str(count), "--output-dir", str(out)).code == 0
+        assert (
+            filled("consume", "logs", "--group", "g", "--max", str(count), "--output-dir", str(out)).code == 0
+        )
     assert (out / "k0").read_bytes() == b"0\n2\n4\n6\n8\n"
     assert (out / "k1").read_bytes() == b"1\n3\n5\n7\n9\n"
 
@@ -179,8 +184,12 @@ def test_a_group_goes_on_with_its_files(filled: Any, tmp_path: Path) -> None:
 def test_an_output_directory_that_cannot_be_made(filled: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     filled("consume", "logs", "--output-dir", str(tmp_path / "file" / "x")).failed(1, "cannot write")
-    filled("consume", "logs", "--group", "g", "--output-dir", str(tmp_path / "file" / "x")).failed(1, "cannot write")
-    assert filled("consume", "logs", "--group", "g", "--max", "1").out == b"0\n", "what was not written is not committed"
+    filled("consume", "logs", "--group", "g", "--output-dir", str(tmp_path / "file" / "x")).failed(
+        1, "cannot write"
+    )
+    assert filled("consume", "logs", "--group", "g", "--max", "1").out == b"0\n", (
+        "what was not written is not committed"
+    )
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -218,7 +227,12 @@ def test_a_kill_loses_nothing(filled: Any, process: Start) -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("group", [(), ("--group", "g")], ids=["alone", "group"])
 def test_a_pipe_whose_reader_goes_away(cli: Any, process: Start, group: tuple[str, ...]) -> None:
-    cli("produce", "logs", "--create", stdin=b"".join(b"line %d %s\n" % (n, b"x" * 200) for n in range(20_000)))
+    cli(
+        "produce",
+        "logs",
+        "--create",
+        stdin=b"".join(b"line %d %s\n" % (n, b"x" * 200) for n in range(20_000)),
+    )
     started = process("consume", "logs", *group)
     assert first_lines(started, 1)[0].startswith(b"line 0 ")
     assert started.stdout is not None and started.stderr is not None

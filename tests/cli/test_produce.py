@@ -86,7 +86,9 @@ def test_several_nasty_files_through_one_topic(cli: Any, tmp_path: Path, nasty: 
     given = [str(tmp_path / "in" / name) for name in names]
     assert cli("produce", "logs", *given, "--create", "--partitions", "3", "--key-file").code == 0
     out = cli("consume", "logs", "--group", "g", "--output-dir", str(tmp_path / "out"), "--json")
-    assert out.json["records"] == sum(len(nasty[n:]) * (n + 1) - n for n in range(4))  # "...newline" + "plain" is one line
+    assert out.json["records"] == sum(
+        len(nasty[n:]) * (n + 1) - n for n in range(4)
+    )  # "...newline" + "plain" is one line
     for name in given:
         assert (tmp_path / "out" / name.lstrip("/")).read_bytes() == Path(name).read_bytes()
 
@@ -168,7 +170,14 @@ def test_json_round_trip(cli: Any) -> None:
     ],
 )
 def test_a_bad_json_line_is_named(cli: Any, line: bytes, word: str) -> None:
-    done = cli("produce", "logs", "--create", "--format", "json", stdin=b'{"value":"good"}\n' + line + b'\n{"value":"x"}\n')
+    done = cli(
+        "produce",
+        "logs",
+        "--create",
+        "--format",
+        "json",
+        stdin=b'{"value":"good"}\n' + line + b'\n{"value":"x"}\n',
+    )
     done.failed(1, "line 2 of stdin", word, "The 1 record before it were written")
     assert values(cli) == ["good"]
 
@@ -186,7 +195,9 @@ def test_an_oversized_line_is_named(cli: Any) -> None:
 
 
 def test_nothing_is_made_for_a_missing_file(cli: Any, store: str) -> None:
-    cli("produce", "logs", "/nowhere/app.log", "--create").failed(1, "cannot read /nowhere/app.log", "No such file")
+    cli("produce", "logs", "/nowhere/app.log", "--create").failed(
+        1, "cannot read /nowhere/app.log", "No such file"
+    )
     assert not Path(store).exists()
     cli("produce", "logs", "/", "--create").failed(1, "cannot read /")
 
@@ -226,7 +237,9 @@ def test_partitions_that_are_not_there(cli: Any) -> None:
 
 @pytest.mark.integration
 def test_lines_of_a_pipe_are_written_as_they_come(process: Start, cli: Any) -> None:
-    """A reader beside the producing process sees a line while the pipe is still open; Ctrl-C ends it cleanly."""
+    """A reader beside the producing process sees a line while the pipe is still open; Ctrl-C ends it
+    cleanly.
+    """
     cli("topics", "create", "logs")
     producing = process("produce", "logs")
     assert producing.stdin is not None

@@ -1,0 +1,243 @@
+"""Writes the parts of the documentation that are the code's to say: options, errors, a group's states.
+
+    python docs/reference.py            rewrite them
+    python docs/reference.py --check    only say whether they are up to date (tests/docs/test_reference.py does, too)
+
+Such a part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`; everything around it is prose.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from streamlog import config, errors
+from streamlog.core.group_state import VALID_PREVIOUS, State
+from streamlog.options import INT32_MAX, INT64_MAX
+
+DOCS = Path(__file__).resolve().parent
+PACKAGE = DOCS.parent / "streamlog"
+
+# -- options -------------------------------------------------------------------------------------------------
+
+KAFKA_DEFAULTS: dict[str, object] = {
+    "auto_offset_reset": "latest",
+    "batch_size": 16_384,
+    "partitioner": "murmur2",
+    "auto_create_topics": True,
+    "group_initial_rebalance_delay_ms": 3_000,
+    "replica_high_watermark_checkpoint_interval_ms": 5_000,
+}
+"""Kafka's default where ours differs; docs/differences-from-kafka.md gives the reasons."""
+
+OWN = {
+    "cluster": {"disk_bytes_max", "map_bytes", "max_readers", "flush_ms", "inbox_requests_max", "allow_network_fs"},
+    "topic": set(),
+    "producer": set(),
+    "consumer": {"stop_at_end"},
+}
+"""Options Kafka does not have."""
+
+READ_ELSEWHERE = {"cleanup_policy"}
+"""Options read through a property of their config."""
+
+CONFIG_FILES = {"config.py", "cluster_config.py", "options.py"}
+
+
+def attributes_read() -> set[str]:
+    """Every attribute name the library reads outside the option tables."""
+    return {
+        node.attr
+        for path in PACKAGE.rglob("*.py")
+        if path.name not in CONFIG_FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+    } | READ_ELSEWHERE
+
+
+def without_effect(role: str) -> set[str]:
+    """Options that are parsed and checked, and that nothing reads yet."""
+    from streamlog.cluster_config import TOPIC_DEFAULTS
+
+    read = attributes_read()
+    idle = {option.name for option in config.describe(role) if option.name not in read}
+    if role == "cluster":
+        source = {cluster: topic for topic, cluster in TOPIC_DEFAULTS.items()}
+        idle = {name for name in idle if name not in source or source[name] not in read}
+    return idle
+
+
+def options_table(role: str) -> Iterator[str]:
+    idle = without_effect(role)
+    yield "| option | Kafka's name | default | allowed | meaning |"
+    yield "|---|---|---|---|---|"
+    for option in config.describe(role):
+        marks = ("°" if option.name in OWN[role] else "") + ("†" if option.name in idle else "")
+        default = f"`{shown(option.default)}`"
+        if option.name in KAFKA_DEFAULTS:
+            default = f"**{default}**"
+        dotted = "" if option.name in OWN[role] else f"`{option.dotted}`"
+        allowed = option.allowed.replace(str(INT32_MAX), "2³¹-1")
+        yield f"| `{option.name}`{marks} | {dotted} | {default} | {cell(allowed)} | {cell(option.doc)} |"
+
+
+def shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f'"{word}"' for word in value) + "]"
+    if isinstance(value, str):
+        return f'"{value}"'
+    if value == INT64_MAX:
+        return "2**63-1"
+    if value == INT32_MAX:
+        return "2**31-1"
+    return f"{value:_}" if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000 else str(value)
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+# -- errors --------------------------------------------------------------------------------------------------
+
+ERROR_FILES = {"errors.py", "protocol_errors.py"}
+
+
+def names_used() -> set[str]:
+    """Error names the library uses for more than catching them."""
+    used: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        if path.name in ERROR_FILES:
+            continue
+        tree = ast.parse(path.read_text())
+        caught = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.ExceptHandler, ast.MatchClass))
+            for inner in ast.walk(node.type if isinstance(node, ast.ExceptHandler) else node.cls)
+            if inner is not None
+        } - {id(None)}
+        for node in ast.walk(tree):
+            if id(node) in caught:
+                continue
+            if isinstance(node, ast.Name):
+                used.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                used.add(node.attr)
+    return used
+
+
+def classes() -> list[type[errors.StreamlogError]]:
+    """Every error class once, Kafka's by number first, then ours by name."""
+    found = {
+        value
+        for name in errors.__all__
+        if isinstance(value := getattr(errors, name), type) and issubclass(value, errors.StreamlogError)
+    }
+    return sorted(found, key=lambda c: (c.code < 0, c.code, c.__name__))
+
+
+def errors_table(wanted: Callable[[type[errors.StreamlogError]], bool]) -> Iterator[str]:
+    yield "| error | also a | code | flags | when, and what to do |"
+    yield "|---|---|---|---|---|"
+    for error in classes():
+        if not wanted(error):
+            continue
+        flags = [flag for flag in ("retriable", "fatal", "indefinite") if getattr(error, flag)]
+        code = str(error.code) if error.code >= 0 else ""
+        doc = " ".join((error.__doc__ or "").split())
+        yield (
+            f'| <a id="{error.__name__}"></a>`{error.__name__}` | {", ".join(kin(error))} | {code}'
+            f" | {', '.join(flags)} | {cell(doc)} |"
+        )
+
+
+def kin(error: type[errors.StreamlogError]) -> list[str]:
+    """The classes worth catching it by, except the root."""
+    direct = [base.__name__ for base in error.__bases__ if base not in (errors.StreamlogError, Exception)]
+    return [f"`{name}`" for name in direct]
+
+
+def is_raised(error: type[errors.StreamlogError]) -> bool:
+    return error.__name__ in names_used()
+
+
+# -- groups --------------------------------------------------------------------------------------------------
+
+
+def states_diagram() -> Iterator[str]:
+    yield "```mermaid"
+    yield "stateDiagram-v2"
+    yield "    [*] --> Empty"
+    for state in State:
+        for previous in sorted(VALID_PREVIOUS[state], key=list(State).index):
+            yield f"    {previous.value} --> {state.value}"
+    yield "    Dead --> [*]"
+    yield "```"
+
+
+def states_table() -> Iterator[str]:
+    docs = state_docs()
+    yield "| state | what it is | what it answers | how it ends |"
+    yield "|---|---|---|---|"
+    for state in State:
+        what, action, transition = docs[state.name]
+        yield f"| `{state.value}` | {cell(what)} | {cell(action)} | {cell(transition)} |"
+
+
+def state_docs() -> dict[str, tuple[str, str, str]]:
+    """The text below each member of State: purpose, action, transition."""
+    tree = ast.parse((PACKAGE / "core" / "group_state.py").read_text())
+    body = next(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "State")
+    docs: dict[str, tuple[str, str, str]] = {}
+    for member, text in zip(body, body[1:], strict=False):
+        if isinstance(member, ast.Assign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            whole = " ".join(str(text.value.value).split())
+            what, rest = whole.split(" action: ")
+            action, transition = rest.split(" transition: ")
+            name = member.targets[0]
+            assert isinstance(name, ast.Name)
+            docs[name.id] = (what, action, transition)
+    return docs
+
+
+# -- putting it in its place -----------------------------------------------------------------------------------
+
+PARTS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
+    "options.md": {role: (lambda role=role: options_table(role)) for role in OWN},  # type: ignore[misc]
+    "errors.md": {
+        "raised": lambda: errors_table(is_raised),
+        "reserved": lambda: errors_table(lambda error: not is_raised(error)),
+    },
+    "internals/groups.md": {"diagram": states_diagram, "states": states_table},
+}
+
+
+def rendered(name: str) -> str:
+    """The text of a document with its generated parts made anew."""
+    text = (DOCS / name).read_text()
+    for part, lines in PARTS[name].items():
+        begin, end = f"<!-- generated: {part} -->", f"<!-- end: {part} -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        body = "\n".join([begin, *lines(), end])
+        text, count = pattern.subn(lambda _, body=body: body, text)  # type: ignore[misc]
+        if count != 1:
+            raise SystemExit(f"docs/{name} has {count} parts {part!r}, expected 1")
+    return text
+
+
+def main(arguments: list[str]) -> int:
+    stale = [name for name in PARTS if rendered(name) != (DOCS / name).read_text()]
+    if "--check" not in arguments:
+        for name in stale:
+            (DOCS / name).write_text(rendered(name))
+    verb = "is out of date; run: python docs/reference.py" if "--check" in arguments else "written"
+    for name in stale:
+        sys.stdout.write(f"docs/{name} {verb}\n")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,347 @@
+"""The brokers' metrics, under Kafka's names: what is counted while it happens, and what is looked up when asked.
+
+    counted   requests and their times (a turn's replies), traffic of topics, flushes, rebalances: one addition each
+    asked     partitions, replicas, controller, groups, purgatories, disk I/O: read from their owners at a snapshot
+
+So ten thousand partitions cost nothing until somebody looks, and what is gone (a topic) has no metric left behind.
+
+Invariants:
+ 1. A turn counts its replies once, after it is applied; nothing here can make a turn fail or write.
+ 2. Asking takes no turn and never creates: no topic, no coordinator that was not needed.
+
+Sources: SEMANTICS 2.2; Kafka RequestMetrics, BrokerTopicMetrics, ReplicaManager, UnifiedLog, Partition,
+ControllerMetadataMetrics, GroupCoordinatorMetrics, LinuxIoMetricsCollector (KIP-551).
+Not implemented: parts of a request's time (queue, local, remote): in process they are one; replication's metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from streamlog.broker.api import GroupRequest, Produce
+from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC, PartitionImage, TopicImage
+from streamlog.errors import ClosedError, RecordTooLargeError
+from streamlog.metrics import Histogram, Meter, Reading, WindowedRate, full_name
+from streamlog.storage import log
+
+if TYPE_CHECKING:
+    from streamlog.broker.broker import Broker
+    from streamlog.broker.cluster import BrokerCluster
+    from streamlog.broker.turn import Pending, Turn
+    from streamlog.clock import Clock
+    from streamlog.metrics import MetricsRegistry
+
+REQUEST: Final = "kafka.network:type=RequestMetrics,name="
+TOPIC: Final = "kafka.server:type=BrokerTopicMetrics,name="
+REPLICA_MANAGER: Final = "kafka.server:type=ReplicaManager,name="
+CONTROLLER: Final = "kafka.controller:type=KafkaController,name="
+LOG: Final = "kafka.log:type=Log,name="
+PARTITION: Final = "kafka.cluster:type=Partition,name="
+PURGATORY: Final = "kafka.server:type=DelayedOperationPurgatory,name=PurgatorySize,delayedOperation="
+GROUPS: Final = "kafka.server:type=group-coordinator-metrics"
+GROUP_METADATA: Final = "kafka.coordinator.group:type=GroupMetadataManager,name="
+FLUSHES: Final = "kafka.log:type=LogFlushStats,name=LogFlushRateAndTimeMs"
+DISK: Final = "kafka.server:type=KafkaServer,name=linux-"
+
+PROCESS_IO: Final = "/proc/self/io"
+_DISK_METRICS: Final = {
+    "read_bytes": "disk-read-bytes",
+    "write_bytes": "disk-write-bytes",
+    "rchar": "disk-rchar",
+    "wchar": "disk-wchar",
+    "syscr": "disk-syscr",
+    "syscw": "disk-syscw",
+    "cancelled_write_bytes": "disk-cancelled-write-bytes",
+}
+_KAFKA_NAMES: Final = {
+    # Our request (by the name of its class) -> Kafka's. What is not here is no request of Kafka's.
+    "Produce": "Produce",
+    "DeleteRecords": "DeleteRecords",
+    "CreateTopic": "CreateTopics",
+    "DeleteTopic": "DeleteTopics",
+    "CreatePartitions": "CreatePartitions",
+    "AlterTopicConfig": "IncrementalAlterConfigs",
+    "JoinGroup": "JoinGroup",
+    "SyncGroup": "SyncGroup",
+    "Heartbeat": "Heartbeat",
+    "LeaveGroup": "LeaveGroup",
+    "OffsetCommit": "OffsetCommit",
+    "OffsetDelete": "OffsetDelete",
+    "DeleteGroup": "DeleteGroups",
+}
+
+class RequestMeters:
+    """One kind of request: how many, how long, with which errors."""
+
+    __slots__ = ("clock_us", "errors", "requests", "times")
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock_us: Callable[[], int] = clock.monotonic_us
+        self.requests = Meter(clock.monotonic_ms())
+        self.times = Histogram()
+        self.errors: dict[str, Meter] = {"NONE": Meter(clock.monotonic_ms())}
+
+    def took(self, us: int) -> None:
+        self.requests.count += 1
+        self.times.update(us / 1_000)
+
+    def failed(self, error: BaseException | None, count: int = 1) -> None:
+        """Count answers by their error; None is Kafka's NONE."""
+        name = "NONE" if error is None else error_name(type(error))
+        meter = self.errors.get(name)
+        if meter is None:
+            meter = self.errors.setdefault(name, Meter(self.clock_us() // 1_000))
+        meter.count += count
+
+
+class RequestTimes:
+    """All kinds of requests of one cluster; several owners of turns count here."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._by_type: dict[type, RequestMeters | None] = {}
+        self.by_name = {name: RequestMeters(clock) for name in (*_KAFKA_NAMES.values(), "FetchConsumer")}
+        self.fetches = self.by_name["FetchConsumer"]
+        self.produced = self.by_name["Produce"]
+
+    def count(self, replies: Sequence[tuple[Pending, Any, BaseException | None]]) -> None:
+        """Count the replies of a finished turn."""
+        now_us = self._clock.monotonic_us()
+        for pending, value, error in replies:
+            kind: Any = type(pending.request)
+            if kind is GroupRequest:
+                kind = type(pending.request.event)  # type: ignore[attr-defined]
+            try:
+                meters = self._by_type[kind]
+            except KeyError:
+                meters = self._by_type[kind] = self.by_name.get(_KAFKA_NAMES.get(kind.__name__, ""))
+            if meters is None:
+                continue
+            meters.requests.count += 1
+            took_us = pending.took_us = now_us - pending.posted_us
+            meters.times.update(took_us / 1_000)
+            if kind is not Produce:  # its errors are counted with the traffic, partition by partition
+                by_partition = getattr(value, "errors", None)
+                for one in (error,) if not by_partition else by_partition.values():
+                    meters.failed(one)
+
+    def read(self, now_ms: int) -> Iterator[Reading]:
+        for name, meters in self.by_name.items():
+            yield f"{REQUEST}RequestsPerSec,request={name}", meters.requests.read(now_ms)
+            yield f"{REQUEST}TotalTimeMs,request={name}", meters.times.read(now_ms)
+            api = "Fetch" if name == "FetchConsumer" else name  # Kafka splits times by who fetches, errors not
+            for error, meter in sorted(meters.errors.copy().items()):
+                yield f"{REQUEST}ErrorsPerSec,request={api},error={error}", meter.read(now_ms)
+
+
+class GroupCounters:
+    """What happened to groups; counted at the end of the turn it happened in."""
+
+    def __init__(self, now_ms: int) -> None:
+        self.commits = 0
+        self.expirations = 0
+        self.deletions = 0
+        self.rebalances = 0
+        self._rates = {
+            name: WindowedRate(now_ms)
+            for name in ("offset-commit", "offset-expiration", "offset-deletion", "group-completed-rebalance")
+        }
+
+    def count(self, turn: Turn) -> None:
+        for pending, value, error in turn.replies:
+            event = getattr(pending.request, "event", None)
+            kind = type(event).__name__
+            if kind == "OffsetCommit" and error is None:
+                self.commits += sum([failure is None for failure in value.errors.values()])
+            elif kind == "OffsetDelete" and error is None:
+                self.deletions += sum([failure is None for failure in value.errors.values()])
+            elif kind == "ExpireOffsets":
+                self.expirations += _tombstones(turn, event, pending.request)
+        for hosted in turn.staged_machines:
+            view = hosted.view
+            if view.state.value == "Stable" and view.generation != hosted.stable_generation:
+                hosted.stable_generation = view.generation
+                self.rebalances += 1
+
+    def read(self, now_ms: int) -> Iterator[Reading]:
+        totals = (self.commits, self.expirations, self.deletions, self.rebalances)
+        for (name, rate), total in zip(self._rates.items(), totals, strict=True):
+            yield GROUPS, {f"{name}-count": total, f"{name}-rate": rate.read(total, now_ms)}
+
+
+def _tombstones(turn: Turn, event: object, request: Any) -> int:
+    """How many committed offsets a decision of this group forgets."""
+    for hosted, decision in turn.staged_machines.items():
+        if hosted.group_id == request.group_id:
+            # Key versions 0 and 1 are offsets, 2 is the group itself.
+            return sum([value is None and key[1] < 2 for key, value in decision.records])
+    return 0
+
+
+def error_name(kind: type[BaseException]) -> str:
+    """Kafka's name of an error: UnknownTopicOrPartitionError -> UNKNOWN_TOPIC_OR_PARTITION."""
+    known = _ERROR_NAMES.get(kind)
+    if known is None:
+        if issubclass(kind, RecordTooLargeError):
+            known = "MESSAGE_TOO_LARGE"
+        else:
+            stem = kind.__name__.removesuffix("Error")
+            known = "".join("_" + c if c.isupper() else c.upper() for c in stem).lstrip("_")
+        _ERROR_NAMES[kind] = known
+    return known
+
+
+_ERROR_NAMES: dict[type[BaseException], str] = {}
+
+
+# -- asked at a snapshot -------------------------------------------------------------------------------------------------
+
+
+def read_partitions(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
+    """Every partition of the cluster image, loaded or not, and what the brokers sum up of them."""
+    counts = dict.fromkeys(
+        (
+            *("PartitionCount", "LeaderCount", "OfflineReplicaCount", "UnderReplicatedPartitions"),
+            *("UnderMinIsrPartitionCount", "AtMinIsrPartitionCount"),
+        ),
+        0,
+    )
+    for broker in cluster.brokers:
+        with broker.environment.snapshot() as snapshot:
+            for topic in list(cluster.topics.values()):
+                isr_min = int(topic.config.get("min.insync.replicas", cluster.config.min_insync_replicas))
+                for number, image in enumerate(topic.partitions):
+                    if broker.id not in image.replicas:
+                        continue
+                    facts = _replica_facts(image, isr_min)
+                    counts["PartitionCount"] += 1
+                    counts["LeaderCount"] += image.leader == broker.id
+                    counts["UnderReplicatedPartitions"] += facts["UnderReplicated"]
+                    counts["UnderMinIsrPartitionCount"] += facts["UnderMinIsr"]
+                    counts["AtMinIsrPartitionCount"] += facts["AtMinIsr"]
+                    tags = full_name("", {"topic": topic.name, "partition": str(number)})[1:]
+                    yield from _log_facts(broker, topic, number, image, tags, snapshot)
+                    for name, fact in facts.items():
+                        yield f"{PARTITION}{name},{tags}", {"Value": fact}
+    for name, count in counts.items():
+        yield REPLICA_MANAGER + name, {"Value": count}
+
+
+def _replica_facts(image: PartitionImage, isr_min: int) -> dict[str, int]:
+    isr, replicas = len(image.isr), len(image.replicas)
+    effective_min = min(isr_min, replicas)
+    return {
+        "InSyncReplicasCount": isr,
+        "ReplicasCount": replicas,
+        "UnderReplicated": int(isr < replicas),
+        "UnderMinIsr": int(isr < effective_min),
+        "AtMinIsr": int(isr == effective_min),
+    }
+
+
+def _log_facts(
+    broker: Broker, topic: TopicImage, number: int, image: PartitionImage, tags: str, snapshot: Any
+) -> Iterator[Reading]:
+    partition = broker.partitions.get((topic.name, number))
+    state: Any = None if partition is None else partition.view
+    if state is None:
+        state = log.load_checkpoint(snapshot, image.log_id)
+    size = start = end = unstable = 0
+    if state is not None:
+        size, start, end = state.size_bytes, state.log_start_offset, state.log_end_offset
+        unstable = state.high_watermark - getattr(state, "last_stable_offset", state.high_watermark)
+    yield f"{LOG}Size,{tags}", {"Value": size}
+    yield f"{LOG}NumLogSegments,{tags}", {"Value": 1}
+    yield f"{LOG}LogStartOffset,{tags}", {"Value": start}
+    yield f"{LOG}LogEndOffset,{tags}", {"Value": end}
+    yield f"{PARTITION}LastStableOffsetLag,{tags}", {"Value": unstable}
+
+
+def read_controller(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
+    image = cluster.metadata.image
+    partitions = [partition for topic in list(image.topics.values()) for partition in topic.partitions]
+    active = image.controller_id in image.brokers and not cluster.closed
+    for name, value in (
+        ("ActiveControllerCount", int(active)),
+        ("ActiveBrokerCount", len(image.brokers)),
+        ("FencedBrokerCount", 0),
+        ("GlobalTopicCount", len(image.topics)),
+        ("GlobalPartitionCount", len(partitions)),
+        ("OfflinePartitionsCount", sum([partition.leader < 0 for partition in partitions])),
+        (
+            "PreferredReplicaImbalanceCount",
+            sum([partition.leader != partition.replicas[0] for partition in partitions]),
+        ),
+    ):
+        yield CONTROLLER + name, {"Value": value}
+
+
+def read_groups(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
+    hosted = []
+    parked = loaded = 0
+    if CONSUMER_OFFSETS_TOPIC in cluster.topics:
+        coordinator = cluster.broker.coordinator
+        hosted = [group for group in coordinator.groups() if not group.machine.is_vacant]
+        parked, loaded = coordinator.parked_count, coordinator.loaded_count
+    states = [group.view.state.value for group in hosted]
+    yield f"{GROUPS},protocol=classic", {"group-count": len(hosted)}
+    yield f"{GROUPS},state=active", {"num-partitions": loaded}
+    yield f"{GROUP_METADATA}NumGroups", {"Value": len(hosted)}
+    for state in ("PreparingRebalance", "CompletingRebalance", "Stable", "Dead", "Empty"):
+        yield f"{GROUP_METADATA}NumGroups{state}", {"Value": states.count(state)}
+    yield (
+        f"{GROUP_METADATA}NumOffsets",
+        {"Value": sum([len(group.machine.all_committed()) for group in hosted])},
+    )
+    yield f"{PURGATORY}Rebalance", {"Value": parked}
+
+
+def read_purgatories(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
+    # Alone in its ISR a leader acknowledges in the turn that writes: no Produce is ever parked.
+    yield f"{PURGATORY}Produce", {"Value": 0}
+    yield f"{PURGATORY}Fetch", {"Value": len(cluster.waiting_fetches)}
+
+
+def read_disk(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
+    """Linux only, as in Kafka: elsewhere these metrics are not there."""
+    try:
+        with open(PROCESS_IO, encoding="ascii") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        field, _, number = line.partition(": ")
+        if field in _DISK_METRICS:
+            yield DISK + _DISK_METRICS[field], {"Value": int(number)}
+
+
+def measure(cluster: BrokerCluster) -> RequestTimes:
+    """Have a cluster measured. Called once, when it is open."""
+    registry: MetricsRegistry = cluster.metrics
+    times = RequestTimes(cluster.runtime.clock)
+    cluster.metadata.request_times = times
+    groups = GroupCounters(cluster.runtime.clock.monotonic_ms())
+    for broker in cluster.brokers:
+        broker.request_times = times
+        broker.group_counters = groups
+        broker.flushes = registry.timer(FLUSHES)
+        if broker.environment_syncs_itself:
+            broker.commit_times = broker.flushes
+    registry.collect(times.read)
+    registry.collect(groups.read)
+    for reader in (read_partitions, read_controller, read_groups, read_purgatories, read_disk):
+        registry.collect(_asking(cluster, reader))
+    return times
+
+
+def _asking(
+    cluster: BrokerCluster, reader: Callable[[BrokerCluster, int], Iterator[Reading]]
+) -> Callable[[int], list[Reading]]:
+    def ask(now_ms: int) -> list[Reading]:
+        try:
+            return list(reader(cluster, now_ms))
+        except ClosedError:
+            return []  # closed by another thread meanwhile
+
+    return ask

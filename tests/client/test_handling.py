@@ -1,0 +1,171 @@
+"""`group.run(handler)`: in order per partition, commits after the handler, stops and errors."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from streamlog import Cluster, Record, Topic
+from streamlog.errors import ConfigError
+
+
+@pytest.fixture
+def filled(cluster: Cluster) -> Topic:
+    topic = cluster.create_topic("orders", partitions=4)
+    with cluster.producer() as producer:
+        for number in range(400):
+            producer.send("orders", b"%d" % number, partition=number % 4)
+    return topic
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 6])
+def test_every_record_once_in_order_per_partition(cluster: Cluster, filled: Topic, workers: int) -> None:
+    handled: dict[int, list[int]] = defaultdict(list)
+    group = cluster.consumer_group("g", ["orders"])
+    group.run(lambda record: handled[record.partition].append(record.offset), workers=workers, stop_at_end=True)
+    assert {partition: sorted(set(offsets)) for partition, offsets in handled.items()} == {n: list(range(100)) for n in range(4)}
+    assert workers > 1 or all(offsets == sorted(set(offsets)) for offsets in handled.values())
+    assert group.lag() == dict.fromkeys(group.lag(), 0) and len(group.lag()) == 4
+    assert group.members() == [] and not cluster._consumers
+
+
+def test_run_blocks_until_stop(cluster: Cluster, filled: Topic) -> None:
+    handled: list[Record] = []
+    group = cluster.consumer_group("g", ["orders"])
+    enough = threading.Event()
+
+    def handler(record: Record) -> None:
+        handled.append(record)
+        if len(handled) == 400:
+            enough.set()
+
+    runner = threading.Thread(target=lambda: group.run(handler, workers=2))
+    runner.start()
+    assert enough.wait(20)
+    with cluster.producer() as producer:
+        producer.send("orders", b"later", partition=0)
+    while len(handled) < 401:
+        pass
+    group.stop()
+    runner.join(10)
+    assert not runner.is_alive()
+    assert sum(group.lag().values()) == 0
+    group.stop()  # nothing to stop
+
+
+def test_the_handler_may_stop_the_run_and_its_record_is_committed(cluster: Cluster, filled: Topic) -> None:
+    group = cluster.consumer_group("g", ["orders"])
+    handled: list[Record] = []
+
+    def handler(record: Record) -> None:
+        handled.append(record)
+        if len(handled) == 7:
+            group.stop()
+
+    group.run(handler)
+    assert len(handled) == 7 and sum(group.offsets().values()) == 7
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_exception_stops_everybody_commits_what_finished_and_is_raised(cluster: Cluster, filled: Topic, workers: int) -> None:
+    group = cluster.consumer_group("g", ["orders"])
+    finished: dict[int, int] = {}
+
+    def handler(record: Record) -> None:
+        if (record.partition, record.offset) == (2, 37):
+            raise KeyError("37")
+        finished[record.partition] = record.offset + 1
+
+    with pytest.raises(KeyError, match="37"):
+        group.run(handler, workers=workers, max_poll_records=10)
+    assert {tp.partition: offset for tp, offset in group.offsets().items() if offset} == finished
+    assert finished[2] == 37 and group.members() == []
+    seen: list[tuple[int, int]] = []
+    group.run(lambda record: seen.append((record.partition, record.offset)), stop_at_end=True)
+    assert (2, 37) in seen and len(seen) == 400 - sum(finished.values())
+
+
+def test_skip_goes_on_behind_the_record(cluster: Cluster, filled: Topic) -> None:
+    group = cluster.consumer_group("g", ["orders"])
+    handled = []
+
+    def handler(record: Record) -> None:
+        if record.offset % 10 == 0:
+            raise ValueError
+        handled.append(record)
+
+    group.run(handler, on_error="skip", stop_at_end=True)
+    assert len(handled) == 360 and sum(group.lag().values()) == 0
+
+
+def test_a_callable_judges(cluster: Cluster, filled: Topic) -> None:
+    group = cluster.consumer_group("g", ["orders"])
+    judged: list[tuple[int, str]] = []
+
+    def judge(record: Record, error: Exception) -> None:
+        judged.append((record.offset, type(error).__name__))
+        if len(judged) == 3:
+            raise RuntimeError("enough") from error
+
+    with pytest.raises(RuntimeError, match="enough"):
+        group.run(lambda record: 1 / 0, on_error=judge)
+    assert len(judged) == 3 and {name for _, name in judged} == {"ZeroDivisionError"}
+    assert sum(group.offsets().values()) == 2
+
+
+def test_exits_are_not_judged(cluster: Cluster, filled: Topic) -> None:
+    def handler(record: Record) -> None:
+        raise SystemExit(3)
+
+    group = cluster.consumer_group("g", ["orders"])
+    with pytest.raises(SystemExit):
+        group.run(handler, on_error="skip")
+    assert group.offsets() == {}
+
+
+def test_ctrl_c_in_the_waiting_thread_stops_the_workers(cluster: Cluster, filled: Topic) -> None:
+    import signal
+
+    main = threading.get_ident()
+    group = cluster.consumer_group("g", ["orders"])
+    handled: list[Record] = []
+
+    def handler(record: Record) -> None:
+        handled.append(record)
+        if len(handled) == 50:
+            signal.pthread_kill(main, signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        group.run(handler, workers=2)
+    assert group.members() == [] and sum(group.offsets().values()) == len(handled) >= 50
+
+
+def test_options_reach_the_members_and_auto_commit_stays_off(cluster: Cluster, filled: Topic) -> None:
+    seen: list[Any] = []
+    group = cluster.consumer_group("g", ["orders"])
+    group.run(lambda record: seen.append(record.value), stop_at_end=True, value_deserializer="json", enable_auto_commit=True)
+    assert sorted(seen) == list(range(400))
+    with pytest.raises(ConfigError):
+        group.run("no handler")  # type: ignore[arg-type]
+
+
+def test_a_slow_handler_counts_as_alive(cluster: Cluster, filled: Topic) -> None:
+    import time
+
+    generations: set[int] = set()
+    group = cluster.consumer_group("g", ["orders"], max_poll_interval_ms=60, heartbeat_interval_ms=5)
+    count = 0
+
+    def handler(record: Record) -> None:
+        nonlocal count
+        count += 1
+        generations.add(next(iter(cluster._consumers))._membership.generation)  # type: ignore[union-attr]
+        time.sleep(0.01)
+        if count == 20:
+            group.stop()
+
+    group.run(handler)
+    assert len(generations) == 1 and sum(group.offsets().values()) == 20
