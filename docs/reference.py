@@ -8,6 +8,7 @@ Such a part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`; 
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import sys
@@ -203,6 +204,64 @@ def state_docs() -> dict[str, tuple[str, str, str]]:
     return docs
 
 
+# -- the command line ------------------------------------------------------------------------------------------
+
+
+def commands() -> Iterator[str]:
+    from streamlog.cli.arguments import build_parser
+
+    for name, parser in subparsers(build_parser()):
+        families = list(subparsers(parser))
+        for subname, leaf in families or [(None, parser)]:
+            yield from command(f"{name} {subname}" if subname else name, leaf)
+
+
+def subparsers(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.items()
+
+
+def command(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    shared = {"help", "dir", "json", "quiet", "debug"}
+    own = [action for action in parser._actions if action.dest not in shared and action.help != argparse.SUPPRESS]
+    usage = ["streamlog", name]
+    if any(action.option_strings for action in own):
+        usage.append("[options]")
+    for action in own:
+        if not action.option_strings:
+            what = str(action.metavar or action.dest)
+            usage.append({"*": f"[{what} ...]", "+": f"{what} ...", "?": f"[{what}]"}.get(str(action.nargs), what))
+    yield f"### {name}"
+    yield ""
+    yield "```"
+    yield " ".join(usage)
+    yield "```"
+    yield ""
+    prose, *examples = re.split(r"\n\n(?=  )", parser.description or "")
+    yield from prose.splitlines()
+    for part in examples:
+        lines = part.splitlines()
+        code = [line[2:] for line in lines if line.startswith("  ")]
+        yield from ["", "```", *code, "```", ""]
+        yield from [line for line in lines if not line.startswith("  ")]
+    options = [action for action in own if action.option_strings or action.help]
+    if options:
+        yield ""
+        yield "| option | |"
+        yield "|---|---|"
+        for action in options:
+            yield f"| {spelled(action)} | {cell((action.help or '').strip())} |"
+    yield ""
+
+
+def spelled(action: argparse.Action) -> str:
+    if not action.option_strings:
+        return f"`{action.metavar or action.dest}`"
+    value = "" if action.nargs == 0 else str(action.metavar or ("{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()))
+    return ", ".join(f"`{option} {value}`" if value else f"`{option}`" for option in action.option_strings)
+
+
 # -- putting it in its place -----------------------------------------------------------------------------------
 
 PARTS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
@@ -211,6 +270,7 @@ PARTS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
         "raised": lambda: errors_table(is_raised),
         "reserved": lambda: errors_table(lambda error: not is_raised(error)),
     },
+    "command-line.md": {"commands": commands},
     "internals/groups.md": {"diagram": states_diagram, "states": states_table},
 }
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from streamlog import errors
 from streamlog.client import serde
 from streamlog.client.cluster import Cluster, close_all
-from streamlog.client.cluster import open_cluster as open
 from streamlog.client.consumer import Consumer
+from streamlog.client.opening import open_cluster as open
 from streamlog.client.producer import Producer
 from streamlog.client.topic import Partition, Topic
 from streamlog.connecting import connect

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamlog.client.cluster import Cluster, open_cluster
+from streamlog.client.cluster import Cluster
+from streamlog.client.opening import open_cluster
 from streamlog.errors import ConfigError, UnsupportedOperationError
 
 KAFKA = "kafka://"

@@ -81,6 +81,12 @@ TESTED_ELSEWHERE = {
     "protocol_errors.py": ("test_errors.py", "errors.py re-exports all of it; one table holds both"),
     "options.py": ("test_config.py", "the machinery has no behaviour apart from its tables"),
     "cluster_config.py": ("test_config.py", "one row per option of all four roles"),
+    "broker/backup.py": ("client/test_backup.py", "a copy is judged by opening it"),
+    "client/opening.py": ("client/test_cluster.py", "what opens is judged by the cluster it gives"),
+    "broker/following.py": ("client/test_reader_cluster.py", "the parts of one reader beside an owner"),
+    "broker/groups_beside.py": ("client/test_reader_cluster.py", "the parts of one reader beside an owner"),
+    "broker/reading_beside.py": ("client/test_reader_cluster.py", "the parts of one reader beside an owner"),
+    "broker/stores_beside.py": ("client/test_reader_cluster.py", "the parts of one reader beside an owner"),
 }
 
 Rule = Callable[[str, ast.Module, str], Iterator[str]]

@@ -19,7 +19,7 @@ from streamlog.aio.group import ConsumerGroup
 from streamlog.aio.producer import LoopProducer, Producer
 from streamlog.aio.waiting import Workers
 from streamlog.client.cluster import Cluster as BlockingCluster
-from streamlog.client.cluster import open_cluster
+from streamlog.client.opening import open_cluster
 from streamlog.client.consumer import Consumer as BlockingConsumer
 from streamlog.client.delivery import attach
 from streamlog.client.habits import unknown_name

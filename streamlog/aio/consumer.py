@@ -148,7 +148,7 @@ class Consumer:
         assigned = core._next_buffered()
         if assigned is None:
             return None
-        return assigned.take(1, core._deserialize_key, core._deserialize_value)[0]
+        return core._deserialized_one(assigned)
 
     def _begin_polling(self) -> None:
         if self._is_polling:
@@ -162,12 +162,15 @@ class Consumer:
         look = None if parked.timeout_ms is None else parked.timeout_ms / 1000
         bounds = [seconds for seconds in (look, left) if seconds is not None]
         core = self._core
-        membership = None if core is None else core._membership
+        assert core is not None  # it was inside that it parked
+        membership, waiting = core._membership, core._listener.waiting
         if membership is not None:
             membership.is_waiting = True
+        waiting.append(None)
         try:
             await self._waiter.park(min(bounds) if bounds else None)
         finally:
+            waiting.pop()
             if membership is not None:
                 membership.is_waiting = False
 

@@ -2,9 +2,9 @@
 
     data/  --each environment, one snapshot--> copy.partial-.../  --renamed when complete--> copy/
 
-Brokers are copied before the metadata log: a topic the copy knows may lack its newest records, never the other way round;
-what the copy has of a topic deleted meanwhile is an orphan, and the next owner deletes it. Offsets committed by groups lie
-in the environment of the records they count, so they never run ahead of them.
+Brokers are copied before the metadata log: a topic the copy knows may lack its newest records, never the
+other way round; what the copy has of a topic deleted meanwhile is an orphan, and the next owner deletes it.
+Offsets committed by groups lie in the environment of the records they count, so they never run ahead of them.
 
 Invariants:
  1. The copy appears whole, under its name, or not at all.
@@ -26,7 +26,9 @@ from streamlog.storage.filesystem import sync_directory
 def backup_environments(
     directory: ClusterDirectory, brokers: Mapping[int, Environment], metadata: Environment, path: Path
 ) -> None:
-    """Copy the cluster into `path`, which must be new or empty. Raises StorageError; then there is no copy."""
+    """Copy the cluster into `path`, which must be new or empty. Raises StorageError; then there is no
+    copy.
+    """
     path = Path(path).absolute()
     if path.is_relative_to(directory.path):
         raise StorageError(

@@ -94,9 +94,12 @@ class BrokerCluster:
     # -- opening and closing -----------------------------------------------------------------------------------------
 
     def _open_environment(self, path: Path) -> Environment:
+        # A power loss must not take back a topic whose records survive in a broker's store: its log ids would be given to
+        # the next topic, and the records with them. Changes of topics are rare, so they are always durable at once.
+        is_metadata = path == self.directory.metadata_path
         environment = Environment.open(
             path,
-            sync=self.sync,  # type: ignore[arg-type]
+            sync="full" if is_metadata and self.sync == "normal" else self.sync,  # type: ignore[arg-type]
             map_bytes=self.config.map_bytes,
             disk_bytes_max=self.config.disk_bytes_max,
             max_readers=self.config.max_readers,

@@ -1,11 +1,11 @@
 """Following a cluster without being told: partitions, reads and listeners of a process that is not the owner.
 
-There are no wake-ups across processes. A `BesideListener` that waits looks for news every few ms, more rarely the longer
-nothing happens; one that nobody waits on looks when it is asked.
+There are no wake-ups across processes. A `BesideListener` that waits looks for news every few ms, more rarely
+the longer nothing happens; one that nobody waits on looks when it is asked.
 
 Invariants:
- 1. No lost news: the marks (transaction ids) are taken before the views, so what is committed in between is found by the
-    next look; a subscription is marked whenever its view differs from the one noted before.
+ 1. No lost news: the marks (transaction ids) are taken before the views, so what is committed in between is
+    found by the next look; a subscription is marked whenever its view differs from the one noted before.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ if TYPE_CHECKING:
 
 LOOK_MS_MIN: Final = 1
 LOOK_MS_MAX: Final = 16
-"""How often a waiting reader looks for news: at once 1 ms, twice that after each look in vain, at most this."""
+"""How often a waiting reader looks for news: at once 1 ms, twice that after each look in vain, at most
+this.
+"""
 LOOK_BUSY_MS: Final = 5
-"""With news still to be read, other partitions are looked at this often: a busy one must not hide the quiet ones."""
+"""With news still to be read, other partitions are looked at this often: a busy one must not hide the quiet
+ones.
+"""
 
 
 class PartitionBeside(Partition):
@@ -88,7 +92,9 @@ class BesideListener(Listener):
 
     @property
     def ready(self) -> Any:
-        """The subscriptions with news; looks for them if there are none, or if the last look is a while ago."""
+        """The subscriptions with news; looks for them if there are none, or if the last look is a while
+        ago.
+        """
         if not self._queue or self._clock.monotonic_ms() - self._looked_ms >= LOOK_BUSY_MS:
             self._look()
         return self._queue

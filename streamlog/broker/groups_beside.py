@@ -1,8 +1,8 @@
 """Groups of a cluster read beside its owner: `__consumer_offsets` folded here, record by record as it grows.
 
-What is not in the log is not known here: who is waiting to join, when sessions end. A group whose last record names members
-shows them, if they belong to the opening of the cluster that owns the directory now; members of a killed process are left
-out, as the next owner would drop them.
+What is not in the log is not known here: who is waiting to join, when sessions end. A group whose last record
+names members shows them, if they belong to the opening of the cluster that owns the directory now; members of
+a killed process are left out, as the next owner would drop them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class OffsetsFold:
         return True
 
     def advance(self, snapshot: Snapshot, end_offset: int, bytes_max: int = _READ_BYTES) -> bool:
-        """Fold some more records below `end_offset`; False when there are none left. Raises CorruptRecordError."""
+        """Fold some more records below `end_offset`; False when there are none left. Raises
+        CorruptRecordError.
+        """
         if self.offset >= end_offset:
             return False
         found = log.read(snapshot, self.log_id, self.offset, end_offset, bytes_max)
@@ -121,7 +123,9 @@ class GroupsBeside:
     def committed(
         self, group_id: str, partitions: list[TopicPartition] | None
     ) -> dict[TopicPartition, OffsetAndMetadata]:
-        """Committed positions of the named partitions (None: all that have one); those without one are left out."""
+        """Committed positions of the named partitions (None: all that have one); those without one are left
+        out.
+        """
         group = self.group(group_id)
         if group is None:
             return {}

@@ -83,7 +83,6 @@ class RequestMeters:
         self.errors: dict[str, Meter] = {"NONE": Meter(clock.monotonic_ms())}
 
     def took(self, us: int) -> None:
-        self.requests.count += 1
         self.times.update(us / 1_000)
 
     def failed(self, error: BaseException | None, count: int = 1) -> None:
@@ -99,7 +98,7 @@ class RequestTimes:
     """All kinds of requests of one cluster; several owners of turns count here."""
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+        self._clock_us = clock.monotonic_us
         self._by_type: dict[type, RequestMeters | None] = {}
         self.by_name = {name: RequestMeters(clock) for name in (*_KAFKA_NAMES.values(), "FetchConsumer")}
         self.fetches = self.by_name["FetchConsumer"]
@@ -107,27 +106,31 @@ class RequestTimes:
 
     def count(self, replies: Sequence[tuple[Pending, Any, BaseException | None]]) -> None:
         """Count the replies of a finished turn."""
-        now_us = self._clock.monotonic_us()
+        now_us = self._clock_us()
         for pending, value, error in replies:
-            kind: Any = type(pending.request)
+            request: Any = pending.request
+            kind = type(request)
+            if kind is Produce:
+                pending.took_us = took_us = now_us - pending.posted_us
+                self.produced.times.update(took_us / 1_000)
+                continue  # its errors are counted with the traffic, partition by partition
             if kind is GroupRequest:
-                kind = type(pending.request.event)  # type: ignore[attr-defined]
+                kind = type(request.event)
             try:
                 meters = self._by_type[kind]
             except KeyError:
                 meters = self._by_type[kind] = self.by_name.get(_KAFKA_NAMES.get(kind.__name__, ""))
             if meters is None:
                 continue
-            meters.requests.count += 1
-            took_us = pending.took_us = now_us - pending.posted_us
+            pending.took_us = took_us = now_us - pending.posted_us
             meters.times.update(took_us / 1_000)
-            if kind is not Produce:  # its errors are counted with the traffic, partition by partition
-                by_partition = getattr(value, "errors", None)
-                for one in (error,) if not by_partition else by_partition.values():
-                    meters.failed(one)
+            by_partition = getattr(value, "errors", None)
+            for one in (error,) if not by_partition else by_partition.values():
+                meters.failed(one)
 
     def read(self, now_ms: int) -> Iterator[Reading]:
         for name, meters in self.by_name.items():
+            meters.requests.count = meters.times.count  # each request is timed
             yield f"{REQUEST}RequestsPerSec,request={name}", meters.requests.read(now_ms)
             yield f"{REQUEST}TotalTimeMs,request={name}", meters.times.read(now_ms)
             api = "Fetch" if name == "FetchConsumer" else name  # Kafka splits times by who fetches, errors not

@@ -1,20 +1,21 @@
 """A cluster read beside its owner: another process, this one, or nobody.
 
-    owner --commits--> metadata/ broker-0/ ...  <--snapshots-- ClusterBeside <-- Consumer, Topic, Partition as they are
+    owner --commits--> metadata/ broker-0/ ... <--snapshots-- ClusterBeside <-- Consumer, Topic, Partition
                        (LMDB: one writer, readers in any process)
 
-What the owner publishes to its own readers it also commits: the checkpoint beside each log says where the log begins and
-how far it may be read. So a view here is the checkpoint of the very snapshot that is read, and nothing else is needed of
-the owner. There are no wake-ups across processes: who waits looks again every few ms, more rarely the longer nothing
-happens (`following.BesideListener`); who does not wait costs nothing.
+What the owner publishes to its own readers it also commits: the checkpoint beside each log says where the log
+begins and how far it may be read. So a view here is the checkpoint of the very snapshot that is read, and
+nothing else is needed of the owner. There are no wake-ups across processes: who waits looks again every few
+ms, more rarely the longer nothing happens (`following.BesideListener`); who does not wait costs nothing.
 
 Invariants:
- 1. Snapshot first, then the metadata log: a topic that still exists *after* the snapshot was opened has all its records
-    in the snapshot, because the owner deletes records only after it committed that the topic is gone.
+ 1. Snapshot first, then the metadata log: a topic that still exists *after* the snapshot was opened has all
+    its records in the snapshot, because the owner deletes records only after it committed that the topic is
+    gone.
  2. The image is the fold of the metadata log up to an offset, and only moves forward.
- 3. The engine allows one environment per file in a process. Where this process owns the cluster, the owner's environments
-    are borrowed; they are asked for anew when they close, and given up before an owner opens (`release`). Whoever opens
-    environments of one directory holds `opening_lock`.
+ 3. The engine allows one environment per file in a process. Where this process owns the cluster, the owner's
+    environments are borrowed; they are asked for anew when they close, and given up before an owner opens
+    (`release`). Whoever opens environments of one directory holds `opening_lock`.
  4. No snapshot is open while `opening_lock` is wanted, nor across user code.
 
 Not implemented: reading a cluster whose brokers were copied apart.
@@ -71,7 +72,9 @@ class ClusterBeside:
         opening_lock: Lock,
         runtime: Runtime | None = None,
     ) -> None:
-        """find_owner:  the cluster open for writing in this process, if there is one; called under `opening_lock`."""
+        """find_owner:  the cluster open for writing in this process, if there is one; called under
+        `opening_lock`.
+        """
         self.runtime: Runtime = ThreadedRuntime() if runtime is None else runtime
         self.config = config
         self.closed = False
@@ -94,7 +97,7 @@ class ClusterBeside:
         state = "closed" if self.closed else f"{len(self._image.topics)} topics"
         return f"ClusterBeside({str(self.directory.path)!r}, {state})"
 
-    # -- environments --------------------------------------------------------------------------------------------------
+    # -- environments ----------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Open the environments, `opening_lock` being held, and read the metadata log once."""
@@ -109,14 +112,17 @@ class ClusterBeside:
             try:
                 return open_stores(self.directory, self.config)
             except (CorruptStoreError, NotAStreamlogDirectoryError):
-                # An owner that is just making its files, or whose newest pages are allocated but not written yet.
+                # An owner that is just making its files, or whose newest pages are allocated but not written
+                # yet.
                 if attempt + 1 == ATTEMPTS_MAX or self.owner() is None:
                     raise
                 self.runtime.waiter().wait(LOOK_MS_MAX)
         raise AssertionError("the last attempt returns or raises")
 
     def with_stores(self, action: Callable[[Stores], ResultT]) -> ResultT:
-        """Run `action` over the environments; again if they were closed under it, because an owner came or went."""
+        """Run `action` over the environments; again if they were closed under it, because an owner came or
+        went.
+        """
         for attempt in range(ATTEMPTS_MAX):
             if self.closed:
                 self.refuse_closed()
@@ -145,7 +151,7 @@ class ClusterBeside:
         deadline_ms = self.runtime.clock.monotonic_ms() + RELEASE_MS
         waiter = self.runtime.waiter()
         for environment in environments:
-            while not environment.closed and self.runtime.clock.monotonic_ms() < deadline_ms:
+            while not environment.close() and self.runtime.clock.monotonic_ms() < deadline_ms:
                 waiter.wait(LOOK_MS_MIN)
 
     def close(self) -> None:
@@ -185,7 +191,7 @@ class ClusterBeside:
         stores = self._stores
         return None if stores is None or stores.metadata.closing else stores.incarnation
 
-    # -- what there is now ---------------------------------------------------------------------------------------------
+    # -- what there is now -----------------------------------------------------------------------------------
 
     def image(self) -> ClusterImage:
         """The cluster as the metadata log has it now."""
@@ -261,7 +267,7 @@ class ClusterBeside:
     def marks(self) -> tuple[int, ...]:
         return self.with_stores(Stores.marks)
 
-    # -- views ---------------------------------------------------------------------------------------------------------
+    # -- views -----------------------------------------------------------------------------------------------
 
     def open_view(self, partition: Partition) -> tuple[ReplicaState, Snapshot]:
         """A snapshot and the view it holds. Raises NotLeaderOrFollowerError where the topic is gone."""
@@ -334,7 +340,7 @@ class ClusterBeside:
             yield from slice_
             start_offset = slice_[-1].last_offset + 1
 
-    # -- copies ----------------------------------------------------------------------------------------------------------
+    # -- copies ----------------------------------------------------------------------------------------------
 
     def backup(self, path: Path) -> None:
         """Copy the cluster into a new directory while its owner writes."""
@@ -343,7 +349,7 @@ class ClusterBeside:
             lambda stores: backup_environments(self.directory, stores.brokers, stores.metadata, path)
         )
 
-    # -- what only an owner can do -----------------------------------------------------------------------------------------
+    # -- what only an owner can do ---------------------------------------------------------------------------
 
     def refuse_write(self, what: str) -> NoReturn:
         """Raises ReadOnlyError that says who owns the directory and what to do."""

@@ -1,7 +1,9 @@
-"""The environments of a directory, for those who only read: opened here, or the owner's own where that is this process.
+"""The environments of a directory, for those who only read.
 
-The engine allows one environment per file in a process, hence the borrowing (ECOSYSTEM 3.2 row 4). Also here: folding the
-metadata log of a snapshot, which a reader does again whenever it grew.
+They are opened here, or are the owner's own where that is this process.
+
+The engine allows one environment per file in a process, hence the borrowing (ECOSYSTEM 3.2 row 4). Also here:
+folding the metadata log of a snapshot, which a reader does again whenever it grew.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from streamlog.storage.env import Environment, Snapshot
 
 _READ_BYTES: Final = 4 * 1024 * 1024
 
-_decode = msgspec.msgpack.Decoder(MetadataRecord).decode  # type: ignore[arg-type]
+_decode = msgspec.msgpack.Decoder(MetadataRecord).decode
 
 
 class Stores:

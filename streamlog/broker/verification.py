@@ -1,13 +1,13 @@
-"""Is a cluster sound? Every batch, index and checkpoint of its directory, and every fold rebuilt from its log.
+"""Is a cluster sound? Every batch, index and checkpoint of its directory, and every fold rebuilt.
 
     files       the engine's own pages (`lmdb verify`), only while nobody owns the directory
-    logs        storage.verification, for each environment; log ids become topic-partitions by the metadata log
-    folds       the cluster image and the groups, replayed from the start of their logs and, once more, from their
-                checkpoints: both must be the same
+    logs        storage.verification, for each environment; the metadata log names each log's partition
+    folds       the cluster image and the groups, replayed from the start of their logs and, once more,
+                from their checkpoints: both must be the same
 
-Works beside a live owner (without the pages then), in the owner's process, and when nobody owns the directory. Damage is
-reported, not raised. A log that belongs to no topic is an orphan, not a problem: what a deletion that is under way, or was
-cut short, leaves behind; the owner removes it.
+Works beside a live owner (without the pages then), in the owner's process, and when nobody owns the
+directory. Damage is reported, not raised. A log that belongs to no topic is an orphan, not a problem: what a
+deletion that is under way, or was cut short, leaves behind; the owner removes it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ class DirectoryReport(msgspec.Struct):
 def verify_directory(
     path: Path | str, progress: Progress | None = None, *, check_files: bool = True
 ) -> DirectoryReport:
-    """`verify_cluster` of a directory that is not open in this process. Raises NotAStreamlogDirectoryError and the like."""
+    """`verify_cluster` of a directory that is not open in this process. Raises NotAStreamlogDirectoryError
+    and the like.
+    """
     lock = new_lock()
     beside = ClusterBeside(Path(path), ClusterConfig.from_options({}), lambda: None, lock)
     with lock:
@@ -150,9 +152,7 @@ class _Verification:
             self._check_image()
         for name, found in walked.items():
             for log_id in found.logs:
-                check_bodies(
-                    environments[name], found, log_id, lambda _, done, name=name: self._advance(name, done)
-                )  # type: ignore[misc]
+                check_bodies(environments[name], found, log_id, self._advance)
             self._take_over(name, found)
             if name != METADATA and METADATA not in broken:
                 self._check_groups(name, environments[name])
@@ -173,7 +173,7 @@ class _Verification:
             )
         )
 
-    # -- files ---------------------------------------------------------------------------------------------------------
+    # -- files -----------------------------------------------------------------------------------------------
 
     def _check_files(self) -> dict[str, None]:
         """The environments whose pages are damaged; walking them with the engine could kill the process."""
@@ -186,7 +186,7 @@ class _Verification:
                 self._wrong(environment.path.name, 0, "the file contradicts itself", actual=text)
         return broken
 
-    # -- logs ----------------------------------------------------------------------------------------------------------
+    # -- logs ------------------------------------------------------------------------------------------------
 
     def _compacted(self, image: ClusterImage) -> list[int]:
         """The logs of topics that are compacted now."""
@@ -225,7 +225,7 @@ class _Verification:
                 problem = msgspec.structs.replace(problem, topic=where.topic, partition=where.partition)
             report.problems.append(problem)
 
-    # -- folds ---------------------------------------------------------------------------------------------------------
+    # -- folds -----------------------------------------------------------------------------------------------
 
     def _load_image(self) -> ClusterImage:
         """The image as far as it can be folded."""

@@ -28,6 +28,7 @@ from streamlog.broker.runner import Service
 from streamlog.client.callbacks import DeliveryCallbacks
 from streamlog.client.delivery import OpenBatch
 from streamlog.client.gathering import TopicBuffer, check_size
+from streamlog.client.measuring import ProducerTraffic
 from streamlog.client.timeouts import milliseconds
 from streamlog.config import ProducerConfig
 from streamlog.core.controller import validate_topic_name
@@ -79,6 +80,7 @@ class Accumulator:
         self._batches_opened = 0
         self._batches_opened_before = 0
         self._records_failed = 0
+        self._traffic = ProducerTraffic(backend.metrics, self, runtime.clock.monotonic_ms())
 
     def _check_open(self) -> None:
         if self._closed:
@@ -164,6 +166,7 @@ class Accumulator:
                 batch.fail(error)
                 self._failed.append(batch)
                 self._records_failed += len(batch.values)
+                self._traffic.settled(batch)
                 self._detach(batch)
                 continue
             batch.entry = len(entries)
@@ -182,6 +185,7 @@ class Accumulator:
             self._hand_over(pending, sealed, again=True)
             raise
         self._batches_sent += len(sealed)
+        self._traffic.requests += 1
         if self._buffered_bytes > self.config.buffer_memory:
             self._record_bytes_max = -1  # sends take the slow way, `_admit`: they wait for room first
 
@@ -269,6 +273,7 @@ class Accumulator:
                 try:
                     batch = in_flight.popleft()
                     self._buffered_bytes -= batch.sent_bytes
+                    self._traffic.settled(batch)
                     if batch.error is not None:
                         if (
                             len(self._failed) >= FAILED_BATCHES_LOOK

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from streamlog.client.commits import Commits
 from streamlog.client.fetching import AssignedPartition
+from streamlog.client.measuring import ConsumerTraffic
 from streamlog.client.offsets import checked_partitions
 from streamlog.client.positions import ConsumerPositions
 from streamlog.config import ConsumerConfig
@@ -23,6 +24,7 @@ from streamlog.errors import (
     ConfigError,
     IllegalStateError,
     InvalidGroupIdError,
+    StreamlogError,
     UnknownTopicOrPartitionError,
 )
 from streamlog.record import TopicPartition
@@ -77,6 +79,8 @@ class ConsumerAssignment(ConsumerPositions):
         self._on_assigned: Listener | None = None
         self._on_revoked: Listener | None = None
         self._on_lost: Listener | None = None
+        self._traffic = ConsumerTraffic(backend.metrics, self, backend.runtime.clock.monotonic_ms())
+        self._commits.counts = self._traffic.member
 
     def assign(self, partitions: Iterable[TopicPartition | tuple[str, int]]) -> None:
         """Read exactly these partitions, without a group's help. Replaces the former assignment.
@@ -150,6 +154,7 @@ class ConsumerAssignment(ConsumerPositions):
             self._membership = Membership(
                 self._backend, self.config.group_id, self.config, self._listener, callbacks
             )
+            self._membership.counts = self._traffic.member
             self._commits.membership = self._membership
             self._backend.heartbeats.add(self._membership)
         self._listener.wake()
@@ -224,6 +229,7 @@ class ConsumerAssignment(ConsumerPositions):
 
     def _take_up(self, tp: TopicPartition) -> None:
         assigned = AssignedPartition(tp, self._backend.partition(tp.topic, tp.partition))
+        assigned.traffic = self._traffic
         assigned.subscription = self._listener.subscribe(assigned.partition, assigned)
         self._assigned[tp] = assigned
         if self.config.stop_at_end:
@@ -257,6 +263,11 @@ class ConsumerAssignment(ConsumerPositions):
         finally:
             try:
                 membership.close()
+            except StreamlogError:
+                raise
+            except BaseException:
+                membership.close()  # interrupted: the others must not have to wait for our session to end
+                raise
             finally:
                 self._membership = None
                 self._commits.membership = None

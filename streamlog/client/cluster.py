@@ -13,7 +13,7 @@ from re import Pattern
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from streamlog.broker.cluster import BrokerCluster
-from streamlog.broker.runner import Runtime, new_lock
+from streamlog.broker.runner import new_lock
 from streamlog.client.assignment import checked_topics
 from streamlog.client.consumer import Consumer
 from streamlog.client.delivery import attach
@@ -21,27 +21,24 @@ from streamlog.client.habits import unknown_name
 from streamlog.client.options import topic_overrides
 from streamlog.client.producer import Producer
 from streamlog.client.topic import Topic
-from streamlog.config import ClusterConfig, ConsumerConfig, ProducerConfig
+from streamlog.config import ConsumerConfig, ProducerConfig
 from streamlog.core.controller import validate_topic_name
 from streamlog.errors import (
-    ConfigError,
     InvalidGroupIdError,
     InvalidReplicationFactorError,
     TopicAlreadyExistsError,
     UnsupportedOperationError,
 )
 from streamlog.metrics import Metrics
-from streamlog.storage.directory import ClusterDirectory, memory_directory
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from streamlog.broker.housekeeping import CleanerReport
     from streamlog.client.consumer_group import ConsumerGroup
-    from streamlog.client.reader_cluster import OpenedReader, ReaderCluster
+    from streamlog.client.reader_cluster import OpenedReader
 
 MEMORY: Final = ":memory:"
-SYNC_MODES: Final = ("full", "normal", "off")
 
 Shared = tuple["BrokerCluster", dict[str, Any]]
 ProducerT = TypeVar("ProducerT", bound=Producer)
@@ -300,64 +297,6 @@ def _not_default(count: int) -> int:
     return -2 if count == -1 else count
 
 
-def open_cluster(
-    path: str | os.PathLike[str],
-    *,
-    brokers: int | None = None,
-    sync: str = "full",
-    mode: str = "rw",
-    config: Mapping[str, Any] | None = None,
-    runtime: Runtime | None = None,
-    **options: Any,
-) -> Cluster | ReaderCluster:
-    """Open the cluster in a directory, making it if there is none.
-
-    path:     a directory; ":memory:" is private and gone on close, ":memory:name" is shared by name in this process.
-    brokers:  None = what is there, else 1.
-    sync:     "full" - an acked record survives power loss; "normal" - after power loss the store is intact and at most the
-              last commits are missing; "off" - survives kill -9, synced every `flush_ms` and on close.
-    mode:     "rw", or "r" to read beside a live owner.
-    config:   cluster options by Kafka's names; also as keywords (`auto_create_topics=True`).
-    Raises    ClusterLockedError (another process has it open), ConfigError, and StorageErrors that say what is wrong.
-    """
-    if sync not in SYNC_MODES:
-        raise ConfigError(f"sync={sync!r}: allowed: {', '.join(map(repr, SYNC_MODES))}", option="sync", value=sync, allowed=SYNC_MODES)
-    if mode not in ("rw", "r"):
-        raise ConfigError(f"mode={mode!r}: allowed: 'rw' or 'r'", option="mode", value=mode, allowed="'rw' or 'r'")
-    parsed = ClusterConfig.from_options(options, config)
-    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
-    if not isinstance(text, str) or not text:
-        raise ConfigError(f"path {path!r}: allowed: a directory, or ':memory:'", option="path", value=path, allowed="a directory")
-    if mode == "r":
-        from streamlog.client.reader_cluster import open_reader
-
-        return open_reader(text, parsed, runtime)
-    asked = {"brokers": brokers, "sync": sync, "config": parsed, "runtime": runtime}
-    with _open_lock:
-        key = _identity(text)
-        opened = None if key is None else _open_clusters.get(key)
-        if opened is not None and not opened.backend.closed:
-            _check_same_options(text, opened, asked)
-            return Cluster(opened)
-        reader = _open_readers.get(key)
-        if reader is not None:
-            reader.beside.release()  # the engine allows one environment per file in a process: from now on it borrows ours
-        backend = BrokerCluster(_directory(text, parsed), brokers, sync, parsed, runtime)
-        if key is None or isinstance(key, tuple):
-            key = _identity(text) or object()
-        opened = _Opened(backend, key, asked)
-        _open_clusters[key] = opened
-        return Cluster(opened)
-
-
-def _directory(text: str, config: ClusterConfig) -> ClusterDirectory:
-    if text.startswith(MEMORY):
-        return memory_directory(text[len(MEMORY) :])
-    from streamlog.version import VERSION
-
-    return ClusterDirectory.open(text, allow_network_fs=config.allow_network_fs, written_by=f"streamlog {VERSION}")
-
-
 def _identity(text: str) -> object | None:
     """What tells two openings of one cluster: the name of one in memory, device and inode of a directory; None: new."""
     if text.startswith(MEMORY):
@@ -368,19 +307,6 @@ def _identity(text: str) -> object | None:
     except OSError:
         return None
     return (found.st_dev, found.st_ino)
-
-
-def _check_same_options(text: str, opened: _Opened, asked: Mapping[str, Any]) -> None:
-    have = {**opened.options, "brokers": len(opened.backend.brokers)}
-    for option, value in asked.items():
-        if value is not None and value != have[option]:
-            raise ConfigError(
-                f"{text!r} is open in this process with another {option}: {have[option]!r:.100}, not {value!r:.100}; "
-                "open it with the same options, or close it first",
-                option=option,
-                value=value,
-                allowed=repr(have[option]),
-            )
 
 
 def close_all() -> None:
@@ -404,6 +330,7 @@ def close_all() -> None:
 def _forget_all() -> None:
     """In a forked child: what the parent has open is not open here."""
     global _open_lock
+    _open_readers.clear()
     for opened in list(_open_clusters.values()):
         opened.backend.closed = True  # whoever looks is told why by `check_usable`
         for cluster in list(opened.handles):

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
+from streamlog.client.measuring import MemberCounts
 from streamlog.config import ConsumerConfig
 from streamlog.errors import (
     CommitFailedError,
@@ -58,6 +59,7 @@ class Commits:
         self._automatic = config.enable_auto_commit and config.group_id is not None
         self._clock = backend.runtime.clock
         self._due_ms = self._clock.monotonic_ms() + config.auto_commit_interval_ms
+        self.counts = MemberCounts()
         # What a commit waits on while a rebalance is in its way; made when it is first needed.
         self.waiter: Waiter | None = None
 
@@ -193,6 +195,7 @@ class Commits:
         assert self._config.group_id is not None
         from streamlog.core import group_events as events
 
+        begun_us = self._clock.monotonic_us()
         reply: events.OffsetCommitReply = self._backend.call_group(
             self._config.group_id,
             events.OffsetCommit(
@@ -204,6 +207,8 @@ class Commits:
             ),
             timeout_ms,
         )
+        self.counts.commits += 1
+        self.counts.commit_ms.append((self._clock.monotonic_us() - begun_us) / 1_000)
         for tp, error in reply.errors.items():
             if error is not None:
                 raise error

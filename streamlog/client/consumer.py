@@ -31,6 +31,7 @@ from streamlog.errors import (
     IllegalStateError,
     NotLeaderOrFollowerError,
     OffsetOutOfRangeError,
+    StreamlogError,
     UnknownTopicOrPartitionError,
 )
 from streamlog.record import Record, TopicPartition
@@ -67,6 +68,8 @@ class Consumer(ConsumerAssignment):
         self._wake_up = False
         self._owner: int | None = None
         self._closer: int | None = None
+        # Where the poll under way took records from, and where those partitions stood before.
+        self._taken_from: list[tuple[AssignedPartition, int]] = []
 
     def __repr__(self) -> str:
         what = f"group={self.config.group_id!r}" if self.config.group_id else "no group"
@@ -97,15 +100,25 @@ class Consumer(ConsumerAssignment):
                  CorruptRecordError: the position does not move; ClosedError.
         """
         self._check_open()
-        deadline_ms = self._clock.monotonic_ms() + milliseconds("poll", timeout, 1000)
+        self._traffic.last_poll_ms = now_ms = self._clock.monotonic_ms()
+        deadline_ms = now_ms + milliseconds("poll", timeout, 1000)
         count_max = self.config.max_poll_records if max_records is None else _checked_count(max_records)
+        self._taken_from = []
         try:
-            self._acquire()
-            self._commits.deadline_ms = deadline_ms
-            return self._poll(deadline_ms, count_max)
-        finally:
-            self._commits.deadline_ms = None
-            self._release()
+            try:
+                self._acquire()
+                self._commits.deadline_ms = deadline_ms
+                return self._poll(deadline_ms, count_max)
+            finally:
+                self._commits.deadline_ms = None
+                self._release()
+        except Exception as error:
+            self._traffic.errors += isinstance(error, StreamlogError)
+            raise
+        except BaseException:
+            for assigned, position in reversed(self._taken_from):  # Ctrl-C: nobody gets these records, go back
+                self._move(assigned, position)
+            raise
 
     def _poll(self, deadline_ms: int, count_max: int) -> list[Record]:
         self._commits.maybe_auto_commit()
@@ -165,15 +178,25 @@ class Consumer(ConsumerAssignment):
                         return
                     self._fill()
                     assigned = self._next_buffered()
+            except StreamlogError:
+                self._traffic.errors += 1
+                raise
             finally:
                 self._release()
             if assigned is None:
                 if self.at_end:
                     return
             elif self._deserializes:
-                yield assigned.take(1, self._deserialize_key, self._deserialize_value)[0]
+                yield self._deserialized_one(assigned)
             else:
                 yield from self._hand_out(assigned)
+
+    def _deserialized_one(self, assigned: AssignedPartition) -> Record:
+        try:
+            return assigned.take(1, self._deserialize_key, self._deserialize_value)[0]
+        except StreamlogError:
+            self._traffic.errors += 1
+            raise
 
     def _hand_out(self, assigned: AssignedPartition) -> Iterator[Record]:
         """A few records of one buffer, the position moving with each; ends early for news of the group or a seek."""
@@ -215,7 +238,7 @@ class Consumer(ConsumerAssignment):
             if assigned.subscription is not None:
                 self._listener.mark(assigned.subscription)
         records: list[Record] = []
-        taken_from: list[tuple[AssignedPartition, int]] = []
+        taken_from = self._taken_from = []
         try:
             for assigned in self._assigned.values():
                 if assigned.buffer and not assigned.paused:
@@ -236,10 +259,6 @@ class Consumer(ConsumerAssignment):
             if not records:
                 raise
             # What was collected before is handed out; the partition at fault raises again at the next poll.
-        except BaseException:
-            for assigned, position in reversed(taken_from):  # Ctrl-C: nobody gets these records, go back
-                self._move(assigned, position)
-            raise
         return records
 
     def _fetch_one(self) -> AssignedPartition | None:
@@ -376,6 +395,7 @@ class Consumer(ConsumerAssignment):
                     self._drop(tp)
                 self._closed = True
                 self._listener.wake()
+                self._traffic.close()
                 self._on_close(self)
 
     # -- small things ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ Invariants (checked by `_check`):
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Subscription
@@ -20,6 +20,9 @@ from streamlog.broker.reading import LogReader, check_range, corrupt_at, end_for
 from streamlog.errors import CorruptRecordError, DeserializationError, OffsetOutOfRangeError
 from streamlog.record import Record, TopicPartition
 from streamlog.storage.records import read_records
+
+if TYPE_CHECKING:
+    from streamlog.client.measuring import ConsumerTraffic
 
 UNKNOWN_OFFSET: Final = -1
 
@@ -32,6 +35,7 @@ class AssignedPartition:
     __slots__ = (
         "tp", "partition", "subscription", "position", "fetch_offset", "buffer", "next_index", "paused", "end_offset",
         "revoking", "lag_end", "committed_position", "reset_position",
+        "traffic",
     )  # fmt: skip
 
     def __init__(self, tp: TopicPartition, partition: Partition) -> None:
@@ -50,6 +54,7 @@ class AssignedPartition:
         self.committed_position = UNKNOWN_OFFSET
         # Where auto_offset_reset put us; UNKNOWN_OFFSET when we came from a commit or a seek.
         self.reset_position = UNKNOWN_OFFSET
+        self.traffic: ConsumerTraffic | None = None
 
     def __repr__(self) -> str:
         return f"AssignedPartition({self.tp}, position={self.position}, buffered={self.buffered})"
@@ -90,7 +95,9 @@ class AssignedPartition:
             raise corrupt_at(*self.tp, offset, error) from error
         finally:
             snapshot.close()
-        meters.fetched(len(found.records), found.size_bytes, begun_us)
+        took_us = meters.fetched(len(found.records), found.size_bytes, begun_us)
+        if self.traffic is not None:
+            self.traffic.fetched(self.tp.topic, len(found.records), found.size_bytes, took_us / 1_000)
         # Nothing found: compaction left nothing between here and the end.
         self.fetch_offset = offset = end if found.next_offset is None else found.next_offset
         self.buffer = found.records
@@ -104,28 +111,21 @@ class AssignedPartition:
 
         Raises   DeserializationError if the very first cannot be read; later ones end the list before them.
         """
-        start = self.next_index
-        end = min(start + count_max, len(self.buffer))
-        if start == 0 and end == len(self.buffer):
-            records, self.buffer = self.buffer, []
-            self.next_index = 0
-        else:
-            records = self.buffer[start:end]
-            self.next_index = end
+        start, buffer = self.next_index, self.buffer
+        end = min(start + count_max, len(buffer))
+        records = buffer if start == 0 and end == len(buffer) else buffer[start:end]
         if deserialize_key is not None or deserialize_value is not None:
-            whole = records
-            records = self._deserialized(whole, deserialize_key, deserialize_value)
-            if len(records) < len(whole):
-                self._put_back(whole[len(records) :])
-        if not self.buffered:
+            records = self._deserialized(records, deserialize_key, deserialize_value)
+            end = start + len(records)
+        # Only now does anything move: an error or an interrupt above costs no record.
+        if end == len(buffer):
             self.position = self.fetch_offset
-        elif records:
-            self.position = records[-1].offset + 1
+            self.buffer, self.next_index = [], 0
+        else:
+            if records:
+                self.position = records[-1].offset + 1
+            self.next_index = end
         return records
-
-    def _put_back(self, records: list[Record]) -> None:
-        self.buffer = records + self.buffer[self.next_index :]
-        self.next_index = 0
 
     def _deserialized(self, records: list[Record], key: Deserializer | None, value: Deserializer | None) -> list[Record]:
         done: list[Record] = []
@@ -145,7 +145,6 @@ class AssignedPartition:
             except DeserializationError as error:
                 if done:
                     return done
-                self._put_back(records)
                 raise DeserializationError(
                     f"record {record.offset} of {self.tp} cannot be read: {error}; "
                     f"to skip it, seek to {record.offset + 1}",

@@ -24,6 +24,7 @@ import msgspec
 
 from streamlog.broker.purgatory import Listener, Subscription
 from streamlog.broker.turn import Pending
+from streamlog.client.measuring import MemberCounts
 from streamlog.config import ConsumerConfig
 from streamlog.core import assignor, consumer_protocol
 from streamlog.core import group_events as events
@@ -71,7 +72,7 @@ class Membership:
         self.phase = Phase.UNJOINED
         # In process the member draws its id itself: so it can leave even before its first join is answered.
         self._drawn_id = ""
-        self.rebalances_total = 0
+        self.counts = MemberCounts()
         self.last_poll_ms = backend.runtime.clock.monotonic_ms()
         self.expired = False
         # Set while the consumer waits inside `poll`: that is no silence, however long.
@@ -273,7 +274,8 @@ class Membership:
 
     def _take_over(self, reply: events.SyncGroupReply) -> None:
         self.phase = Phase.STABLE
-        self.rebalances_total += 1
+        self.counts.rebalances += 1
+        self.counts.last_rebalance_ms = self._backend.runtime.clock.monotonic_ms()
         target = consumer_protocol.decode_assignment(reply.assignment).partitions if reply.assignment else ()
         owned = set(self._member.owned())
         if not self.is_cooperative:
@@ -293,6 +295,7 @@ class Membership:
 
     def _on_error(self, error: BaseException) -> None:
         self.phase = Phase.UNJOINED
+        self.counts.failed_rebalances += 1
         if isinstance(error, MemberIdRequiredError):
             self.member_id = str(error.facts.get("member_id", ""))
         elif isinstance(error, (UnknownMemberIdError, IllegalGenerationError)):
@@ -324,6 +327,10 @@ class Membership:
     def _post(self, phase: Phase, event: Any) -> None:
         self._pending = None
         self.phase = phase
+        if phase is Phase.JOINING:
+            self.counts.joins += 1
+        else:
+            self.counts.syncs += 1
         # The wake-up is a courtesy; a poll that waits also looks by itself now and then.
         self._pending = self._backend.post_group(self.group_id, event, lambda _: self._listener.wake())
 
@@ -340,6 +347,8 @@ class Membership:
             self.leave(wait=False)
             return
         if self.generation >= 0:
+            self.counts.heartbeats += 1
+            self.counts.last_heartbeat_ms = now_ms
             self._backend.post_group(
                 self.group_id,
                 events.Heartbeat(
@@ -365,17 +374,11 @@ class Membership:
             pass  # the cluster went first: its coordinator has forgotten us
 
     def close(self, *, leave: bool = True) -> None:
-        self._listener.unsubscribe(self._group_subscription)
         if leave:
             if self.phase is not Phase.UNJOINED and not self.member_id:
                 self.member_id = self._drawn_id
-            try:
-                self.leave(wait=True)
-            except StreamlogError:
-                raise
-            except BaseException:
-                self.leave(wait=False)  # interrupted: nobody waits for our session to end
-                raise
+            self.leave(wait=True)
+        self._listener.unsubscribe(self._group_subscription)
         self.member_id = ""
         self.generation = -1
         self.phase = Phase.UNJOINED

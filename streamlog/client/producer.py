@@ -369,6 +369,7 @@ class Producer(Accumulator):
         finally:
             self._service.stop()
             self._callbacks.close()
+            self._traffic.close()
             self._on_close(self)
 
     @property

@@ -2,9 +2,10 @@
 
     owner's process --commits--> directory <--snapshots-- this process
 
-Reads go up to the high watermark the owner has committed. The owner may be another process that writes, deletes topics,
-compacts or is killed meanwhile; this very process (then its environments are shared); or nobody. Consumers follow with
-`assign`; groups can be looked at, not joined: their coordinator lives in the owner.
+Reads go up to the high watermark the owner has committed. The owner may be another process that writes,
+deletes topics, compacts or is killed meanwhile; this very process (then its environments are shared); or
+nobody. Consumers follow with `assign`; groups can be looked at, not joined: their coordinator lives in the
+owner.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 
 
 class ReaderConsumer(Consumer):
-    """A consumer that reads what it is assigned; a `group_id` only says from whose committed offsets it starts."""
+    """A consumer that reads what it is assigned; a `group_id` only says from whose committed offsets it
+    starts.
+    """
 
     def subscribe(self, topics: object, **_: object) -> NoReturn:
         """Raises ReadOnlyError: membership is kept by the owner. Use `assign`."""
@@ -82,10 +85,12 @@ class ReaderCluster(Cluster):
         self._check_open()
         return self._beside.owner()
 
-    # -- reading -----------------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------
 
     def consumer(self, *, config: Mapping[str, Any] | None = None, **options: Any) -> Consumer:
-        """A consumer for `assign`. With a `group_id` it starts where that group has committed; it never commits itself."""
+        """A consumer for `assign`. With a `group_id` it starts where that group has committed; it never
+        commits itself.
+        """
         self._check_open()
         if options.get("enable_auto_commit") or (
             config is not None and config.get("enable.auto.commit") in (True, "true")
@@ -118,7 +123,7 @@ class ReaderCluster(Cluster):
         self._check_open()
         return self._beside.dump(topic, partition, start_offset, end_offset)
 
-    # -- writing -----------------------------------------------------------------------------------------------------
+    # -- writing ---------------------------------------------------------------------------------------------
 
     def producer(self, **_: object) -> NoReturn:
         """Raises ReadOnlyError."""
@@ -130,10 +135,12 @@ class ReaderCluster(Cluster):
         self._check_open()
         self._beside.refuse_write("enforcing retention")
 
-    # -- the end -----------------------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------------------
 
     def _close(self, *, commit: bool) -> None:
-        """Close the consumers, and the environments when no other reader of this process uses them. Idempotent."""
+        """Close the consumers, and the environments when no other reader of this process uses them.
+        Idempotent.
+        """
         if self._closed:
             return
         self._closed = True
@@ -169,7 +176,8 @@ def open_reader(
     """Open the cluster in a directory for reading.
 
     path:    a directory, or ":memory:name" of a cluster open in this process.
-    Raises   NotAStreamlogDirectoryError, UnsupportedFormatError, CorruptStoreError, NetworkFileSystemError, ConfigError.
+    Raises   NotAStreamlogDirectoryError, UnsupportedFormatError, CorruptStoreError, NetworkFileSystemError,
+             ConfigError.
     """
     text = os.fspath(path)
     with clusters._open_lock:
@@ -199,7 +207,8 @@ def _memory_path(text: str) -> Path:
     name = text[len(MEMORY) :]
     if not name:
         raise ConfigError(
-            'path ":memory:" with mode="r": a private cluster has nobody to read beside; allowed: ":memory:name", or a directory',
+            'path ":memory:" with mode="r": a private cluster has nobody to read beside; '
+            'allowed: ":memory:name", or a directory',
             option="path",
             value=text,
             allowed="a directory, or ':memory:name'",

@@ -247,9 +247,14 @@ class Environment:
         candidates = (map_bytes,) if map_bytes is not None else MAP_BYTES
         if disk_bytes_max is not None:
             candidates = (min(disk_bytes_max, candidates[0]) & ~4095, *candidates[1:])
+        is_new = not read_only and sync != "off" and not (path / DATA_FILE).exists()
         engine = _open_engine(path, candidates, sync, read_only, max_readers)
         try:
             _check_complete(path, engine)
+            if is_new:
+                # A power loss must not leave half of the engine's two first pages: such a file cannot be opened again.
+                engine.sync(True)
+                filesystem.sync_directory(path)
             environment = cls(path, engine, sync, read_only, disk_bytes_max)
             environment.release_stale_readers()
         except BaseException:
@@ -297,8 +302,11 @@ class Environment:
                 raise
 
     def last_transaction_id(self) -> int:
-        """The number of the newest commit."""
-        return self._live_engine().info()["last_txnid"]
+        """The number of the newest commit. Raises ClosedError."""
+        try:
+            return self._live_engine().info()["last_txnid"]
+        except EngineError as error:
+            raise self.named(error) from error
 
     # -- care --------------------------------------------------------------------------------------
 
@@ -333,7 +341,6 @@ class Environment:
         """
         if self._forked:
             return True
-        self.closing = True
         self._begin = self._begin_write = self._refuse
         if self.closed:
             return True
@@ -341,11 +348,13 @@ class Environment:
         if left_open is not None:
             left_open.abort()
         try:
-            if self.sync_mode != "full" and not self.read_only:
+            # Before `closing`: from then on the last snapshot of another thread may close the engine under us.
+            if not self.closing and self.sync_mode != "full" and not self.read_only:
                 self._engine.sync(True)
         except EngineError as error:
             raise self.named(error) from error
         finally:
+            self.closing = True
             if force or not self._readers or not self._is_being_read():
                 self._close_engine()
         return self.closed

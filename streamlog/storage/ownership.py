@@ -1,7 +1,7 @@
 """Who owns a cluster's directory, asked without touching its lock.
 
-Taking the lock to see whether it is free would, for that moment, turn a starting owner away. Linux lists the locks held
-in /proc/locks; elsewhere the process LOCK names counts as the owner while it lives.
+Taking the lock to see whether it is free would, for that moment, turn a starting owner away. Linux lists the
+locks held in /proc/locks; elsewhere the process LOCK names counts as the owner while it lives.
 
 Sources: proc(5) "/proc/locks"; flock(2).
 """
@@ -33,8 +33,9 @@ def live_owner(path: Path) -> Owner | None:
 
 
 def _is_lock_on(line: str, inode: int, pid: int | None) -> bool:
-    # "1: FLOCK  ADVISORY  WRITE 4711 fe:00:9979414 0 EOF". A process of another pid namespace is listed as 0, and
-    # an overlay's device number is not stat's: so the inode and the kind of lock must do, with the pid where it is known.
+    # "1: FLOCK  ADVISORY  WRITE 4711 fe:00:9979414 0 EOF". A process of another pid namespace is listed as 0,
+    # and an overlay's device number is not stat's: so the inode and the kind of lock must do, with the pid
+    # where it is known.
     fields = line.split()
     if len(fields) < 6 or fields[1] != "FLOCK" or fields[3] != "WRITE":
         return False

@@ -1,19 +1,22 @@
 """Does an environment hold what its format promises? Reads every byte, changes nothing, reports all it finds.
 
-    1. structure   every key and header, in one snapshot: what kind of key, offsets, running maxima, epochs, checkpoints
-    2. bodies      every batch, in slices of a few MB with a snapshot each: CRC, decoding, offsets and times of its records
+    1. structure   every key and header, in one snapshot: kinds of keys, offsets, running maxima, epochs,
+                   checkpoints
+    2. bodies      every batch, in slices of a few MB with a snapshot each: CRC, decoding, offsets and times
+                   of its records
 
-So a store in use can be walked for as long as it takes: the long part pins no pages, the short one sees one moment. The
-engine's own pages are `env.verify_file`'s business; what folds say is `broker.verification`'s.
+So a store in use can be walked for as long as it takes: the long part pins no pages, the short one sees one
+moment. The engine's own pages are `env.verify_file`'s business; what folds say is `broker.verification`'s.
 
-A log that was never compacted has no holes: its batches follow each other from its start to its end. One that was has
-holes, and its batches' own times may have fallen behind their running maxima; whether it was, its cleaner's checkpoint
-tells, or the caller (`compacted`).
+A log that was never compacted has no holes: its batches follow each other from its start to its end. One that
+was has holes, and its batches' own times may have fallen behind their running maxima; whether it was, its
+cleaner's checkpoint tells, or the caller (`compacted`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -57,15 +60,14 @@ class Problem(msgspec.Struct, frozen=True):
     def place(self) -> str:
         """Where it is, for people."""
         log = f"{self.topic}-{self.partition}" if self.topic else f"log {self.log_id}"
-        return f"{self.environment and self.environment + ': '}{log}{'' if self.offset < 0 else f', batch ending at {self.offset}'}"
+        batch = "" if self.offset < 0 else f", batch ending at {self.offset}"
+        return f"{self.environment}: {log}{batch}" if self.environment else log + batch
 
     def __str__(self) -> str:
-        wrong = (
-            f": expected {self.expected}, found {self.actual}"
-            if self.expected
-            else self.actual and f": {self.actual}"
-        )
-        return f"{self.place}: {self.what}{wrong}"
+        said = f"{self.place}: {self.what}"
+        if self.expected:
+            return f"{said}: expected {self.expected}, found {self.actual}"
+        return f"{said}: {self.actual}" if self.actual else said
 
 
 class LogReport(msgspec.Struct):
@@ -116,8 +118,8 @@ class Dumped(msgspec.Struct, frozen=True):
     error: str = ""
 
 
-OnBytes = Callable[[int, int], object]
-"""Called between slices with (log id, bytes checked since the last call)."""
+OnBytes = Callable[[str, int], object]
+"""Called between slices with (the environment's name, bytes checked since the last call)."""
 
 
 def verify_environment(
@@ -141,7 +143,7 @@ def verify_log(environment: Environment, log_id: int, compacted: bool = False) -
     return [problem for problem in report.problems if problem.log_id == log_id]
 
 
-# -- structure -------------------------------------------------------------------------------------------------------
+# -- structure -----------------------------------------------------------------------------------------------
 
 
 def check_structure(
@@ -256,16 +258,18 @@ def _check_header(report: EnvironmentReport, log: LogReport, last_offset: int, v
 def _check_checkpoint(reader: Reader, report: EnvironmentReport, log: LogReport) -> None:
     log_id = log.log_id
 
-    def wrong(what: str, expected: object = "", actual: object = "") -> None:
+    def wrong(what: str, expected: object, actual: object) -> None:
         report.add(log_id, NO_OFFSET, what, expected, actual)
 
     try:
         checkpoint = log.checkpoint = load_checkpoint(reader, log_id)
         cleaner = load_cleaner_checkpoint(reader, log_id)
     except CorruptStoreError as error:
-        return wrong("a checkpoint cannot be read", actual=error)
+        wrong("a checkpoint cannot be read", "", error)
+        return
     if checkpoint is None:
-        return wrong("the checkpoint is missing", "one beside the newest batch", "none")
+        wrong("the checkpoint is missing", "one beside the newest batch", "none")
+        return
     start, high_watermark, end = (
         checkpoint.log_start_offset,
         checkpoint.high_watermark,
@@ -284,7 +288,7 @@ def _check_checkpoint(reader: Reader, report: EnvironmentReport, log: LogReport)
     if log.batches == 0:
         if start < end and not log.was_compacted:
             wrong("there are no batches", f"batches from {start} to {end}", "none")
-        return None
+        return
     if end < log.end_offset or (end > log.end_offset and not log.was_compacted):
         wrong("the checkpoint's log end offset is not behind the newest batch", log.end_offset, end)
     if start < log.first_offset and not log.was_compacted:
@@ -307,7 +311,7 @@ def _check_checkpoint(reader: Reader, report: EnvironmentReport, log: LogReport)
         )
 
 
-# -- bodies ----------------------------------------------------------------------------------------------------------
+# -- bodies --------------------------------------------------------------------------------------------------
 
 
 def check_bodies(
@@ -332,7 +336,7 @@ def check_bodies(
         report.batches_checked += len(slice_)
         report.bytes_checked += slice_bytes
         if on_bytes is not None:
-            on_bytes(log_id, slice_bytes)
+            on_bytes(report.name, slice_bytes)
 
 
 def _wrong_in(data: bytes) -> Iterator[tuple[str, object, object]]:
@@ -349,7 +353,7 @@ def _wrong_in(data: bytes) -> Iterator[tuple[str, object, object]]:
     offsets, timestamps = list(columns.offsets), list(columns.timestamps)
     if len(offsets) != batch.record_count:
         yield "the number of records is not the header's", batch.record_count, len(offsets)
-    if any(after <= before for before, after in zip(offsets, offsets[1:], strict=False)):
+    if any(after <= before for before, after in pairwise(offsets)):
         yield "the records' offsets do not rise", "rising offsets", offsets[:100]
     if offsets and not 0 <= offsets[0] <= offsets[-1] <= batch.last_offset_delta:
         yield (
@@ -368,7 +372,9 @@ def _wrong_in(data: bytes) -> Iterator[tuple[str, object, object]]:
 def _slices(
     environment: Environment, log_id: int, start_offset: int, end_offset: int
 ) -> Iterator[list[tuple[int, int, bytes]]]:
-    """(last offset, running maximum, batch) of the batches with a key in [start, end), a few MB and one snapshot a time."""
+    """(last offset, running maximum, batch) of the batches with a key in [start, end), a few MB and one
+    snapshot a time.
+    """
     while start_offset < end_offset:
         slice_: list[tuple[int, int, bytes]] = []
         bytes_left = SLICE_BYTES
@@ -390,14 +396,14 @@ def _slices(
         yield slice_
 
 
-# -- dumping, rebuilding ---------------------------------------------------------------------------------------------
+# -- dumping, rebuilding -------------------------------------------------------------------------------------
 
 
 def dump(
     environment: Environment, log_id: int, start_offset: int = 0, end_offset: int | None = None
 ) -> Iterator[Dumped]:
-    """The stored batches of a log that end in [start_offset, end_offset), damaged ones too. Take your time with
-    each: no snapshot is held.
+    """The stored batches of a log that end in [start_offset, end_offset), damaged ones too. Take your time
+    with each: no snapshot is held.
     """
     for slice_ in dump_slices(environment, log_id, start_offset, end_offset):
         yield from slice_
@@ -426,7 +432,9 @@ def _dumped(last_offset: int, running_max: int, data: bytes) -> Dumped:
 
 
 def rebuild_checkpoint(reader: Reader, log_id: int) -> LogCheckpoint | None:
-    """The checkpoint that the batches imply; None for a log without any. Everything stored counts as replicated."""
+    """The checkpoint that the batches imply; None for a log without any. Everything stored counts as
+    replicated.
+    """
     report = EnvironmentReport("")
     log = LogReport(log_id)
     try:

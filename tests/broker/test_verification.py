@@ -1,4 +1,6 @@
-"""streamlog/broker/verification.py: log ids become partitions, folds from checkpoints equal folds from the start."""
+"""streamlog/broker/verification.py: log ids become partitions, folds from checkpoints equal folds from the
+start.
+"""
 
 from __future__ import annotations
 
@@ -177,7 +179,7 @@ def test_a_metadata_log_that_cannot_be_folded(path: Path) -> None:
     assert ("metadata", "the cluster's image cannot be folded") in said
 
 
-# -- folds -----------------------------------------------------------------------------------------------------------
+# -- folds ---------------------------------------------------------------------------------------------------
 
 
 def test_an_image_checkpoint_that_lies_is_found(path: Path) -> None:
@@ -236,8 +238,8 @@ def often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_state_rebuilt_by_replay_equals_state_from_checkpoints(tmp_path: Path, often: None) -> None:
-    """Topics come and go, groups commit, are emptied and deleted, the offsets topic is compacted: the owner's own state,
-    the state from its checkpoints and the state from the whole log are one.
+    """Topics come and go, groups commit, are emptied and deleted, the offsets topic is compacted: the owner's
+    own state, the state from its checkpoints and the state from the whole log are one.
     """
     path = tmp_path / "data"
     for opening in range(3):

@@ -1,4 +1,6 @@
-"""`Cluster.backup` and `ReaderCluster.backup` (streamlog/broker/backup.py): a copy of a cluster in use, whole or not there."""
+"""`Cluster.backup` and `ReaderCluster.backup` (streamlog/broker/backup.py): a copy of a cluster in use, whole
+or not there.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def test_the_copy_is_the_cluster(cluster: streamlog.Cluster, tmp_path: Path) -> 
 
 
 def test_copies_taken_while_it_is_written(cluster: streamlog.Cluster, tmp_path: Path) -> None:
-    """Producers, commits, deletions and the cleaner at work: every copy is a prefix of each partition, and sound."""
+    """Producers, commits, deletions and the cleaner at work: every copy is a prefix of each partition, and
+    sound.
+    """
     cluster.create_topic("c", config={"cleanup.policy": "compact", "min.cleanable.dirty.ratio": 0.01})
     done = threading.Event()
     failures: list[BaseException] = []

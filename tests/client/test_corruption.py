@@ -1,4 +1,6 @@
-"""A flipped bit in a stored batch: a named error with the place and the way on; everything else stays readable."""
+"""A flipped bit in a stored batch: a named error with the place and the way on; everything else stays
+readable.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def stored_key(cluster: Any, last_offset: int) -> bytes:
 
 
 def flip(cluster: Any, last_offset: int, position: int, bit: int = 0) -> None:
-    """Flip one bit of the stored value of the batch that ends at an offset; `position` counts from the batch's start."""
+    """Flip one bit of the stored value of the batch that ends at an offset; `position` counts from the
+    batch's start.
+    """
     environment = cluster._backend.broker.environment
     key = stored_key(cluster, last_offset)
     with environment.snapshot() as snapshot:
@@ -180,7 +184,9 @@ def test_a_bit_that_makes_a_marker_of_a_batch_does_not_hide_it(cluster: streamlo
 
 @pytest.mark.parametrize("codec", ["none", "zstd"])
 def test_no_flipped_bit_is_ever_handed_out(codec: str) -> None:
-    """Every byte of a batch: an error with the way on, or - the leader's epoch lies outside the CRC - the same records."""
+    """Every byte of a batch: an error with the way on, or - the leader's epoch lies outside the CRC - the
+    same records.
+    """
     with streamlog.open(":memory:") as cluster:
         assert isinstance(cluster, streamlog.Cluster)
         cluster.create_topic("t")

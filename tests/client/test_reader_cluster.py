@@ -1,5 +1,5 @@
-"""streamlog/client/reader_cluster.py and what it stands on: reading in the owner's own process, and when nobody owns the
-directory. Beside another process: tests/integration/test_reading_beside.py.
+"""streamlog/client/reader_cluster.py and what it stands on: reading in the owner's own process, and when
+nobody owns the directory. Beside another process: tests/integration/test_reading_beside.py.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def reader(owner: Cluster, path: Path) -> Iterator[ReaderCluster]:
         yield reader
 
 
-# -- looking ---------------------------------------------------------------------------------------------------------
+# -- looking -------------------------------------------------------------------------------------------------
 
 
 def test_topics_and_partitions_are_seen_as_they_are_now(owner: Cluster, reader: ReaderCluster) -> None:
@@ -123,7 +123,7 @@ def test_a_deleted_topic_made_anew_is_another(owner: Cluster, reader: ReaderClus
     assert values(topic[0].read()) == [b"new"]
 
 
-# -- consuming -------------------------------------------------------------------------------------------------------
+# -- consuming -----------------------------------------------------------------------------------------------
 
 
 def test_a_consumer_reads_seeks_and_ends(owner: Cluster, reader: ReaderCluster) -> None:
@@ -221,7 +221,7 @@ def test_a_group_id_only_says_where_to_start(owner: Cluster, reader: ReaderClust
     assert owner.consumer_group(GROUP).offsets()[T0] == 1, "the reader has committed nothing"
 
 
-# -- groups ----------------------------------------------------------------------------------------------------------
+# -- groups --------------------------------------------------------------------------------------------------
 
 
 def test_groups_are_seen_but_not_joined(owner: Cluster, reader: ReaderCluster) -> None:
@@ -251,7 +251,9 @@ def test_groups_are_seen_but_not_joined(owner: Cluster, reader: ReaderCluster) -
 
 
 def test_members_of_an_opening_that_is_over_are_gone(path: Path) -> None:
-    """Nobody wrote that they left: their process was killed. What an owner drops at loading, a reader does not show."""
+    """Nobody wrote that they left: their process was killed. What an owner drops at loading, a reader does
+    not show.
+    """
     cluster = streamlog.open(path, sync="off")
     cluster.create_topic("t")
     member = cluster.consumer_group(GROUP, ["t"]).consumer()
@@ -267,7 +269,7 @@ def test_members_of_an_opening_that_is_over_are_gone(path: Path) -> None:
             assert reader.consumer_group(GROUP, ["t"]).members() == []
 
 
-# -- writing is refused ----------------------------------------------------------------------------------------------
+# -- writing is refused --------------------------------------------------------------------------------------
 
 WRITING: dict[str, Any] = {
     "producer": lambda reader: reader.producer(),
@@ -312,7 +314,7 @@ def test_a_topic_that_is_there_may_be_asked_for(reader: ReaderCluster) -> None:
     assert reader.create_topic("t", exist_ok=True).name == "t"
 
 
-# -- owners come and go ----------------------------------------------------------------------------------------------
+# -- owners come and go --------------------------------------------------------------------------------------
 
 
 def test_nobody_owns_the_directory(path: Path) -> None:
@@ -403,7 +405,7 @@ def test_what_is_no_cluster_is_refused(tmp_path: Path) -> None:
         streamlog.open(tmp_path / "file", mode="r")
 
 
-# -- the rest --------------------------------------------------------------------------------------------------------
+# -- the rest ------------------------------------------------------------------------------------------------
 
 
 def test_a_closed_reader_says_so(owner: Cluster, path: Path) -> None:

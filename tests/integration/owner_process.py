@@ -136,8 +136,8 @@ def main() -> None:
 
     members: list[Any] = []
     names = {
-        "cluster": cluster, "write": write, "write_forever": write_forever, "churn": churn, "clean_forever": clean_forever,
-        "join": join, "commit": commit, "members": members,
+        "cluster": cluster, "write": write, "write_forever": write_forever, "churn": churn,
+        "clean_forever": clean_forever, "join": join, "commit": commit, "members": members,
     }  # fmt: skip
     print("ok 'open'", flush=True)
     for line in sys.stdin:

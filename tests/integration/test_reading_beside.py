@@ -1,10 +1,13 @@
-"""Reading beside an owner in another process that writes, deletes, compacts, enforces retention and is killed."""
+"""Reading beside an owner in another process that writes, deletes, compacts, enforces retention and is
+killed.
+"""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -110,7 +113,9 @@ def test_members_of_a_killed_owner_are_gone(owner: OwnerProcess, reader: ReaderC
 def test_following_while_it_writes_and_is_killed(
     owner: OwnerProcess, reader: ReaderCluster, path: Path
 ) -> None:
-    """Across four owners, three of them killed while they write: every record once, in order, none half-written."""
+    """Across four owners, three of them killed while they write: every record once, in order, none
+    half-written.
+    """
     consumer = reader.consumer()
     consumer.assign([T0])
     seen: list[streamlog.Record] = []
@@ -125,7 +130,7 @@ def test_following_while_it_writes_and_is_killed(
         seen += follow(consumer, end - 1)
     assert [record.offset for record in seen] == list(range(end))
     runs = [int(record.value or b"") for record in seen]
-    assert all(after in (before + 1, 0) for before, after in zip(runs, runs[1:], strict=False))
+    assert all(after in (before + 1, 0) for before, after in pairwise(runs))
     assert runs.count(0) == 4
     assert consumer.poll(0) == []
     assert reader.verify(check_files=False).problems == []
@@ -154,7 +159,9 @@ def test_a_topic_that_is_deleted_and_made_anew_is_never_mixed(
 
 
 def test_retention_beside_a_reader(owner: OwnerProcess, reader: ReaderCluster) -> None:
-    """The start moves up under the reader: it is told, or goes on from the new start; never a silent gap in between."""
+    """The start moves up under the reader: it is told, or goes on from the new start; never a silent gap in
+    between.
+    """
     owner("cluster.create_topic('short', config={'retention.bytes': 20_000})")
     owner.start("write_forever('short', size=500)")
     partition = reader.topic("short")[0]

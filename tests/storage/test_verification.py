@@ -1,4 +1,6 @@
-"""streamlog/storage/verification.py: each kind of damage is found, named and located; what is sound stays silent."""
+"""streamlog/storage/verification.py: each kind of damage is found, named and located; what is sound stays
+silent.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,7 @@ def found(problems: Sequence[Problem]) -> list[tuple[int, str]]:
     return [(problem.offset, problem.what) for problem in problems]
 
 
-# -- what is sound ---------------------------------------------------------------------------------------------------
+# -- what is sound -------------------------------------------------------------------------------------------
 
 
 def test_a_sound_log_has_no_problems(owned: OwnedLog) -> None:
@@ -106,16 +108,14 @@ def test_a_long_log_is_walked_in_slices(owned: OwnedLog, monkeypatch: pytest.Mon
     for _ in range(10):
         three_batches(owned)
     told: list[int] = []
-    report = verify_environment(
-        owned.environment, on_bytes=lambda log_id, done_bytes: told.append(done_bytes)
-    )
+    report = verify_environment(owned.environment, on_bytes=lambda name, done_bytes: told.append(done_bytes))
     assert report.problems == []
     assert report.batches_checked == 30
     assert sum(told) == owned.checkpoint.size_bytes
     assert len(told) > 5
 
 
-# -- damaged batches -------------------------------------------------------------------------------------------------
+# -- damaged batches -----------------------------------------------------------------------------------------
 
 
 def test_every_flipped_bit_of_a_batch_is_found(owned: OwnedLog) -> None:
@@ -172,7 +172,7 @@ def test_a_cut_value_is_found(owned: OwnedLog) -> None:
     assert found(problems).count((5, "the batch is corrupt")) == 0, "said once"
 
 
-# -- order -----------------------------------------------------------------------------------------------------------
+# -- order ---------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_under_another_offset_is_found(owned: OwnedLog) -> None:
@@ -245,7 +245,7 @@ def test_a_falling_epoch_is_found(owned: OwnedLog) -> None:
     assert found(verify_log(owned.environment, LOG)) == [(4, "the leader epoch falls")]
 
 
-# -- checkpoints -----------------------------------------------------------------------------------------------------
+# -- checkpoints ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_batches_waiting_to_be_deleted_are_no_problem(owned: OwnedLog) -> None:
     assert report.logs[LOG].hidden_batches == 2
 
 
-# -- dump and rebuild ------------------------------------------------------------------------------------------------
+# -- dump and rebuild ----------------------------------------------------------------------------------------
 
 
 def test_dump_shows_every_batch_also_a_damaged_one(owned: OwnedLog, monkeypatch: pytest.MonkeyPatch) -> None:
