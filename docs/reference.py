@@ -1,7 +1,7 @@
 """Writes the parts of the documentation that are the code's to say: options, errors, a group's states.
 
-    python docs/reference.py            rewrite them
-    python docs/reference.py --check    only say whether they are up to date (tests/docs/test_reference.py does, too)
+    python docs/reference.py            bring them up to date
+    python docs/reference.py --check    only say whether they are (tests/docs/test_reference.py does, too)
 
 Such a part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`; everything around it is prose.
 """
@@ -13,6 +13,8 @@ import ast
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from streamlog import config, errors
@@ -22,7 +24,7 @@ from streamlog.options import INT32_MAX, INT64_MAX
 DOCS = Path(__file__).resolve().parent
 PACKAGE = DOCS.parent / "streamlog"
 
-# -- options -------------------------------------------------------------------------------------------------
+# -- options -----------------------------------------------------------------------------------------------
 
 KAFKA_DEFAULTS: dict[str, object] = {
     "auto_offset_reset": "latest",
@@ -35,12 +37,22 @@ KAFKA_DEFAULTS: dict[str, object] = {
 """Kafka's default where ours differs; docs/differences-from-kafka.md gives the reasons."""
 
 OWN = {
-    "cluster": {"disk_bytes_max", "map_bytes", "max_readers", "flush_ms", "inbox_requests_max", "allow_network_fs"},
+    "cluster": {
+        "disk_bytes_max",
+        "map_bytes",
+        "max_readers",
+        "flush_ms",
+        "inbox_requests_max",
+        "allow_network_fs",
+    },
     "topic": set(),
     "producer": set(),
     "consumer": {"stop_at_end"},
 }
 """Options Kafka does not have."""
+
+NOT_ENFORCED = {"min_insync_replicas"}
+"""Options something reads (a metric, a listing), without doing what they promise."""
 
 READ_ELSEWHERE = {"cleanup_policy"}
 """Options read through a property of their config."""
@@ -48,6 +60,7 @@ READ_ELSEWHERE = {"cleanup_policy"}
 CONFIG_FILES = {"config.py", "cluster_config.py", "options.py"}
 
 
+@cache
 def attributes_read() -> set[str]:
     """Every attribute name the library reads outside the option tables."""
     return {
@@ -56,7 +69,7 @@ def attributes_read() -> set[str]:
         if path.name not in CONFIG_FILES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute)
-    } | READ_ELSEWHERE
+    } - NOT_ENFORCED | READ_ELSEWHERE
 
 
 def without_effect(role: str) -> set[str]:
@@ -94,18 +107,23 @@ def shown(value: object) -> str:
         return "2**63-1"
     if value == INT32_MAX:
         return "2**31-1"
-    return f"{value:_}" if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000 else str(value)
+    return (
+        f"{value:_}"
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000
+        else str(value)
+    )
 
 
 def cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-# -- errors --------------------------------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------------------
 
 ERROR_FILES = {"errors.py", "protocol_errors.py"}
 
 
+@cache
 def names_used() -> set[str]:
     """Error names the library uses for more than catching them."""
     used: set[str] = set()
@@ -113,13 +131,11 @@ def names_used() -> set[str]:
         if path.name in ERROR_FILES:
             continue
         tree = ast.parse(path.read_text())
-        caught = {
-            id(inner)
-            for node in ast.walk(tree)
-            if isinstance(node, (ast.ExceptHandler, ast.MatchClass))
-            for inner in ast.walk(node.type if isinstance(node, ast.ExceptHandler) else node.cls)
-            if inner is not None
-        } - {id(None)}
+        caught: set[int] = set()
+        for node in ast.walk(tree):
+            kind = node.type if isinstance(node, ast.ExceptHandler) else getattr(node, "cls", None)
+            if isinstance(node, (ast.ExceptHandler, ast.MatchClass)) and kind is not None:
+                caught |= {id(inner) for inner in ast.walk(kind)}
         for node in ast.walk(tree):
             if id(node) in caught:
                 continue
@@ -141,8 +157,8 @@ def classes() -> list[type[errors.StreamlogError]]:
 
 
 def errors_table(wanted: Callable[[type[errors.StreamlogError]], bool]) -> Iterator[str]:
-    yield "| error | also a | code | flags | when, and what to do |"
-    yield "|---|---|---|---|---|"
+    yield "| error | also a | code | flags | when | what to do |"
+    yield "|---|---|---|---|---|---|"
     for error in classes():
         if not wanted(error):
             continue
@@ -151,7 +167,7 @@ def errors_table(wanted: Callable[[type[errors.StreamlogError]], bool]) -> Itera
         doc = " ".join((error.__doc__ or "").split())
         yield (
             f'| <a id="{error.__name__}"></a>`{error.__name__}` | {", ".join(kin(error))} | {code}'
-            f" | {', '.join(flags)} | {cell(doc)} |"
+            f" | {', '.join(flags)} | {cell(doc)} | {cell(ADVICE.get(error.__name__, ''))} |"
         )
 
 
@@ -165,7 +181,68 @@ def is_raised(error: type[errors.StreamlogError]) -> bool:
     return error.__name__ in names_used()
 
 
-# -- groups --------------------------------------------------------------------------------------------------
+ADVICE = {
+    "BufferExhaustedError": "Wait and send again, raise `buffer_memory` or `max_block_ms`, or send less.",
+    "ClosedError": "Open or make another. A handle is not used after its `with`.",
+    "ClusterLockedError": "Stop the process in `.pid`, or read beside it.",
+    "CommitFailedError": "Poll again; the records come again, here or elsewhere. Process less a poll.",
+    "ConfigError": "The message names what is allowed and what was probably meant.",
+    "CoordinatorNotAvailableError": "Call again.",
+    "CorruptRecordError": "`streamlog verify` tells how much; seek behind `.offset`, or restore a backup.",
+    "CorruptStoreError": "`streamlog verify`; restore a backup.",
+    "DeliveryError": "Look at `__cause__` and `.failed`, mend, send those again.",
+    "DeserializationError": "Mend the deserializer, or seek to `.next_offset`.",
+    "DiskFullError": "Make room; the same call works again then.",
+    "FencedInstanceIdError": "Give each member a `group_instance_id` of its own.",
+    "FencedLeaderEpochError": "Call again.",
+    "GroupIdNotFoundError": "`cluster.groups` lists what there is.",
+    "GroupMaxSizeReachedError": "Fewer members, or raise `group_max_size`.",
+    "GroupSubscribedToTopicError": "Close the members that read the topic first.",
+    "IllegalGenerationError": "As CommitFailedError, whose cause it is.",
+    "IllegalStateError": "The message says which call has to come before, or is in the way.",
+    "InconsistentGroupProtocolError": "Give all members a common `partition_assignment_strategy`.",
+    "InvalidGroupIdError": 'Use `cluster.consumer_group("name", ...)`.',
+    "InvalidPartitionsError": "Partitions can only be added; more than there are.",
+    "InvalidRecordError": "Give the record a key.",
+    "InvalidReplicationFactorError": "1, in this version.",
+    "InvalidRequestError": "A bug of the client: report it.",
+    "InvalidSessionTimeoutError": "Stay within the bounds, or change them at `open`.",
+    "InvalidTimestampError": "Mend the timestamp (it is in ms), or the topic's bounds.",
+    "InvalidTopicError": "1 to 249 of `a-z A-Z 0-9 . _ -`.",
+    "MemberIdRequiredError": "Nothing: clients do it themselves.",
+    "NetworkFileSystemError": "A local directory.",
+    "NoOffsetForPartitionError": "`seek`, or another `auto_offset_reset`.",
+    "NonEmptyGroupError": "Close its members first.",
+    "NotAStreamlogDirectoryError": "An empty or a new directory.",
+    "NotControllerError": "Call again.",
+    "NotLeaderOrFollowerError": "Call again; if the topic was deleted, stop.",
+    "OffsetMetadataTooLargeError": "A shorter text.",
+    "OffsetOutOfRangeError": "The message says which offsets there are.",
+    "PolicyViolationError": "`cleanup.policy` must contain `delete` for that.",
+    "ReadOnlyError": "Do it in the owner's process, or open to write.",
+    "ReadersFullError": "Fewer readers at once, or raise `max_readers`.",
+    "RebalanceInProgressError": "Poll, then call again. `commit()` does so itself.",
+    "RecordTooLargeError": "A smaller record, or raise `max_request_size` and `max.message.bytes`.",
+    "ReentrantCallError": "Only `send` there, without waiting; wait outside.",
+    "ResourceNotFoundError": "Check the name.",
+    "SerializationError": "The message names the serializer that fits.",
+    "StorageError": "See its cause; close, mend the disk, open again.",
+    "StoreForkedError": "Open after the fork.",
+    "StoreFullError": "Retention, `delete_records`, or a higher `disk_bytes_max`.",
+    "StreamlogError": "The root: never raised itself.",
+    "StreamlogTimeoutError": "Look whether it was written before you write again.",
+    "TopicAlreadyExistsError": "`exist_ok=True`, or another name.",
+    "UnknownMemberIdError": "As CommitFailedError, whose cause it is.",
+    "UnknownNameError": "The message says what it is called here.",
+    "UnknownTopicOrPartitionError": "`cluster.topics` lists what there is.",
+    "UnsupportedCompressionTypeError": '`"zstd"` is always there.',
+    "UnsupportedFormatError": "Upgrade streamlog.",
+    "UnsupportedOperationError": "The message says what can.",
+}
+"""What to do, for every error this version raises."""
+
+
+# -- groups ------------------------------------------------------------------------------------------------
 
 
 def states_diagram() -> Iterator[str]:
@@ -191,10 +268,16 @@ def states_table() -> Iterator[str]:
 def state_docs() -> dict[str, tuple[str, str, str]]:
     """The text below each member of State: purpose, action, transition."""
     tree = ast.parse((PACKAGE / "core" / "group_state.py").read_text())
-    body = next(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "State")
+    body = next(
+        node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "State"
+    )
     docs: dict[str, tuple[str, str, str]] = {}
-    for member, text in zip(body, body[1:], strict=False):
-        if isinstance(member, ast.Assign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+    for member, text in pairwise(body):
+        if (
+            isinstance(member, ast.Assign)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        ):
             whole = " ".join(str(text.value.value).split())
             what, rest = whole.split(" action: ")
             action, transition = rest.split(" transition: ")
@@ -204,14 +287,14 @@ def state_docs() -> dict[str, tuple[str, str, str]]:
     return docs
 
 
-# -- the command line ------------------------------------------------------------------------------------------
+# -- the command line --------------------------------------------------------------------------------------
 
 
 def commands() -> Iterator[str]:
     from streamlog.cli.arguments import build_parser
 
     for name, parser in subparsers(build_parser()):
-        families = list(subparsers(parser))
+        families: list[tuple[str | None, argparse.ArgumentParser]] = list(subparsers(parser))
         for subname, leaf in families or [(None, parser)]:
             yield from command(f"{name} {subname}" if subname else name, leaf)
 
@@ -224,14 +307,18 @@ def subparsers(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.
 
 def command(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     shared = {"help", "dir", "json", "quiet", "debug"}
-    own = [action for action in parser._actions if action.dest not in shared and action.help != argparse.SUPPRESS]
+    own = [
+        action for action in parser._actions if action.dest not in shared and action.help != argparse.SUPPRESS
+    ]
     usage = ["streamlog", name]
     if any(action.option_strings for action in own):
         usage.append("[options]")
     for action in own:
         if not action.option_strings:
             what = str(action.metavar or action.dest)
-            usage.append({"*": f"[{what} ...]", "+": f"{what} ...", "?": f"[{what}]"}.get(str(action.nargs), what))
+            usage.append(
+                {"*": f"[{what} ...]", "+": f"{what} ...", "?": f"[{what}]"}.get(str(action.nargs), what)
+            )
     yield f"### {name}"
     yield ""
     yield "```"
@@ -258,11 +345,18 @@ def command(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
 def spelled(action: argparse.Action) -> str:
     if not action.option_strings:
         return f"`{action.metavar or action.dest}`"
-    value = "" if action.nargs == 0 else str(action.metavar or ("{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()))
+    value = (
+        ""
+        if action.nargs == 0
+        else str(
+            action.metavar
+            or ("{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper())
+        )
+    )
     return ", ".join(f"`{option} {value}`" if value else f"`{option}`" for option in action.option_strings)
 
 
-# -- putting it in its place -----------------------------------------------------------------------------------
+# -- putting it in its place -------------------------------------------------------------------------------
 
 PARTS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     "options.md": {role: (lambda role=role: options_table(role)) for role in OWN},  # type: ignore[misc]

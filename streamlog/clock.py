@@ -35,7 +35,11 @@ class Clock(Protocol):
         ...
 
     def wall_ns(self) -> int:
-        """The same in nanoseconds: the one clock call that is made per record."""
+        """The same in nanoseconds: for the calls that are made per record and per turn."""
+        ...
+
+    def monotonic_ns(self) -> int:
+        """The monotonic clock in nanoseconds: likewise."""
         ...
 
 
@@ -45,6 +49,7 @@ class SystemClock:
     __slots__ = ()
 
     wall_ns = staticmethod(time.time_ns)
+    monotonic_ns = staticmethod(time.monotonic_ns)
 
     def monotonic_ms(self) -> int:
         return time.monotonic_ns() // 1_000_000
@@ -76,6 +81,9 @@ class ManualClock:
 
     def wall_ns(self) -> int:
         return self.wall_ms() * 1_000_000
+
+    def monotonic_ns(self) -> int:
+        return self._monotonic_ms * 1_000_000
 
     def advance(self, ms: int) -> None:
         """Let `ms` milliseconds pass on both clocks."""

@@ -10,7 +10,15 @@ import pytest
 
 from streamlog.clock import ManualClock
 from streamlog.errors import ResourceNotFoundError
-from streamlog.metrics import RESERVOIR_VALUES_MAX, Histogram, Metrics, MetricsRegistry, full_name, parse_name
+from streamlog.metrics import (
+    RESERVOIR_VALUES_MAX,
+    Histogram,
+    Metrics,
+    MetricsRegistry,
+    WindowedRate,
+    full_name,
+    parse_name,
+)
 
 MESSAGES_IN = "kafka.server:type=BrokerTopicMetrics,name=MessagesInPerSec"
 TOTAL_TIME = "kafka.network:type=RequestMetrics,name=TotalTimeMs"
@@ -220,3 +228,53 @@ def test_prometheus_text(registry: MetricsRegistry, clock: ManualClock) -> None:
 
 def test_an_empty_registry_prints_nothing(registry: MetricsRegistry) -> None:
     assert registry.snapshot().prometheus() == ""
+
+
+def test_a_timer_is_a_meter_and_a_distribution(registry: MetricsRegistry, clock: ManualClock) -> None:
+    timer = registry.timer("kafka.log:type=LogFlushStats,name=LogFlushRateAndTimeMs")
+    for ms in (1, 2, 3):
+        timer.update(ms)
+    clock.advance(1_000)
+    read = registry.snapshot()["kafka.log:type=LogFlushStats,name=LogFlushRateAndTimeMs"]
+    assert (read["Count"], read["MeanRate"], read["Mean"], read["Max"]) == (3, 3, 2, 3)
+
+
+def test_a_windowed_rate_is_kafkas() -> None:
+    rate = WindowedRate(0)
+    assert rate.read(30, 0) == 1  # the window before the first counts as empty
+    assert rate.read(60, 30_000) == 2
+    total = 60
+    for now_ms in range(31_000, 200_000, 1_000):
+        total += 5
+        found = rate.read(total, now_ms)
+    assert found == pytest.approx(5, rel=0.05)
+    for now_ms in range(200_000, 300_000, 1_000):
+        found = rate.read(total, now_ms)
+    assert found == 0
+
+
+def test_a_windowed_rate_nobody_read_for_long_is_that_of_the_pause() -> None:
+    rate = WindowedRate(0)
+    rate.read(0, 1_000)
+    assert rate.read(3_600, 3_601_000) == pytest.approx(1, rel=0.01)
+
+
+def test_collectors_are_asked_at_each_snapshot_until_forgotten(registry: MetricsRegistry) -> None:
+    there = ["a", "b"]
+
+    def collect(now_ms: int) -> list[tuple[str, dict[str, float]]]:
+        return [(f"d:type=T,topic={name}", {"Value": 1}) for name in there]
+
+    registry.collect(collect)
+    registry.gauge("d:type=T", lambda: 2, attribute="Other", topic="a")
+    assert registry.snapshot()["d:type=T,topic=a"] == {"Other": 2, "Value": 1}
+    there.remove("b")
+    assert list(registry.snapshot()) == ["d:type=T,topic=a"]
+    registry.forget(collect)
+    registry.forget(collect)
+    assert registry.snapshot()["d:type=T,topic=a"] == {"Other": 2}
+
+
+def test_numbers_are_given_once(registry: MetricsRegistry) -> None:
+    assert [registry.next_number("producer") for _ in range(3)] == [1, 2, 3]
+    assert registry.next_number("consumer") == 1

@@ -14,8 +14,27 @@ from streamlog import Record, TopicPartition
 from streamlog.errors import ConfigError
 
 NAMES = {
-    *("Cluster", "Consumer", "ConsumerGroup", "OffsetAndMetadata", "OffsetAndTimestamp", "Partition", "Producer", "Record"),
-    *("RecordMetadata", "StreamlogError", "Topic", "TopicPartition", "__version__", "connect", "errors", "open", "serde"),
+    *(
+        "Cluster",
+        "Consumer",
+        "ConsumerGroup",
+        "OffsetAndMetadata",
+        "OffsetAndTimestamp",
+        "Partition",
+        "Producer",
+        "Record",
+    ),
+    *(
+        "RecordMetadata",
+        "StreamlogError",
+        "Topic",
+        "TopicPartition",
+        "__version__",
+        "connect",
+        "errors",
+        "open",
+        "serde",
+    ),
 }
 
 
@@ -27,7 +46,9 @@ def test_the_names_of_the_package() -> None:
 
 def test_the_code_block(tmp_path: Path) -> None:
     with streamlog.open(tmp_path / "data/", brokers=1, sync="full") as cluster:
-        orders = cluster.create_topic("orders", partitions=4, replication_factor=1, config={"retention.ms": 3_600_000}, exist_ok=True)
+        orders = cluster.create_topic(
+            "orders", partitions=4, replication_factor=1, config={"retention.ms": 3_600_000}, exist_ok=True
+        )
         cluster.create_topic("gone")
         assert cluster.topics == ["gone", "orders"] and cluster.topic("orders") == orders
         cluster.delete_topic("gone")
@@ -35,9 +56,15 @@ def test_the_code_block(tmp_path: Path) -> None:
 
         called = threading.Event()
         with cluster.producer(acks="all", linger_ms=5, compression="zstd") as producer:
-            future = producer.send("orders", b"value", key=b"alice", headers=[("trace", b"1")], partition=None, timestamp=None)
+            future = producer.send(
+                "orders", b"value", key=b"alice", headers=[("trace", b"1")], partition=None, timestamp=None
+            )
             metadata = future.result(timeout=10)
-            assert (metadata.topic, metadata.offset) == ("orders", 0) and metadata.partition in range(8) and metadata.timestamp > 0
+            assert (
+                (metadata.topic, metadata.offset) == ("orders", 0)
+                and metadata.partition in range(8)
+                and metadata.timestamp > 0
+            )
             future.add_done_callback(lambda f: called.set())
             producer.send_many("orders", [(b"k1", b"v1"), (None, b"v2")])
             producer.flush()
@@ -86,7 +113,12 @@ def test_the_code_block(tmp_path: Path) -> None:
         partition = cluster.topic("orders")[metadata.partition]
         assert len(orders.partitions) == 8 and orders.config["retention.ms"] == "3600000"
         assert (partition.topic, partition.number) == ("orders", metadata.partition)
-        assert (partition.leader, partition.replicas, partition.isr, partition.leader_epoch) == (0, (0,), (0,), 0)
+        assert (partition.leader, partition.replicas, partition.isr, partition.leader_epoch) == (
+            0,
+            (0,),
+            (0,),
+            0,
+        )
         assert partition.log_start_offset == 0 and partition.high_watermark == partition.log_end_offset >= 1
         [first, *_] = partition.read(offset=0, max_records=100)
         assert (first.key, first.value, first.headers) == (b"alice", b"value", (("trace", b"1"),))
@@ -108,7 +140,9 @@ def test_the_second_example_of_iterating() -> None:
 
 
 def test_records() -> None:
-    record = Record(topic="t", partition=1, offset=2, timestamp=3, key=b"k", value=b"v", headers=(("h", None),))
+    record = Record(
+        topic="t", partition=1, offset=2, timestamp=3, key=b"k", value=b"v", headers=(("h", None),)
+    )
     assert pickle.loads(pickle.dumps(record)) == record
     assert Record("t", 1, 2, 3, b"k", b"v", (("h", None),)) == record
     with pytest.raises(AttributeError):
@@ -121,7 +155,10 @@ def test_records() -> None:
     ("call", "names"),
     [
         (streamlog.open, ["path", "brokers", "sync", "mode", "config", "runtime"]),
-        (streamlog.Cluster.create_topic, ["self", "name", "partitions", "replication_factor", "config", "exist_ok"]),
+        (
+            streamlog.Cluster.create_topic,
+            ["self", "name", "partitions", "replication_factor", "config", "exist_ok"],
+        ),
         (streamlog.Cluster.consumer_group, ["self", "group_id", "topics"]),
         (streamlog.Producer.send, ["self", "topic", "value", "key", "headers", "partition", "timestamp"]),
         (streamlog.Consumer.poll, ["self", "timeout", "max_records"]),

@@ -13,7 +13,9 @@ def test_the_module_and_the_project_agree() -> None:
     assert streamlog.__version__ == VERSION
     project = (Path(__file__).parent.parent / "pyproject.toml").read_text()
     static = re.search(r'^version = "([^"]+)"', project, re.M)
-    assert static.group(1) == VERSION if static else "version" in project and "streamlog/version.py" in project
+    assert (
+        static.group(1) == VERSION if static else "version" in project and "streamlog/version.py" in project
+    )
 
 
 def test_it_is_a_version() -> None:

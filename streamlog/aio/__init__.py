@@ -10,9 +10,9 @@
             async for record in consumer:
                 ...
 
-The law of this package (DESIGN, "Turns, not locks", 2): no turn of a broker, no commit, no wait ever runs in the event
-loop's thread. What might do so goes to a few threads of the package's own; who waits for records or for acks holds no
-thread at all.
+The law of this package (DESIGN, "Turns, not locks", 2): no turn of a broker, no commit, no wait ever runs in
+the event loop's thread. What might do so goes to a few threads of the package's own; who waits for records
+or for acks holds no thread at all.
 
     waiting    what carries a wake-up into the loop; the threads
     producer   send without a turn; awaiting room in the buffer

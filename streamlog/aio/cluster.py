@@ -1,7 +1,7 @@
 """The cluster for asyncio: open, topics, partitions, and the clients made from it.
 
-What is read from memory (names, positions of a partition that is loaded, who leads) is a plain attribute as in the
-blocking API; everything that may write, wait or read the disk is a coroutine.
+What is read from memory (names, positions of a partition that is loaded, who leads) is a plain attribute as
+in the blocking API; everything that may write, wait or read the disk is a coroutine.
 
 Invariant: a cluster belongs to the loop it was opened in, and its threads end with it.
 """
@@ -19,10 +19,10 @@ from streamlog.aio.group import ConsumerGroup
 from streamlog.aio.producer import LoopProducer, Producer
 from streamlog.aio.waiting import Workers
 from streamlog.client.cluster import Cluster as BlockingCluster
-from streamlog.client.opening import open_cluster
 from streamlog.client.consumer import Consumer as BlockingConsumer
 from streamlog.client.delivery import attach
 from streamlog.client.habits import unknown_name
+from streamlog.client.opening import open_cluster
 from streamlog.client.topic import Partition as BlockingPartition
 from streamlog.client.topic import Topic as BlockingTopic
 from streamlog.config import ProducerConfig
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 def open(path: str | os.PathLike[str], **options: Any) -> Opening:
     """Open the cluster in a directory; options as `streamlog.open`.
 
-    `async with streamlog.aio.open(path) as cluster` closes it at the end; `cluster = await streamlog.aio.open(path)` leaves
-    that to you.
+    `async with open(path) as cluster` closes it at the end; `cluster = await open(path)` leaves that to you.
     """
     return Opening(path, options)
 
@@ -355,5 +354,5 @@ class Partition:
         return await self._workers.call(self._core.read, offset, max_records)
 
     async def delete_records(self, before_offset: int) -> int:
-        """Give up everything below an offset (-1: everything readable now). Returns the new log start offset."""
+        """Give up everything below an offset (-1: everything readable now). Returns the new start."""
         return await self._workers.call(self._core.delete_records, before_offset)

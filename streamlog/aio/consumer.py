@@ -1,15 +1,16 @@
 """The consumer for asyncio: looks in a thread, waits in the loop.
 
-    poll:  look (in a thread: join, listeners, auto-commit, fetch, decode) --Parked--> wait in the loop --news--> look ...
+    poll:  look (in a thread: join, listeners, auto-commit, fetch, decode) --Parked--> wait in the loop
+           --news--> look ...
 
-The core's own `poll` does the looking; only its latch is ours, and raises Parked where a thread would wait. So a waiting
-consumer is a future in the loop, and a thousand of them need no more threads than one.
+The core's own `poll` does the looking; only its latch is ours, and raises Parked where a thread would wait.
+So a waiting consumer is a future in the loop, and a thousand of them need no more threads than one.
 
 Invariants:
- 1. One call at a time is inside the core; others wait their turn, except those of a rebalance listener, which belong to
-    the call they run in.
- 2. A cancelled poll loses nothing: what it had taken is put back before anybody else gets in, so neither the next poll
-    nor a commit passes it.
+ 1. One call at a time is inside the core; others wait their turn, except those of a rebalance listener,
+    which belong to the call they run in.
+ 2. A cancelled poll loses nothing: what it had taken is put back before anybody else gets in, so neither the
+    next poll nor a commit passes it.
  3. Between two looks, iterating hands out what is decoded without leaving the loop's thread.
 """
 
@@ -42,8 +43,8 @@ ITERATION_SECONDS_MAX: Final = 0.05
 class Consumer:
     """Reads records. Make it with `cluster.consumer(...)` (then `assign`) or `group.consumer(...)`.
 
-    Everything that may touch the disk or the group is a coroutine. Several tasks may use one consumer: a commit or a seek
-    goes in between while another task's poll waits.
+    Everything that may touch the disk or the group is a coroutine. Several tasks may use one consumer: a
+    commit or a seek goes in between while another task's poll waits.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Consumer:
         make: Callable[[], BlockingConsumer],
         on_close: Callable[[Consumer], object],
     ) -> None:
-        """make: makes the core's consumer. Run at the first use, in a thread: subscribing may create a topic."""
+        """make: makes the core's consumer, at the first use, in a thread: subscribing may create a topic."""
         self._workers = workers
         self._make = make
         self._on_close = on_close
@@ -118,7 +119,7 @@ class Consumer:
         return self
 
     async def __anext__(self) -> Record:
-        """The next record; endlessly, or with `stop_at_end=True` up to the end offsets of the first assignment."""
+        """The next record; endlessly, or with `stop_at_end=True` up to the ends of the first assignment."""
         record = self._next_decoded()
         if record is not None:
             return record
@@ -204,7 +205,8 @@ class Consumer:
     ) -> None:
         """Share the partitions of these topics with the group's other members.
 
-        on_...: functions or coroutine functions; they run in the loop, inside a poll, and may await what they like.
+        on_...: functions or coroutine functions; they run in the loop, inside a poll, and may await what
+                they like.
         """
         listeners = self.listeners(on_assigned=on_assigned, on_revoked=on_revoked, on_lost=on_lost)
         await self._run(lambda core: core.subscribe(topics, **listeners))
@@ -301,7 +303,7 @@ class Consumer:
         await self._run(lambda core: core.resume(*partitions))
 
     async def at_end(self) -> bool:
-        """With `stop_at_end`: whether every partition was read up to the end it had when it was first assigned."""
+        """With `stop_at_end`: whether every partition was read up to the end it had at first."""
         return await self._run(lambda core: core.at_end)
 
     def note_alive(self) -> None:
@@ -360,7 +362,7 @@ class Consumer:
     async def _run(
         self, work: Callable[[BlockingConsumer], ResultT], undo: Callable[[ResultT], None] | None = None
     ) -> ResultT:
-        """Do `work` in a thread, alone. If the caller is cancelled meanwhile, `undo` its result before the next."""
+        """Do `work` in a thread, alone. If the caller is cancelled, `undo` its result before the next."""
         if self._is_closed:
             raise ClosedError(
                 "this consumer is closed; make another with group.consumer() or cluster.consumer()"

@@ -1,11 +1,12 @@
 """A consumer group for asyncio: members, lag, offsets, resets, and `run` with coroutines.
 
-Each worker of `run` is a member and a task: it handles the records of one poll one by one, commits what finished, polls
-again. In order per partition, at least once.
+Each worker of `run` is a member and a task: it handles the records of one poll one by one, commits what
+finished, polls again. In order per partition, at least once.
 
 Invariants:
  1. A record whose handler did not finish is never committed past (unless `on_error` says to skip it).
- 2. When one worker fails, all stop after the record in hand, commit what they finished, and the first error is raised.
+ 2. When one worker fails, all stop after the record in hand, commit what they finished, and the first error
+    is raised.
  3. Cancelling `run` cancels the handlers, commits what finished, and leaves the group.
 """
 
@@ -30,7 +31,7 @@ POLL_SECONDS: Final = 30.0
 
 
 class ConsumerGroup:
-    """A named group of consumers that share the partitions of its topics. Make it with `cluster.consumer_group(...)`."""
+    """Consumers that share the partitions of topics. Make it with `cluster.consumer_group(...)`."""
 
     def __init__(
         self, workers: Workers, core: BlockingGroup, adopt: Callable[[Callable[..., Any]], Consumer]
@@ -117,12 +118,13 @@ class ConsumerGroup:
         stop_at_end: bool = False,
         **options: Any,
     ) -> None:
-        """`await handler(record)` for every record, in order per partition, in `workers` members; commit after handling.
+        """`await handler(record)` for every record, in order per partition; commit after handling.
 
         handler:  a coroutine function; a plain function works too, and blocks the loop while it runs.
-        on_error: "raise" stops everybody, commits what finished and raises; "skip" goes on behind the record; a function or
-                  coroutine function gets (record, exception) and may raise.
-        Runs until `stop()`, an error, or - with `stop_at_end` - until everything there was at the start is handled.
+        on_error: "raise" stops everybody, commits what finished and raises; "skip" goes on behind the
+                  record; a function or coroutine function gets (record, exception) and may raise.
+        Runs until `stop()`, an error, or - with `stop_at_end` - until everything there was at the start is
+        handled.
         """
         check_run(handler, workers, on_error)
         if self._run is not None:
@@ -187,7 +189,7 @@ class _Run:
             raise
 
     async def _handle(self, consumer: Consumer, records: list[Record]) -> None:
-        """Handle one poll's records and commit what finished, also when the handler raises or is cancelled."""
+        """Handle one poll's records and commit what finished, whatever the handler does."""
         finished: dict[TopicPartition, int] = {}
         try:
             for record in records:
@@ -207,7 +209,8 @@ class _Run:
                 try:
                     await consumer.commit(finished)
                 except CommitFailedError:
-                    pass  # the partitions moved on: their new owner handles these records again (at least once)
+                    # the partitions moved on: their new owner handles these records again (at least once)
+                    pass
 
 
 async def _maybe_await(result: object) -> None:

@@ -2,11 +2,13 @@
 
     send --loop--> open batch --full--> aside --producer's thread--> seal, turn, callbacks --> await
 
-`send` is no coroutine: it puts the record into its batch and returns something to await. Only where that would block
-(no room in the buffer, a topic that must be made first) does the record wait outside, in order, see `LateSend`.
+`send` is no coroutine: it puts the record into its batch and returns something to await. Only where that
+would block (no room in the buffer, a topic that must be made first) does the record wait outside, in order,
+see `LateSend`.
 
 Invariants:
- 1. Batches of a partition are sealed in the order they were opened: full batches set aside are sealed before any other.
+ 1. Batches of a partition are sealed in the order they were opened: full batches set aside are sealed before
+    any other.
  2. Records that wait outside go before any sent after them.
  3. Cancelling an `await` never withdraws a record; `flush` and leaving `async with` still report its failure.
 """
@@ -89,7 +91,8 @@ class LoopProducer(BlockingProducer):
 
     def _admit(self, size_bytes: int, topic: str) -> None:
         if not self._is_in_loop():
-            return super()._admit(size_bytes, topic)
+            super()._admit(size_bytes, topic)
+            return
         # Room was looked for before; waiting for it is `Producer._room`'s.
         if size_bytes > self.config.max_request_size:
             check_size(size_bytes, self.config.max_request_size, topic)
@@ -114,14 +117,14 @@ class LoopProducer(BlockingProducer):
         super()._await_all(batches, timeout)
 
     def _refuse_blocking(self, batches: list[OpenBatch]) -> None:
-        if self._is_in_loop() and not all([batch.settle() for batch in batches]):
+        if self._is_in_loop() and not all(batch.settle() for batch in batches):
             raise IllegalStateError(
                 "result() would block the event loop: await the future instead, or ask it once it is done()"
             )
 
 
 class LateSend:
-    """The promise of a record that could not be gathered at once. Awaitable, like the SendFuture it will be."""
+    """The promise of a record that could not be gathered at once. Awaitable, as the SendFuture it will be."""
 
     def __init__(self, record: tuple[Any, ...], needs_topic: bool) -> None:
         self.record = record
@@ -205,12 +208,13 @@ class Producer:
         partition: int | None = None,
         timestamp: int | None = None,
     ) -> Awaitable[RecordMetadata]:
-        """Put one record into its partition's open batch, at once. Serializers run here, in the loop's thread.
+        """Put one record into its partition's open batch, at once. Serializers run here, in the loop.
 
-        Returns  a future: `await` it for where the record is, or `flush` later. Awaiting sends the batch at once.
-        Raises   as the blocking `send`, except that a full buffer never blocks: then the record waits outside, and what
-                 you await may raise BufferExhaustedError after `max_block_ms`. Who sends without awaiting anything should
-                 `await producer.drain()` now and then, or what waits outside grows.
+        Returns  a future: `await` it for where the record is, or `flush` later. Awaiting sends the batch.
+        Raises   as the blocking `send`, except that a full buffer never blocks: then the record waits
+                 outside, and what you await may raise BufferExhaustedError after `max_block_ms`. Who sends
+                 without awaiting anything should `await producer.drain()` now and then, or what waits
+                 outside grows.
         """
         record = (topic, value, key, headers, partition, timestamp)
         if not self._late:
@@ -230,8 +234,10 @@ class Producer:
         """Send many records and wait until all are written; several times faster than one by one.
 
         items:   (key, value) pairs, or Records. Taken apart in a thread: do not change a list meanwhile.
-        Returns  a sequence of futures that are done, in the order of `items`; `.result()` is where the records are.
-        Raises   the first record's error, if any failed; as `send`. Cancelled, some or all of them are written.
+        Returns  a sequence of futures that are done, in the order of `items`; `.result()` is where the
+                 records are.
+        Raises   the first record's error, if any failed; as `send`. Cancelled, some or all of them are
+                 written.
         """
         listed = items if isinstance(items, list) else list(items)
         await self._all_placed()
@@ -293,7 +299,8 @@ class Producer:
                 except Exception as error:
                     self._failed_late.append(late)
                     late.placed.set_exception(error)
-                    late.placed.exception()  # flush tells of it, if nobody awaits it: no complaint at collection
+                    # flush tells of it, if nobody awaits it: no complaint at collection
+                    late.placed.exception()
                 else:
                     late.placed.set_result(future)
                 self._late.popleft()
@@ -313,8 +320,8 @@ class Producer:
                 await asyncio.wait_for(settled(oldest), left)
             except asyncio.TimeoutError:
                 raise BufferExhaustedError(
-                    f"more than buffer_memory={config.buffer_memory} bytes wait to be written, and none was within "
-                    f"max_block_ms={config.max_block_ms}",
+                    f"more than buffer_memory={config.buffer_memory} bytes wait to be written, and none was "
+                    f"within max_block_ms={config.max_block_ms}",
                     allowed_bytes=config.buffer_memory,
                 ) from None
 

@@ -1,13 +1,15 @@
-"""How the core's blocking parts and an event loop get along: wake-ups into the loop, and a few threads out of it.
+"""How the core and an event loop get along: wake-ups into the loop, and a few threads out of it.
 
-    publish --LoopWaiter.set--> Bell --one call_soon_threadsafe--> parked task runs its look again, in a thread
-    core code that would wait --LoopWaiter.wait--> raises Parked --> the task parks in the loop, the thread goes home
+    publish --LoopWaiter.set--> Bell --one call_soon_threadsafe--> a parked task looks again, in a thread
+    core code that would wait --LoopWaiter.wait--> Parked --> the task parks in the loop, the thread goes home
 
 Invariants:
- 1. No lost wake-up: a latch is shut before the look it guards; what is set after that ends the next park at once.
+ 1. No lost wake-up: a latch is shut before the look it guards; what is set after that ends the next park at
+    once.
  2. A thousand wake-ups before the loop gets round to them cost one call into the loop.
- 3. A thread never waits for news. It waits for a turn, or for a listener of the user's that runs in the loop; what that
-    listener asks of us is then done by the very thread that waits for it, so few threads are always enough.
+ 3. A thread never waits for news. It waits for a turn, or for a listener of the user's that runs in the
+    loop; what that listener asks of us is then done by the very thread that waits for it, so few threads are
+    always enough.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class Bell:
 
 
 class LoopWaiter:
-    """A latch like the core's, for a task: `wait` never waits, it raises Parked; `park` waits, in the loop."""
+    """A latch like the core's, for a task: `wait` raises Parked instead of waiting; `park` waits."""
 
     __slots__ = ("_bell", "_is_set", "_sleeper")
 
@@ -72,7 +74,7 @@ class LoopWaiter:
         self._sleeper: asyncio.Future[None] | None = None
 
     def set(self) -> None:
-        """Let one wait or park through, now or later. Called by any thread, inside turns too: never blocks."""
+        """Let one wait or park through, now or later. By any thread, inside turns too: never blocks."""
         if not self._is_set:
             self._is_set = True
             self._bell.ring(self)
@@ -131,7 +133,7 @@ class Workers:
         return await asyncio.shield(self.submit(lambda: function(*arguments, **options)))
 
     async def shielded(self, future: asyncio.Future[ResultT], undo: Callable[[ResultT], object]) -> ResultT:
-        """The result of a submitted call; if the caller is cancelled, `undo` gets it, in a thread, when it is there."""
+        """The result of a submitted call; if the caller is cancelled, `undo` gets it, in a thread."""
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -157,7 +159,7 @@ class Workers:
 
 
 class Servant:
-    """A thread that waits for a listener running in the loop, and does what that listener asks for meanwhile."""
+    """A thread that waits for a listener running in the loop, and does what that one asks for meanwhile."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -218,6 +220,6 @@ _serving: contextvars.ContextVar[Servant | None] = contextvars.ContextVar("strea
 
 
 def serving() -> Servant | None:
-    """The thread that waits for the running task, if that is a listener's (or was begun by one still running)."""
+    """The thread that waits for the running task, if that belongs to a listener still running."""
     servant = _serving.get()
     return servant if servant is not None and servant.is_serving else None

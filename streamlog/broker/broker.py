@@ -21,7 +21,7 @@ from streamlog.broker import api
 from streamlog.broker.api import GroupRequest
 from streamlog.broker.deletion import FAILED_PAUSE_MS, SLICE_BYTES, Deletions
 from streamlog.broker.metadata import MetadataLog
-from streamlog.broker.partition import Partition, TopicMeters, checkpoint_of, load_state
+from streamlog.broker.partition import Partition, TopicMeters, load_state
 from streamlog.broker.reading import LogReader
 from streamlog.broker.runner import Runtime, Service
 from streamlog.broker.turn import DEFER, Pending, Tick, Turn, TurnOwner
@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from streamlog.metrics import Timer
     from streamlog.storage import cleaner
 
+TICK_LOOK_MS: Final = 10
+"""How often the broker's thread looks whether the tick it posted was run by somebody."""
 TOPIC_METRICS: Final = "kafka.server:type=BrokerTopicMetrics,name="
 
 
@@ -96,6 +98,7 @@ class Broker(TurnOwner):
         self.sync_error: StorageError | None = None
         self._unsynced_since_ms: int | None = None
         self._service_deadline_ms: int | None = None
+        self._tick: Pending | None = None
         self._service = Service(runtime, f"streamlog-broker-{broker_id}", self._serve)
         self.environment_syncs_itself = environment.sync_mode != "off"
 
@@ -203,7 +206,12 @@ class Broker(TurnOwner):
             batch.max_timestamp if batch.max_timestamp > state.max_timestamp else state.max_timestamp
         )
         stored = log.append(
-            self.transaction(turn), partition.log_id, batch, base_offset, state.leader_epoch, running_max
+            turn.transaction or self.transaction(turn),
+            partition.log_id,
+            batch,
+            base_offset,
+            state.leader_epoch,
+            running_max,
         )
         turn.staged[partition] = appended(state, batch.last_offset_delta + 1, stored, batch.max_timestamp)
         return api.Produced(
@@ -345,7 +353,7 @@ class Broker(TurnOwner):
             retention_bytes = partition.config.retention_bytes
             if 0 <= retention_bytes < state.size_bytes and partition.config.deletes:
                 state = self._trim_to_size(turn, partition, state, retention_bytes)
-            log.put_checkpoint(self.transaction(turn), partition.log_id, checkpoint_of(state))
+            log.put_checkpoint(turn.transaction or self.transaction(turn), partition.log_id, state)
 
     def _trim_to_size(
         self, turn: Turn, partition: Partition, state: ReplicaState, retention_bytes: int
@@ -391,23 +399,31 @@ class Broker(TurnOwner):
         for pending, value, failure in turn.replies:
             if type(pending.request) is not api.Produce:
                 continue
-            written = 0
             for index, (name, _, batch) in enumerate(pending.request.entries):
                 of_topic = by_topic.get(name)
                 error = failure if value is None else value[index].error
-                for meters in (everything,) if of_topic is None else (everything, of_topic):
-                    meters.produce_requests.count += 1
-                    if error is None:
-                        meters.messages_in.count += batch.last_offset_delta + 1
-                        meters.bytes_in.count += batch.size_bytes
-                    else:
-                        meters.refused(error, batch.size_bytes)
-                if error is None:
-                    written += 1
-                elif times is not None:
-                    times.produced.failed(error)
-            if times is not None:
-                times.produced.errors["NONE"].count += written
+                if error is not None:
+                    self._count_refused(everything, of_topic, error, batch.size_bytes)
+                    continue
+                records, size_bytes = batch.last_offset_delta + 1, batch.size_bytes
+                everything.produce_requests.count += 1
+                everything.messages_in.count += records
+                everything.bytes_in.count += size_bytes
+                if of_topic is not None:
+                    of_topic.produce_requests.count += 1
+                    of_topic.messages_in.count += records
+                    of_topic.bytes_in.count += size_bytes
+                if times is not None:
+                    times.written.count += 1
+
+    def _count_refused(
+        self, everything: TopicMeters, of_topic: TopicMeters | None, error: BaseException, size_bytes: int
+    ) -> None:
+        for meters in (everything,) if of_topic is None else (everything, of_topic):
+            meters.produce_requests.count += 1
+            meters.refused(error, size_bytes)
+        if self.request_times is not None:
+            self.request_times.produced.failed(error)
 
     # -- deadlines ---------------------------------------------------------------------------------------------------
 
@@ -441,11 +457,16 @@ class Broker(TurnOwner):
             failed = not self._flush()
         deadline_ms = self._next_deadline_ms(now_ms)
         if deadline_ms is not None and deadline_ms <= now_ms and not failed:
-            try:
-                failed = self.post(Tick()).error is not None
-            except StreamlogError:
-                return None  # closed meanwhile
-            deadline_ms = self._next_deadline_ms(self._clock.monotonic_ms())
+            if self._tick is None or self._tick.done:  # else the turn is taken, and ours waits already
+                try:
+                    self._tick = self.post(Tick())
+                except StreamlogError:
+                    return None  # closed meanwhile
+            failed = self._tick.error is not None
+            now_ms = self._clock.monotonic_ms()
+            deadline_ms = self._next_deadline_ms(now_ms)
+            if deadline_ms is not None and not self._tick.done:
+                deadline_ms = max(deadline_ms, now_ms + TICK_LOOK_MS)
         if failed and deadline_ms is not None:
             deadline_ms = max(deadline_ms, now_ms + FAILED_PAUSE_MS)
         self._service_deadline_ms = deadline_ms

@@ -83,6 +83,10 @@ class BrokerCluster:
         self.topics: dict[str, TopicImage] = self.metadata.image.topics
         self.wait = self.broker.wait
         self.advance = self.broker.advance
+        # `admit_produce()` helps while the leader's inbox is full, `put_produce(pending)` puts a Produce into it without
+        # running a turn. Bound, not wrapped: every record that is sent alone goes through both.
+        self.admit_produce = self.broker.admit
+        self.put_produce = self.broker.put
         self.heartbeats = Heartbeats(self.runtime)
         self.housekeeping = Housekeeping(self)
         self.housekeeping.start()
@@ -231,17 +235,6 @@ class BrokerCluster:
         return Listener(self.runtime, self.broker.subscribe_lock, self.waiting_fetches)
 
     # -- writing -----------------------------------------------------------------------------------------------------
-
-    def admit_produce(self) -> None:
-        """Before `put_produce`: help while the leader's inbox is full. Raises ClosedError."""
-        self.broker.admit()
-
-    def put_produce(self, pending: Pending, again: bool = False) -> None:
-        """Put a Produce into the leader's inbox without running a turn; `advance` or `wait` does.
-
-        again: after an interrupt; nothing happens if it is there, or was.
-        """
-        self.broker.put(pending, again)
 
     def create_topic(self, name: str, partitions: int, replication_factor: int, config: dict[str, str]) -> TopicImage:
         self.check_usable()

@@ -1,9 +1,13 @@
-"""The brokers' metrics, under Kafka's names: what is counted while it happens, and what is looked up when asked.
+"""The brokers' metrics, under Kafka's names: what is counted while it happens, and what is looked up when
+asked.
 
-    counted   requests and their times (a turn's replies), traffic of topics, flushes, rebalances: one addition each
-    asked     partitions, replicas, controller, groups, purgatories, disk I/O: read from their owners at a snapshot
+    counted   requests and their times (a turn's replies), traffic of topics, flushes, rebalances: one
+              addition each
+    asked     partitions, replicas, controller, groups, purgatories, disk I/O: read from their owners at a
+              snapshot
 
-So ten thousand partitions cost nothing until somebody looks, and what is gone (a topic) has no metric left behind.
+So ten thousand partitions cost nothing until somebody looks, and what is gone (a topic) has no metric left
+behind.
 
 Invariants:
  1. A turn counts its replies once, after it is applied; nothing here can make a turn fail or write.
@@ -11,7 +15,8 @@ Invariants:
 
 Sources: SEMANTICS 2.2; Kafka RequestMetrics, BrokerTopicMetrics, ReplicaManager, UnifiedLog, Partition,
 ControllerMetadataMetrics, GroupCoordinatorMetrics, LinuxIoMetricsCollector (KIP-551).
-Not implemented: parts of a request's time (queue, local, remote): in process they are one; replication's metrics.
+Not implemented: parts of a request's time (queue, local, remote): in process they are one; replication's
+                 metrics.
 """
 
 from __future__ import annotations
@@ -71,6 +76,7 @@ _KAFKA_NAMES: Final = {
     "DeleteGroup": "DeleteGroups",
 }
 
+
 class RequestMeters:
     """One kind of request: how many, how long, with which errors."""
 
@@ -103,6 +109,8 @@ class RequestTimes:
         self.by_name = {name: RequestMeters(clock) for name in (*_KAFKA_NAMES.values(), "FetchConsumer")}
         self.fetches = self.by_name["FetchConsumer"]
         self.produced = self.by_name["Produce"]
+        self.written = self.produced.errors["NONE"]
+        self._monotonic_ns = clock.monotonic_ns
 
     def count(self, replies: Sequence[tuple[Pending, Any, BaseException | None]]) -> None:
         """Count the replies of a finished turn."""
@@ -133,7 +141,8 @@ class RequestTimes:
             meters.requests.count = meters.times.count  # each request is timed
             yield f"{REQUEST}RequestsPerSec,request={name}", meters.requests.read(now_ms)
             yield f"{REQUEST}TotalTimeMs,request={name}", meters.times.read(now_ms)
-            api = "Fetch" if name == "FetchConsumer" else name  # Kafka splits times by who fetches, errors not
+            # Kafka splits times by who fetches, errors not
+            api = "Fetch" if name == "FetchConsumer" else name
             for error, meter in sorted(meters.errors.copy().items()):
                 yield f"{REQUEST}ErrorsPerSec,request={api},error={error}", meter.read(now_ms)
 
@@ -198,7 +207,7 @@ def error_name(kind: type[BaseException]) -> str:
 _ERROR_NAMES: dict[type[BaseException], str] = {}
 
 
-# -- asked at a snapshot -------------------------------------------------------------------------------------------------
+# -- asked at a snapshot -----------------------------------------------------------------------------------
 
 
 def read_partitions(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:

@@ -22,7 +22,7 @@ import msgspec
 
 from streamlog import batch as batches
 from streamlog.broker import api
-from streamlog.broker.partition import checkpoint_of, load_state
+from streamlog.broker.partition import load_state
 from streamlog.broker.runner import Runtime
 from streamlog.broker.turn import DEFER, Pending, Turn, TurnOwner
 from streamlog.core import controller
@@ -176,7 +176,7 @@ class MetadataLog(TurnOwner):
     def _before_commit(self, turn: Turn) -> None:
         if METADATA_LOG_ID in turn.staged:
             state, _ = turn.staged[METADATA_LOG_ID]
-            log.put_checkpoint(self.transaction(turn), METADATA_LOG_ID, checkpoint_of(state))
+            log.put_checkpoint(self.transaction(turn), METADATA_LOG_ID, state)
 
     def _apply(self, turn: Turn) -> None:
         if METADATA_LOG_ID not in turn.staged:

@@ -159,8 +159,7 @@ class Partition(Source):
 
     def publish(self, state: ReplicaState) -> None:
         """Make `state` current and visible, and tell who waits."""
-        if __debug__:
-            state._check()
+        assert 0 <= state.log_start_offset <= state.high_watermark <= state.log_end_offset, state
         self.state = state
         if self.view is not None:
             self.view = state
@@ -254,15 +253,3 @@ def _is_untrimmed(snapshot: Snapshot, log_id: int, log_start_offset: int) -> boo
     except CorruptRecordError:
         return False
     return oldest is not None and oldest.header.last_offset < log_start_offset
-
-
-def checkpoint_of(state: ReplicaState) -> log.LogCheckpoint:
-    """What the store keeps of a state, beside the newest batch."""
-    return log.LogCheckpoint(
-        log_start_offset=state.log_start_offset,
-        log_end_offset=state.log_end_offset,
-        high_watermark=state.high_watermark,
-        size_bytes=state.size_bytes,
-        max_timestamp=state.max_timestamp,
-        leader_epoch=state.leader_epoch,
-    )

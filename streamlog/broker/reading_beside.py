@@ -32,7 +32,7 @@ from streamlog.broker.following import LOOK_MS_MAX, LOOK_MS_MIN, BesideListener,
 from streamlog.broker.groups_beside import GroupsBeside
 from streamlog.broker.partition import Partition, TopicMeters
 from streamlog.broker.runner import Lock, Runtime, ThreadedRuntime
-from streamlog.broker.stores_beside import Stores, load_image, open_stores
+from streamlog.broker.stores_beside import Stores, load_image, open_stores, visible_commit
 from streamlog.config import ClusterConfig, TopicConfig
 from streamlog.core.controller import ClusterImage, TopicImage
 from streamlog.core.replica import ReplicaState
@@ -198,7 +198,7 @@ class ClusterBeside:
         return self.with_stores(self._refresh)
 
     def _refresh(self, stores: Stores) -> ClusterImage:
-        mark = stores.metadata.last_transaction_id()
+        mark = visible_commit(stores.metadata)
         if mark == self._image_mark:
             return self._image
         with self._refresh_lock:

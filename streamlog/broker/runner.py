@@ -173,10 +173,13 @@ class Service:
 
     def wake(self) -> None:
         """Run `step` soon. Starts the thread at the first call; does nothing after `stop`."""
-        if self._task is None and not self._stopping:
-            with self._start_lock:
+        # Never wait for the lock: a signal handler may have struck the very thread that is starting the task.
+        if self._task is None and not self._stopping and self._start_lock.acquire(False):
+            try:
                 if self._task is None and not self._stopping:
                     self._task = self._runtime.spawn(self._name, self._run)
+            finally:
+                self._start_lock.release()
         self._waiter.set()
 
     def stop(self, timeout_ms: int | None = None) -> bool:

@@ -48,13 +48,25 @@ class Stores:
 
     def marks(self) -> tuple[int, ...]:
         """Changes with every commit of the owner."""
-        return self.metadata.last_transaction_id(), *(e.last_transaction_id() for e in self.brokers.values())
+        return visible_commit(self.metadata), *(visible_commit(e) for e in self.brokers.values())
 
     def close(self) -> list[Environment]:
         """Close what was opened here; those that a snapshot still keeps open."""
         if self.borrowed:
             return []
         return [e for e in (*self.brokers.values(), self.metadata) if not e.close()]
+
+
+def visible_commit(environment: Environment) -> int:
+    """The number of the newest commit that a snapshot shows.
+
+    Not `last_transaction_id()`: that is the newest meta page, which the engine writes (and syncs: a
+    millisecond) before it lets readers in other processes see the commit. Who took it for a mark would miss
+    that commit's news for ever.
+    """
+    with environment.snapshot() as snapshot:
+        number: int = snapshot.transaction.id()
+        return number
 
 
 def open_stores(directory: ClusterDirectory, config: ClusterConfig) -> Stores:

@@ -72,6 +72,8 @@ class TurnOwner:
         self.request_times: RequestTimes | None = None
         self.commit_times: Timer | None = None  # set where a commit is a flush
         self._clock = runtime.clock
+        self._monotonic_ns = runtime.clock.monotonic_ns
+        self._wall_ns = runtime.clock.wall_ns
         self._inbox: deque[Pending] = deque()
         self._outbox: deque[Callable[[], None]] = deque()
         self._lock = runtime.turn_lock()
@@ -139,7 +141,7 @@ class TurnOwner:
     def put(self, pending: Pending, again: bool = False) -> None:
         """Into the inbox, in one step. again: after an interrupt; nothing happens if it is in there, or was."""
         if not again or not (pending in tuple(self._inbox) or pending.taken):
-            pending.posted_us = self._clock.monotonic_us()
+            pending.posted_us = self._monotonic_ns() // 1_000
             self._inbox.append(pending)
 
     def offer(self, request: object, cost_bytes: int = 0) -> Pending | None:
@@ -212,31 +214,45 @@ class TurnOwner:
         lock = self._lock
         if lock._is_owned() and self._is_inside():
             return  # we are the runner: the request waits for the next turn
+        # A thread holds one turn lock at most.
         for sibling in self.sibling_locks:
             if sibling._is_owned():
-                return  # a thread holds one turn lock at most
-        turns = 0
+                return
+        environment = self.environment
         try:
-            while (self._inbox or self._unfinished is not None) and lock.acquire(False):
-                # No `try` in here: its first instruction would be outside of both, with the lock held.
-                self._run_turn()
-                lock.release()
-                turns += 1
-                if turns > TURNS_FOR_OTHERS_MAX and self._hand_over():
-                    break
+            self._run_turns(lock)
         except BaseException:
-            # Interrupted (Ctrl-C): what the turn has committed must become visible even if nobody calls again.
-            while lock._is_owned():
+            # Interrupted (Ctrl-C). The engine lets a transaction be ended by its own thread only, so it ends here, whatever
+            # comes next. Nothing below calls Python code before the lock is free: no second interrupt can come between.
+            if lock._is_owned():
+                if environment.newest_write is not None:
+                    environment.newest_write.abort()
                 lock.release()
-            if self._unfinished is not None and lock.acquire(False):
-                self._run_turn()
+            try:
+                self._run_turns(lock, only_unfinished=True)  # what was committed must become visible, even if nobody calls
+            except BaseException:
+                if lock._is_owned():
+                    if environment.newest_write is not None:
+                        environment.newest_write.abort()
+                    lock.release()
             raise
         finally:
-            # An interrupt may strike between acquiring and the inner `try`.
-            while lock._is_owned():
+            if lock._is_owned():
+                if environment.newest_write is not None:
+                    environment.newest_write.abort()
                 lock.release()
         if self._outbox:
             self._empty_outbox()
+
+    def _run_turns(self, lock: TurnLock, only_unfinished: bool = False) -> None:
+        turns = 0
+        while (self._unfinished is not None or (self._inbox and not only_unfinished)) and lock.acquire(False):
+            # No `try` in here: its first instruction would be outside of it, with the lock held.
+            self._run_turn()
+            lock.release()
+            turns += 1
+            if turns > TURNS_FOR_OTHERS_MAX and self._hand_over():
+                return
 
     def stop(self, action: Callable[[], None]) -> None:
         """Take no more requests, finish those taken, run `action` as the last runner, answer who still waits.
@@ -249,12 +265,15 @@ class TurnOwner:
         with self._lock:
             if self._stopped:
                 return
-            while self._has_work():
-                self._run_turn()
             try:
+                while self._has_work():
+                    self._run_turn()
                 action()
-            finally:
                 self._stop()
+            except BaseException:
+                if self.environment.newest_write is not None:
+                    self.environment.newest_write.abort()  # see `advance`
+                raise
         self._empty_outbox()
 
     def transaction(self, turn: Turn, reclaiming: bool = False) -> WriteTransaction:
@@ -325,7 +344,7 @@ class TurnOwner:
         if turn is not None and not turn.committed:
             self._settle(turn)
         if turn is None or not turn.committed:
-            turn = self._unfinished = Turn(self._clock.monotonic_ms(), self._clock.wall_ms())
+            turn = self._unfinished = Turn(self._monotonic_ns() // 1_000_000, self._wall_ns() // 1_000_000)
             self._decide_all(turn)
         self._finish(turn)
 

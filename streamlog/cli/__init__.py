@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `argv` is without the program's name; None = the process's
     own.
     """
-    from streamlog.cli.running import run
-
+    try:
+        from streamlog.cli.running import run
+    except KeyboardInterrupt:  # Ctrl-C while modules load
+        return 130
     return run(argv)

@@ -46,7 +46,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **options)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{_with_suggestion(message)}. `{self.prog} --help` shows how it is used")
+        told = _with_suggestion(message)
+        raise UsageError(
+            f"{told}{'' if told.endswith('?') else '.'} `{self.prog} --help` shows how it is used"
+        )
 
 
 def build_parser() -> Parser:
@@ -183,6 +186,6 @@ def _with_suggestion(message: str) -> str:
         return message
     names = [name.strip(" '") for name in found[2].split(",")]
     near = closest(found[1], names)
-    return f"there is no command {found[1]!r}" + (
-        f"; did you mean {near!r}?" if near else f"; there are {', '.join(names)}"
-    ).rstrip("?")
+    return f"there is no command {found[1]!r}; " + (
+        f"did you mean {near!r}?" if near else f"there are {', '.join(names)}"
+    )

@@ -73,7 +73,7 @@ def _partial(copy: Path) -> list[Path]:
 
 
 def _give_up(copy: Path, exit_code: int, terminal: Terminal) -> None:
-    """Leave at once and leave nothing behind. The engine's copying cannot be stopped, only the process can."""
+    """Leave at once, nothing behind: the engine's copying cannot be stopped, only the process can."""
     import shutil
 
     for place in _partial(copy):

@@ -17,7 +17,7 @@ from streamlog.cli.lines import unreadable
 
 NEWLINE: Final = b"\n"
 KEY_WITHIN_BYTES: Final = 500
-"""A line names its component near its start; an unlucky expression takes quadratic time in what it must search."""
+"""A component is named near the start; an unlucky expression takes quadratic time in what it searches."""
 
 # "2024-05-01 ... INFO payments ..." and the common shapes of other people's logs, in the order tried.
 KEY_PATTERNS: Final = tuple(
@@ -192,7 +192,10 @@ def _best(patterns: tuple[re.Pattern[bytes], ...], values: list[bytes]) -> re.Pa
     often.
     """
     sample = values[:200]
-    hits = [sum(pattern.search(value, 0, KEY_WITHIN_BYTES) is not None for value in sample) for pattern in patterns]
+    hits = [
+        sum(pattern.search(value, 0, KEY_WITHIN_BYTES) is not None for value in sample)
+        for pattern in patterns
+    ]
     for pattern, found in zip(patterns, hits, strict=True):
         if found * 2 > len(sample):
             return pattern

@@ -5,19 +5,17 @@ live owner.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
 
 from streamlog.batch import MAGIC_COLUMNAR, Batch
-from streamlog.broker.stores_beside import Stores
 from streamlog.cli.arguments import Commands, add_command, whole
 from streamlog.cli.formats import full, record_document
 from streamlog.cli.opening import partitions_of, reading, topic_of
 from streamlog.cli.terminal import Terminal, plural, size, when
 from streamlog.errors import StreamlogError
-from streamlog.storage.verification import Dumped, dump
+from streamlog.storage.verification import Dumped
 
 DESCRIPTION: Final = """\
 headers   the header of each batch, whether its body is sound or not
@@ -62,7 +60,7 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
         for number in partitions_of(topic, arguments.partition):
             if not terminal.json and len(topic) > 1 and not arguments.partition:
                 terminal.line(f"-- {topic.name}-{number}")
-            for found in _stored(cluster, topic.name, number, arguments.start):
+            for found in cluster.dump(topic.name, number, arguments.start):
                 if arguments.max is not None and shown >= arguments.max:
                     return 0
                 shown += 1
@@ -87,17 +85,6 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
             "the details"
         )
     return 0
-
-
-def _stored(cluster: Any, topic: str, number: int, start_offset: int) -> Iterator[Dumped]:
-    """The batches of a partition at its leader, in order."""
-    image = cluster._backend.topic(topic).partitions[number]
-
-    def leaders_log(stores: Stores) -> Iterator[Dumped]:
-        return dump(stores.broker(max(image.leader, 0)), image.log_id, start_offset)
-
-    found: Iterator[Dumped] = cluster._backend.with_stores(leaders_log)
-    return found
 
 
 def describe(found: Dumped, topic: str, number: int, depth: str) -> dict[str, Any]:

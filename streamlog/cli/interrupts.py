@@ -24,6 +24,8 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue  # a shell's background job, or nohup: stay deaf
             try:
                 self._before[number] = signal.signal(number, self._on_signal)
             except ValueError:

@@ -95,11 +95,11 @@ class OutputDirectory(Output):
             )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "ab" if known or self._append else "xb")  # noqa: SIM115
-        except FileExistsError:
-            raise CommandError(
-                f"{path} exists; choose another --output-dir (only a --group goes on with existing files)"
-            ) from None
+            if not (known or self._append) and path.is_file():
+                raise CommandError(
+                    f"{path} exists; choose another --output-dir (only a --group goes on with existing files)"
+                )
+            file = open(path, "ab")  # noqa: SIM115
         except OSError as error:
             raise CommandError(f"cannot write {path}: {error.strerror}") from error
         self._paths[path] = key

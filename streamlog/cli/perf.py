@@ -34,6 +34,12 @@ TOPIC: Final = "perf"
 def add_parser(commands: Commands) -> None:
     """Add `perf` and its subcommands."""
     perf = add_family(commands, "perf", "measure throughput and latency, as Kafka's perf tools do")
+    _add_produce(perf)
+    _add_consume(perf)
+    _add_e2e(perf)
+
+
+def _add_produce(perf: Commands) -> None:
     produce = add_command(
         perf, "produce", run_produce, "measure sending",
         "Latency is from send() to the acknowledgement, of an evenly spaced sample of at most 100,000 "
@@ -73,6 +79,8 @@ def add_parser(commands: Commands) -> None:
     produce.add_argument("--seed", type=int, default=7, help="of the records' bytes")
     add_sync(produce)
 
+
+def _add_consume(perf: Commands) -> None:
     consume = add_command(
         perf, "consume", run_consume, "measure reading", "Reads from the start; beside a live owner too."
     )
@@ -90,6 +98,8 @@ def add_parser(commands: Commands) -> None:
         help="end when nothing came for so long (default 10)",
     )
 
+
+def _add_e2e(perf: Commands) -> None:
     e2e = add_command(
         perf, "e2e", run_e2e, "measure from send to receive",
         "One record at a time, from send() in one thread to poll() returning it in another that "

@@ -43,6 +43,7 @@ from streamlog.record import Record
 
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
+    from streamlog.core.controller import TopicImage
 
 FAILED_BATCHES_LOOK: Final = 64
 _CODECS: Final[Mapping[str, Codec]] = {
@@ -94,18 +95,20 @@ class Accumulator:
         buffer = self._topics.get(topic)
         if buffer is not None and buffer.image is image:
             return buffer
-        message_bytes_max = self._backend.topic_config(topic).max_message_bytes
-        fresh = TopicBuffer(image, self.config, message_bytes_max, self._runtime.random)
         with self._lock:
             if self._inside:
-                return fresh  # for `_send_aside`, which only asks where the record belongs
+                return self._new_buffer(image)  # for `_send_aside`, which only asks where the record belongs
             self._inside = True
             try:
+                # Looked up again under the lock: an older image must never take the place of a newer one.
+                image = self._images.get(topic, image)
                 buffer = self._topics.get(topic)
+                if buffer is not None and buffer.image is image:
+                    return buffer  # another thread was faster
+                fresh = self._new_buffer(image)
                 if buffer is not None:
-                    if buffer.image is self._images.get(topic, image):
-                        return buffer  # another thread was faster; never go back to an older image
-                    # Partitions were added, options changed, or the topic was made anew: what is gathered travels first.
+                    # Partitions were added, options changed, or the topic was made anew: what is gathered travels
+                    # first.
                     self._seal(buffer.open_batches())
                     buffer.retire()
                 self._topics[topic] = fresh
@@ -113,6 +116,10 @@ class Accumulator:
                 self._inside = False
         self._after_sealing()
         return fresh
+
+    def _new_buffer(self, image: TopicImage) -> TopicBuffer:
+        message_bytes_max = self._backend.topic_config(image.name).max_message_bytes
+        return TopicBuffer(image, self.config, message_bytes_max, self._runtime.random)
 
     def _enter(self) -> None:
         """Called with the lock held, before setting `_inside`; the `try` follows that at once."""
@@ -157,7 +164,7 @@ class Accumulator:
                 encoded = seal_columnar(
                     batch.keys,
                     batch.values,
-                    headers=batch.header_column(),
+                    headers=None if batch.headers is None else batch.header_column(),
                     timestamps=batch.timestamps,
                     codec=self._codec,
                     level=self.config.compression_level,
@@ -228,9 +235,10 @@ class Accumulator:
                 return  # an interrupt of a thread that is gathering: it must not wait, only enqueue
             self._inside = True
             try:
+                # In this order: a record sent aside from now on asks for another look.
+                self._record_bytes_max = self.config.max_request_size
                 if self._aside:
                     self._seal(self._open_batches())
-                self._record_bytes_max = self.config.max_request_size
             finally:
                 self._inside = False
         self._after_sealing()
@@ -267,7 +275,7 @@ class Accumulator:
         in_flight = self._in_flight
         while in_flight and (in_flight[0].settled or in_flight[0].settle()):
             with self._lock:
-                if self._inside or not in_flight or not in_flight[0].settle():
+                if self._inside or not in_flight or not in_flight[0].settled:
                     return
                 self._inside = True
                 try:

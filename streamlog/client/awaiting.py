@@ -4,7 +4,8 @@
     batch settled --producer's thread--> one call into the loop --> all of them
 
 Invariants:
- 1. Awaiting runs no turn in the loop's thread: the producer's thread is asked to send the batch, and tells when it is over.
+ 1. Awaiting runs no turn in the loop's thread: the producer's thread is asked to send the batch, and tells
+    when it is over.
  2. However many tasks await records of one batch, its end costs one call into their loop.
  3. A task that is cancelled only stops waiting: the record travels on, and flush still reports its failure.
  4. Nobody waits longer than `delivery_timeout_ms`.
@@ -59,8 +60,8 @@ class Arrivals:
             if not future.done():
                 future.set_exception(
                     StreamlogTimeoutError(
-                        f"{len(batch.values)} records for {batch.topic}-{batch.partition} were not written within "
-                        f"delivery_timeout_ms={timeout_ms}; they may still be",
+                        f"{len(batch.values)} records for {batch.topic}-{batch.partition} were not written "
+                        f"within delivery_timeout_ms={timeout_ms}; they may still be",
                         topic=batch.topic,
                         partition=batch.partition,
                         timeout_ms=timeout_ms,

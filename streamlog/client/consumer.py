@@ -103,15 +103,17 @@ class Consumer(ConsumerAssignment):
         self._traffic.last_poll_ms = now_ms = self._clock.monotonic_ms()
         deadline_ms = now_ms + milliseconds("poll", timeout, 1000)
         count_max = self.config.max_poll_records if max_records is None else _checked_count(max_records)
+        caller = self._backend.runtime.caller()
         self._taken_from = []
         try:
             try:
-                self._acquire()
+                self._acquire(caller)
                 self._commits.deadline_ms = deadline_ms
                 return self._poll(deadline_ms, count_max)
             finally:
                 self._commits.deadline_ms = None
-                self._release()
+                if self._owner == caller:  # written out: no call, so no interrupt keeps us from letting go
+                    self._owner = None
         except Exception as error:
             self._traffic.errors += isinstance(error, StreamlogError)
             raise
@@ -163,8 +165,9 @@ class Consumer(ConsumerAssignment):
         """Records, one after the other, endlessly; with `stop_at_end=True` up to the end offsets of the first assignment."""
         while True:
             self._check_open()
+            caller = self._backend.runtime.caller()
             try:
-                self._acquire()
+                self._acquire(caller)
                 membership = self._membership
                 if self._commits.is_due():
                     self._commits.maybe_auto_commit()
@@ -182,7 +185,8 @@ class Consumer(ConsumerAssignment):
                 self._traffic.errors += 1
                 raise
             finally:
-                self._release()
+                if self._owner == caller:
+                    self._owner = None
             if assigned is None:
                 if self.at_end:
                     return
@@ -271,7 +275,9 @@ class Consumer(ConsumerAssignment):
 
     def _fetch_ready(self) -> AssignedPartition | None:
         listener, config = self._listener, self.config
-        for _ in range(len(listener.ready)):
+        left = len(listener.ready)
+        while left > 0:
+            left -= 1
             subscription = listener.take()
             if subscription is None:
                 return None
@@ -293,6 +299,7 @@ class Consumer(ConsumerAssignment):
             except OffsetOutOfRangeError as error:
                 listener.mark(subscription)
                 self._offsets.reset(assigned, error)
+                left += assigned.position != UNKNOWN_OFFSET  # it stands somewhere now: look there in this very poll
                 continue
             except NotLeaderOrFollowerError:
                 self._on_unserved(assigned)
@@ -377,11 +384,13 @@ class Consumer(ConsumerAssignment):
 
     def _close(self, *, commit: bool) -> None:
         caller = self._backend.runtime.caller()
+        waiter = self._backend.runtime.waiter()
+        while self._closer not in (None, caller) and not self._closed:
+            waiter.wait(CLOSE_LOOK_MS)  # another thread is at it
         if self._closed or self._closer is not None:
             return
         self._closer = caller
         try:
-            waiter = self._backend.runtime.waiter()
             while self._owner not in (None, caller):  # somebody else's poll ends first, with ClosedError
                 self._listener.wake()
                 waiter.wait(CLOSE_LOOK_MS)
@@ -391,17 +400,19 @@ class Consumer(ConsumerAssignment):
             try:
                 self._leave_group()
             finally:
-                for tp in list(self._assigned):
-                    self._drop(tp)
-                self._closed = True
-                self._listener.wake()
-                self._traffic.close()
-                self._on_close(self)
+                try:
+                    for tp in list(self._assigned):
+                        self._drop(tp)
+                    self._closed = True
+                    self._listener.wake()
+                    self._traffic.close()
+                    self._on_close(self)
+                finally:
+                    self._closer = None  # interrupted before the end: calling again goes on
 
     # -- small things ----------------------------------------------------------------------------------------
 
-    def _acquire(self) -> None:
-        caller = self._backend.runtime.caller()
+    def _acquire(self, caller: int) -> None:
         owner = self._owner
         if owner is not None and owner != caller:
             raise IllegalStateError(
@@ -409,10 +420,6 @@ class Consumer(ConsumerAssignment):
             )
         self._owner = caller
         self._check_going()
-
-    def _release(self) -> None:
-        if self._owner == self._backend.runtime.caller():
-            self._owner = None
 
     def _check_going(self) -> None:
         self._check_open()

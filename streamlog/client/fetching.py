@@ -34,7 +34,7 @@ class AssignedPartition:
 
     __slots__ = (
         "tp", "partition", "subscription", "position", "fetch_offset", "buffer", "next_index", "paused", "end_offset",
-        "revoking", "lag_end", "committed_position", "reset_position",
+        "revoking", "lag_end", "committed_position", "reset_position", "is_resetting",
         "traffic",
     )  # fmt: skip
 
@@ -54,6 +54,8 @@ class AssignedPartition:
         self.committed_position = UNKNOWN_OFFSET
         # Where auto_offset_reset put us; UNKNOWN_OFFSET when we came from a commit or a seek.
         self.reset_position = UNKNOWN_OFFSET
+        # Out of range, and the reset has not found a place yet: what is committed is of no use.
+        self.is_resetting = False
         self.traffic: ConsumerTraffic | None = None
 
     def __repr__(self) -> str:
@@ -67,6 +69,7 @@ class AssignedPartition:
         """Stand at `offset`; what was decoded is dropped."""
         self.position = self.fetch_offset = offset
         self.reset_position = UNKNOWN_OFFSET
+        self.is_resetting = False
         self.buffer = []
         self.next_index = 0
 

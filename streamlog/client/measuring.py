@@ -1,14 +1,19 @@
-"""The clients' metrics, under Kafka's names: producers and consumers of this process, as long as they are open.
+"""The clients' metrics, under Kafka's names: producers and consumers of this process, as long as they are
+open.
 
     per batch, per fetch, per commit: plain additions on the client's own object
-    at a snapshot: a collector per client turns them into totals, rates, averages; closing the client forgets it
+    at a snapshot: a collector per client turns them into totals, rates, averages; closing the client forgets
+                   it
 
-Averages and maxima are of the last 1024 batches, requests, fetches or commits; rates of the last 30 to 60 seconds.
+Averages and maxima are of the last 1024 batches, requests, fetches or commits; rates of the last 30 to 60
+seconds.
 
 Invariant: nothing here is on the way of a single record.
 
-Sources: SEMANTICS 1.2, 1.3, 2.2; Kafka SenderMetricsRegistry, FetchMetricsRegistry, ConsumerCoordinatorMetrics.
-Own: `consumer-error-total` and `-rate` (Kafka has none). Not implemented: record-queue-time, metadata-age, throttle
+Sources: SEMANTICS 1.2, 1.3, 2.2; Kafka SenderMetricsRegistry, FetchMetricsRegistry,
+         ConsumerCoordinatorMetrics.
+Own: `consumer-error-total` and `-rate` (Kafka has none). Not implemented: record-queue-time, metadata-age,
+     throttle
 times, poll-idle-ratio, network I/O (there is no network in between).
 """
 
@@ -224,7 +229,9 @@ class ConsumerTraffic:
             yield full_name(COORDINATION, tags), self._coordination(now_ms)
 
     def _lags(self) -> Iterable[tuple[tuple[str, int], tuple[int, int]]]:
-        """(topic, partition) -> how far the position is behind the end, and ahead of the start; from memory."""
+        """(topic, partition) -> how far the position is behind the end, and ahead of the start; from
+        memory.
+        """
         consumer = self._consumer
         for tp, assigned in consumer._assigned.copy().items():
             if assigned.position == _UNKNOWN_OFFSET:
@@ -294,7 +301,8 @@ class ConsumerTraffic:
             "rebalance-total": member.rebalances,
             "rebalance-rate-per-hour": rate("rebalance", member.rebalances, now_ms) * _HOUR_SECONDS,
             "failed-rebalance-total": member.failed_rebalances,
-            "failed-rebalance-rate-per-hour": rate("failed", member.failed_rebalances, now_ms) * _HOUR_SECONDS,
+            "failed-rebalance-rate-per-hour": rate("failed", member.failed_rebalances, now_ms)
+            * _HOUR_SECONDS,
             "last-rebalance-seconds-ago": _seconds_ago(member.last_rebalance_ms, now_ms),
         }
 

@@ -78,7 +78,7 @@ class OffsetLookup:
         """Give a partition its first position. False: there is none yet (by_duration). Raises NoOffsetForPartitionError."""
         if assigned.position != UNKNOWN_OFFSET:
             return True
-        committed = self.committed(assigned.tp)
+        committed = None if assigned.is_resetting else self.committed(assigned.tp)
         if committed is not None:
             assigned.seek(committed)
             assigned.committed_position = committed
@@ -117,6 +117,7 @@ class OffsetLookup:
             raise error
         offset = self.reset_offset(assigned.partition)
         assigned.seek(UNKNOWN_OFFSET if offset is None else offset)
+        assigned.is_resetting = offset is None
 
     def unresolved(self, assigned: Mapping[TopicPartition, AssignedPartition]) -> list[AssignedPartition]:
         """The partitions that have no position yet and must be asked again (by_duration only)."""

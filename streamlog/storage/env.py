@@ -169,7 +169,7 @@ class Environment:
         "_close_token",
         "_engine",
         "_forked",
-        "_last_write",
+        "newest_write",
         "_live_pages_max",
         "_readers",
         "closed",
@@ -195,7 +195,7 @@ class Environment:
         self._begin: Any = engine.begin
         self._begin_write: Any = self._refuse_write if read_only else engine.begin
         self._readers: deque[None] = deque()  # its length counts open snapshots; append and pop are atomic
-        self._last_write: Any = None  # lmdb.Transaction
+        self.newest_write: Any = None  # lmdb.Transaction; whoever is interrupted aborts it, in its own thread
         self._live_pages_max = (0, 0)  # (for everybody, for reclaiming transactions); 0 = no bound
         self._close_token = [None]
         self._forked = False
@@ -271,16 +271,16 @@ class Environment:
         A transaction that its turn left open when it was cut short (Ctrl-C) is aborted first.
         Raises StoreFullError, ReadOnlyError, ClosedError, StoreForkedError.
         """
-        left_open = self._last_write
+        left_open = self.newest_write
         if left_open is not None:
             left_open.abort()
         if self._live_pages_max[0]:
             self._check_room(reclaiming)
         try:
-            # The engine's transaction never has a local name: an interrupt finds it in `_last_write`, or
+            # The engine's transaction never has a local name: an interrupt finds it in `newest_write`, or
             # nowhere. A frame of its traceback would keep it alive, and the next turn could not begin.
-            self._last_write = self._begin_write(None, None, True, True)
-            return WriteTransaction(self, self._last_write, self._last_write.id())
+            self.newest_write = self._begin_write(None, None, True, True)
+            return WriteTransaction(self, self.newest_write, self.newest_write.id())
         except EngineError as error:
             raise self.named(error) from error
 
@@ -344,7 +344,7 @@ class Environment:
         self._begin = self._begin_write = self._refuse
         if self.closed:
             return True
-        left_open = self._last_write
+        left_open = self.newest_write
         if left_open is not None:
             left_open.abort()
         try:

@@ -45,7 +45,11 @@ from streamlog.storage.keys import (
 )
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from streamlog.storage.env import Cursor
+else:
+    Protocol = object
 
 Reader: TypeAlias = Snapshot | WriteTransaction
 
@@ -64,6 +68,23 @@ class LogCheckpoint(msgspec.Struct, frozen=True, gc=False):
     size_bytes: int = 0
     max_timestamp: int = -1
     leader_epoch: int = -1
+
+
+class CheckpointFields(Protocol):
+    """What `put_checkpoint` reads."""
+
+    @property
+    def log_start_offset(self) -> int: ...
+    @property
+    def log_end_offset(self) -> int: ...
+    @property
+    def high_watermark(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def max_timestamp(self) -> int: ...
+    @property
+    def leader_epoch(self) -> int: ...
 
 
 class StoredBatch(msgspec.Struct, frozen=True, gc=False):
@@ -122,10 +143,10 @@ def append(
     return batch.size_bytes
 
 
-def put_checkpoint(transaction: WriteTransaction, log_id: int, checkpoint: LogCheckpoint) -> None:
-    """Store the checkpoint of a log."""
+def put_checkpoint(transaction: WriteTransaction, log_id: int, checkpoint: CheckpointFields) -> None:
+    """Store the checkpoint of a log: a LogCheckpoint, or whatever has its fields."""
     transaction.put(
-        checkpoint_key(log_id, 0),
+        pack_key(log_id, CHECKPOINT_BASE),
         LOG_CHECKPOINT.pack(
             CHECKPOINT_VERSION,
             checkpoint.leader_epoch,

@@ -284,35 +284,6 @@ async def test_callbacks_run_beside_awaiting() -> None:
         assert done == [0, 1, 2]
 
 
-def test_futures_of_the_blocking_producer_are_awaitable_in_any_loop(tmp_path: Path) -> None:
-    with streamlog.open(tmp_path / "c") as cluster:
-        cluster.create_topic("orders", config={"max.message.bytes": 1_000})
-        with cluster.producer(linger_ms=60_000) as producer:
-            first, many = producer.send("orders", b"x"), producer.send_many("orders", [(None, b"y")] * 10)
-
-            async def read() -> tuple[int, list[int]]:
-                return (await first).offset, [m.offset for m in await many]
-
-            assert asyncio.run(read()) == (0, list(range(1, 11)))
-            again = producer.send("orders", b"z")
-
-            async def twice() -> list[int]:
-                return [m.offset for m in await asyncio.gather(_await(again), _await(again))]
-
-            assert asyncio.run(twice()) == [11, 11]
-            failing = producer.send("orders", b"x" * 2_000)
-
-            async def fail() -> None:
-                with pytest.raises(RecordTooLargeError):
-                    await failing
-
-            asyncio.run(fail())
-
-
-async def _await(future: streamlog.client.delivery.SendFuture) -> streamlog.RecordMetadata:  # type: ignore[name-defined]
-    return await future
-
-
 FORGOTTEN = """
 import asyncio, sys, streamlog.aio
 async def main():

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import streamlog
+from streamlog.client.reader_cluster import ReaderCluster
 
 
 def test_a_copy_is_a_directory_like_any_other(cli: Any, tmp_path: Path) -> None:
@@ -41,3 +47,30 @@ def test_errors(cli: Any, store: str, tmp_path: Path) -> None:
     cli("backup", str(Path(store) / "inside")).failed(1, "lies inside")
     cli("backup", str(tmp_path / "no" / "where")).failed(1, "no directory")
     cli("backup").failed(2, "COPY")
+
+
+def test_interrupted(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends the process at once, and there is no copy, not even a part of one."""
+    gone = threading.Event()
+
+    def slow_copy(self: object, path: Path) -> None:
+        partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+        partial.mkdir()
+        (partial / "FORMAT").write_text("half")
+        os.kill(os.getpid(), signal.SIGINT)
+        gone.wait(30)
+
+    class Left(BaseException):
+        pass
+
+    def leave(code: int) -> None:
+        gone.set()
+        raise Left(code)
+
+    monkeypatch.setattr(ReaderCluster, "backup", slow_copy)
+    monkeypatch.setattr(os, "_exit", leave)
+    cli("topics", "create", "logs")
+    with pytest.raises(Left) as left:
+        cli("backup", str(tmp_path / "copy"))
+    assert left.value.args == (130,)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]

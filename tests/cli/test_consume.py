@@ -275,11 +275,12 @@ def test_beside_a_live_owner(run_process: Any, store: str) -> None:
 
 @pytest.mark.integration
 def test_following_a_live_owner(process: Start, store: str) -> None:
+    """Each record is seen, also those whose commit was under way when the reader looked."""
     with streamlog.open(store) as cluster:
         cluster.create_topic("logs")
-        started = process("consume", "logs", "--follow", "--max", "3")
+        started = process("consume", "logs", "--follow", "--max", "60")
         with cluster.producer() as producer:
-            for number in range(3):
+            for number in range(60):
                 producer.send("logs", b"%d" % number).result(10)
                 assert first_lines(started, 1) == [b"%d\n" % number]
         assert started.wait(30) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from streamlog.record import Record
 
 def chunks(data: bytes, cuts: list[int]) -> Iterator[bytes]:
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    return (data[start:end] for start, end in zip(places, places[1:], strict=False))
+    return (data[start:end] for start, end in pairwise(places))
 
 
 @given(

@@ -55,15 +55,21 @@ def test_a_line_longer_than_a_chunk_stays_one(cli: Any) -> None:
     assert len(values(cli)) == 2
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("file", LOGS or [None], ids=lambda file: getattr(file, "name", "absent"))
-def test_a_real_log_through_a_group(run_process: Any, file: Path | None) -> None:
+def test_a_real_log_through_a_group(cli: Any, file: Path | None) -> None:
     if file is None:
         pytest.skip(f"{DATA} is not there")
-    assert run_process("produce", "logs", str(file), "--create").code == 0
-    out = run_process("consume", "logs", "--group", "archive").out
+    assert cli("produce", "logs", str(file), "--create").code == 0
+    out = cli("consume", "logs", "--group", "archive").out
     assert sha256(out).hexdigest() == sha256(file.read_bytes()).hexdigest()
-    assert run_process("consume", "logs", "--group", "archive").out == b""
+    assert cli("consume", "logs", "--group", "archive").out == b""
+
+
+@pytest.mark.integration
+def test_through_two_processes(run_process: Any, tmp_path: Path, nasty: list[bytes]) -> None:
+    data = b"".join(nasty * 20)
+    assert run_process("produce", "logs", "--create", stdin=data).code == 0
+    assert run_process("consume", "logs", "--group", "archive").out == data
 
 
 @pytest.mark.skipif(len(LOGS) != 5, reason=f"the five logs of {DATA} are not there")

@@ -34,7 +34,9 @@ def test_an_interrupted_sealing_leaves_the_batch_where_flush_finds_it(
     assert [partition.high_watermark for partition in orders] == [1, 1]
 
 
-def test_blocking_calls_inside_a_gathering_of_the_same_thread_are_refused(cluster: Cluster, single: Topic) -> None:
+def test_blocking_calls_inside_a_gathering_of_the_same_thread_are_refused(
+    cluster: Cluster, single: Topic
+) -> None:
     with cluster.producer(linger_ms=10_000) as producer:
         first = producer.send("single", b"before")
         with producer._lock:
@@ -63,7 +65,11 @@ def test_a_closed_producer_opens_no_batch(cluster: Cluster, single: Topic) -> No
     producer = cluster.producer()
     producer.send("single", b"x")
     producer.close()
-    for call in (lambda: producer.send("single", b"y"), lambda: producer.send_many("single", [(None, b"y")]), producer.flush):
+    for call in (
+        lambda: producer.send("single", b"y"),
+        lambda: producer.send_many("single", [(None, b"y")]),
+        producer.flush,
+    ):
         with pytest.raises(ClosedError):
             call()  # type: ignore[operator]
     assert single[0].high_watermark == 1

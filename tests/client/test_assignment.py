@@ -53,7 +53,11 @@ def test_what_is_dropped_is_handed_out_no_more(cluster: Cluster, single: Topic) 
     assert got == [0, 1, 2]
 
 
-def test_a_partition_that_is_gone_by_the_time_it_is_assigned_is_left_out(cluster: Cluster, single: Topic) -> None:
+def test_a_partition_that_is_gone_by_the_time_it_is_assigned_is_left_out(
+    cluster: Cluster, single: Topic
+) -> None:
     consumer = cluster.consumer_group("g", ["single"]).consumer()
-    consumer._assign_members([TopicPartition("single", 0), TopicPartition("single", 9), TopicPartition("gone", 0)])
+    consumer._assign_members(
+        [TopicPartition("single", 0), TopicPartition("single", 9), TopicPartition("gone", 0)]
+    )
     assert consumer.assignment == {("single", 0)}

@@ -50,7 +50,10 @@ def test_closing_one_handle_twice_leaves_the_other_open(tmp_path: Path) -> None:
 
 def test_the_same_directory_by_another_name_is_the_same_cluster(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "d")
-    with streamlog.open(tmp_path / "d", sync="off") as first, streamlog.open(tmp_path / "link", sync="off") as same:
+    with (
+        streamlog.open(tmp_path / "d", sync="off") as first,
+        streamlog.open(tmp_path / "link", sync="off") as same,
+    ):
         first.create_topic("t")
         assert same.topics == ["t"]
 
@@ -64,7 +67,9 @@ def test_the_same_directory_by_another_name_is_the_same_cluster(tmp_path: Path) 
         ({"sync": "off", "config": {"auto.create.topics.enable": True}}, "config"),
     ],
 )
-def test_opening_again_with_other_options_is_refused(tmp_path: Path, other: dict[str, object], option: str) -> None:
+def test_opening_again_with_other_options_is_refused(
+    tmp_path: Path, other: dict[str, object], option: str
+) -> None:
     with streamlog.open(tmp_path / "d", sync="off"):
         with pytest.raises(ConfigError) as caught:
             streamlog.open(tmp_path / "d", **other)  # type: ignore[arg-type]
@@ -77,9 +82,11 @@ def test_memory_is_private_and_named_memory_is_shared() -> None:
     with streamlog.open(":memory:") as one, streamlog.open(":memory:") as other:
         one.create_topic("t")
         assert other.topics == []
-    with streamlog.open(":memory:shared") as one, streamlog.open(":memory:shared") as same, streamlog.open(
-        ":memory:other"
-    ) as other:
+    with (
+        streamlog.open(":memory:shared") as one,
+        streamlog.open(":memory:shared") as same,
+        streamlog.open(":memory:other") as other,
+    ):
         one.create_topic("t")
         assert (same.topics, other.topics) == (["t"], [])
     with streamlog.open(":memory:shared") as later:
@@ -284,7 +291,12 @@ def test_everything_of_a_closed_cluster_raises_at_once() -> None:
 
 
 def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-W", "default", "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-W", "default", "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def test_the_interpreters_exit_flushes_and_says_so(tmp_path: Path) -> None:

@@ -95,7 +95,9 @@ def test_metadata_that_is_too_long(cluster: Cluster, filled: Topic) -> None:
 
 
 def test_a_commit_drives_a_rebalance_and_is_stored(cluster: Cluster, filled: Topic) -> None:
-    group = cluster.consumer_group("g", ["single"], enable_auto_commit=False, partition_assignment_strategy=["cooperative-sticky"])
+    group = cluster.consumer_group(
+        "g", ["single"], enable_auto_commit=False, partition_assignment_strategy=["cooperative-sticky"]
+    )
     first = group.consumer()
     first.poll(1, max_records=10)
     second = group.consumer()
@@ -198,7 +200,9 @@ def test_auto_commit_never_passes_the_record_the_loop_holds(cluster: Cluster, fi
     assert 20 <= group.offsets()[T0] <= 60
 
 
-@pytest.mark.parametrize("leave", [lambda c: c.close(), lambda c: c.__exit__(None, None, None), lambda c: c.unsubscribe()])
+@pytest.mark.parametrize(
+    "leave", [lambda c: c.close(), lambda c: c.__exit__(None, None, None), lambda c: c.unsubscribe()]
+)
 def test_leaving_commits(cluster: Cluster, filled: Topic, leave: Callable[[Consumer], None]) -> None:
     group = cluster.consumer_group("g", ["single"])
     consumer = group.consumer()

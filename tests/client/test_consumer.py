@@ -25,7 +25,9 @@ from streamlog.errors import (
 ORDERS_0, ORDERS_1 = TopicPartition("orders", 0), TopicPartition("orders", 1)
 
 
-def fill(cluster: Cluster, topic: str, count: int, partition: int = 0, start: int = 0, batch: int = 10) -> None:
+def fill(
+    cluster: Cluster, topic: str, count: int, partition: int = 0, start: int = 0, batch: int = 10
+) -> None:
     with cluster.producer(linger_ms=10_000) as producer:
         for number in range(start, start + count):
             producer.send(topic, b"%d" % number, partition=partition)
@@ -278,7 +280,9 @@ def test_records_deleted_while_reading_do_not_keep_it_from_ending(cluster: Clust
 # -- what goes wrong ---------------------------------------------------------------------------------------
 
 
-def test_a_record_that_cannot_be_read_raises_with_its_place_and_nothing_is_lost(cluster: Cluster, orders: Topic) -> None:
+def test_a_record_that_cannot_be_read_raises_with_its_place_and_nothing_is_lost(
+    cluster: Cluster, orders: Topic
+) -> None:
     with cluster.producer() as producer:
         for number in range(10):
             producer.send("orders", b"?" if number == 4 else b"%d" % number, partition=0)
@@ -344,7 +348,9 @@ def corrupt(cluster: Cluster, partition: int) -> None:
     transaction.commit()
 
 
-def test_a_flipped_bit_is_told_with_its_place_and_costs_no_other_record(cluster: Cluster, orders: Topic) -> None:
+def test_a_flipped_bit_is_told_with_its_place_and_costs_no_other_record(
+    cluster: Cluster, orders: Topic
+) -> None:
     for partition in (0, 1):
         fill(cluster, "orders", 30, partition=partition)
     corrupt(cluster, 1)
@@ -360,13 +366,17 @@ def test_a_flipped_bit_is_told_with_its_place_and_costs_no_other_record(cluster:
                 errors.append(error.offset)
                 consumer.seek(ORDERS_1, 10)
         assert errors == [0]
-        assert sorted(got) == [(0, offset) for offset in range(30)] + [(1, offset) for offset in range(10, 30)]
+        assert sorted(got) == [(0, offset) for offset in range(30)] + [
+            (1, offset) for offset in range(10, 30)
+        ]
     with pytest.raises(CorruptRecordError):
         orders[1].read()
     assert len(orders[1].read(10)) == 20
 
 
-def test_a_position_out_of_range_follows_the_policy_or_raises_each_time(cluster: Cluster, orders: Topic) -> None:
+def test_a_position_out_of_range_follows_the_policy_or_raises_each_time(
+    cluster: Cluster, orders: Topic
+) -> None:
     fill(cluster, "orders", 10)
     for policy, expected in (("earliest", list(range(10))), ("latest", [])):
         consumer = reader(cluster, ORDERS_0, auto_offset_reset=policy)
@@ -402,7 +412,9 @@ def test_nothing_committed_and_policy_none_raises_each_time(cluster: Cluster, or
         consumer.position(ORDERS_0)
 
 
-def test_an_interrupt_inside_poll_loses_nothing(cluster: Cluster, orders: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_inside_poll_loses_nothing(
+    cluster: Cluster, orders: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for partition in (0, 1):
         fill(cluster, "orders", 10, partition=partition)
     consumer = reader(cluster, ORDERS_0, ORDERS_1)
@@ -424,7 +436,9 @@ def test_an_interrupt_inside_poll_loses_nothing(cluster: Cluster, orders: Topic,
 # -- topics that change ------------------------------------------------------------------------------------
 
 
-def test_a_deleted_topic_raises_at_each_poll_and_one_made_anew_is_read(cluster: Cluster, orders: Topic) -> None:
+def test_a_deleted_topic_raises_at_each_poll_and_one_made_anew_is_read(
+    cluster: Cluster, orders: Topic
+) -> None:
     fill(cluster, "orders", 10)
     consumer = cluster.consumer()
     consumer.assign([ORDERS_0])
@@ -480,7 +494,12 @@ def test_closing_from_another_thread_ends_the_poll(cluster: Cluster, orders: Top
         ended: list[BaseException] = []
         started = threading.Event()
 
-        def work(loop: Any = loop, consumer: Consumer = consumer, ended: list[BaseException] = ended, started: threading.Event = started) -> None:
+        def work(
+            loop: Any = loop,
+            consumer: Consumer = consumer,
+            ended: list[BaseException] = ended,
+            started: threading.Event = started,
+        ) -> None:
             started.set()
             try:
                 loop(consumer)
@@ -495,7 +514,9 @@ def test_closing_from_another_thread_ends_the_poll(cluster: Cluster, orders: Top
         assert not thread.is_alive() and [type(error) for error in ended] == [ClosedError]
 
 
-@pytest.mark.parametrize("wrong", [7, [7], [("orders",)], [("orders", "0")], [("orders", True)], ["orders"], [None], "orders"])
+@pytest.mark.parametrize(
+    "wrong", [7, [7], [("orders",)], [("orders", "0")], [("orders", True)], ["orders"], [None], "orders"]
+)
 def test_what_is_no_partition(cluster: Cluster, orders: Topic, wrong: Any) -> None:
     with pytest.raises(ConfigError):
         cluster.consumer().assign(wrong)

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from streamlog import Cluster, Topic, TopicPartition
-from streamlog.errors import ConfigError, GroupIdNotFoundError, NonEmptyGroupError, StreamlogError, UnknownTopicOrPartitionError
+from streamlog.errors import (
+    ConfigError,
+    GroupIdNotFoundError,
+    NonEmptyGroupError,
+    StreamlogError,
+    UnknownTopicOrPartitionError,
+)
 
 A, B = TopicPartition("orders", 0), TopicPartition("orders", 1)
 
@@ -78,7 +84,9 @@ def test_resetting(cluster: Cluster, filled: Topic, to: Any, expected: dict[Topi
         records = consumer.poll(0)
         for tp, offset in expected.items():
             assert consumer.committed(tp) == offset
-            assert [r.offset for r in records if (r.topic, r.partition) == tp] == list(range(offset, filled[tp.partition].log_end_offset))
+            assert [r.offset for r in records if (r.topic, r.partition) == tp] == list(
+                range(offset, filled[tp.partition].log_end_offset)
+            )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +101,10 @@ def test_impossible_resets_change_nothing(cluster: Cluster, filled: Topic, wrong
 
 def test_resetting_what_is_not_there(cluster: Cluster, filled: Topic) -> None:
     group = cluster.consumer_group("g", ["orders"])
-    for call in (lambda: group.reset_offsets({("orders", 9): 1}), lambda: group.reset_offsets("earliest", topics=["nowhere"])):
+    for call in (
+        lambda: group.reset_offsets({("orders", 9): 1}),
+        lambda: group.reset_offsets("earliest", topics=["nowhere"]),
+    ):
         with pytest.raises(UnknownTopicOrPartitionError):
             call()  # type: ignore[no-untyped-call]
     assert group.offsets() == {}
@@ -159,7 +170,17 @@ def test_groups_survive_reopening(tmp_path: Any) -> None:
         assert cluster.consumer_group("g").members() == []
 
 
-@pytest.mark.parametrize("wrong", [{"workers": 0}, {"workers": "2"}, {"workers": True}, {"on_error": "ignore"}, {"on_error": None}, {"max_pol": 1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"workers": 0},
+        {"workers": "2"},
+        {"workers": True},
+        {"on_error": "ignore"},
+        {"on_error": None},
+        {"max_pol": 1},
+    ],
+)
 def test_impossible_runs(cluster: Cluster, orders: Topic, wrong: dict[str, Any]) -> None:
     group = cluster.consumer_group("g", ["orders"])
     with pytest.raises(StreamlogError):

@@ -32,7 +32,8 @@ def test_flush_raises_what_nobody_read_once(cluster: Cluster, compacted: Topic) 
         error = caught.value
         assert error.count == 3 and isinstance(error.__cause__, InvalidRecordError)
         assert list(error.failed) == [
-            Record("compacted", 0, -1, number, None, b"%d" % number, (("h", b"%d" % number),)) for number in range(3)
+            Record("compacted", 0, -1, number, None, b"%d" % number, (("h", b"%d" % number),))
+            for number in range(3)
         ]
         assert "3 records" in str(error)
         producer.flush()  # told once
@@ -68,7 +69,9 @@ def test_leaving_raises_too_and_closes(cluster: Cluster, compacted: Topic) -> No
     producer.close()
 
 
-def test_one_topics_failure_does_not_keep_the_others(cluster: Cluster, compacted: Topic, single: Topic) -> None:
+def test_one_topics_failure_does_not_keep_the_others(
+    cluster: Cluster, compacted: Topic, single: Topic
+) -> None:
     with pytest.raises(DeliveryError) as caught, cluster.producer(linger_ms=10_000) as producer:
         producer.send("compacted", b"x")
         producer.send("single", b"y")
@@ -94,7 +97,9 @@ def test_an_exception_with_a_past_carries_ours_behind_it(cluster: Cluster, compa
     assert isinstance(cause, ValueError) and isinstance(cause.__context__, DeliveryError)
 
 
-def test_an_exception_in_flight_does_not_keep_records_from_being_sent(cluster: Cluster, single: Topic) -> None:
+def test_an_exception_in_flight_does_not_keep_records_from_being_sent(
+    cluster: Cluster, single: Topic
+) -> None:
     with pytest.raises(KeyError), cluster.producer(linger_ms=10_000) as producer:
         producer.send("single", b"x")
         raise KeyError

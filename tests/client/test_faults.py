@@ -84,7 +84,9 @@ FAULTS: list[tuple[str, Call, type[StreamlogError], int, type[Exception], dict[s
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "call", "kind", "code", "kin", "facts", "allowed"), FAULTS, ids=[fault[0] for fault in FAULTS])
+@pytest.mark.parametrize(
+    ("name", "call", "kind", "code", "kin", "facts", "allowed"), FAULTS, ids=[fault[0] for fault in FAULTS]
+)
 def test_faults(
     cluster: Cluster, single: Topic, name: str, call: Call, kind: type[StreamlogError], code: int, kin: type[Exception], facts: dict[str, object], allowed: str
 ) -> None:  # fmt: skip
@@ -97,7 +99,9 @@ def test_faults(
     assert {fact: getattr(error, fact) for fact in facts} == facts
     assert allowed in str(error) and str(error)
     assert cluster.topics == ["compacted", "single"]
-    assert [record.value for record in single[0].read()] == [b"there"] and cluster.topic("compacted")[0].read() == []
+    assert [record.value for record in single[0].read()] == [b"there"] and cluster.topic("compacted")[
+        0
+    ].read() == []
     assert cluster.consumer_group("g").offsets() == {} == cluster.consumer_group("h").offsets()
 
 
@@ -119,7 +123,12 @@ def test_every_error_survives_pickling(cluster: Cluster, single: Topic) -> None:
 def test_use_after_close_raises_at_once(cluster: Cluster, single: Topic) -> None:
     producer, consumer = cluster.producer(), cluster.consumer()
     producer.close(), consumer.close()
-    for call in (lambda: producer.send("single", b"x"), producer.flush, consumer.poll, lambda: consumer.assign([T0])):
+    for call in (
+        lambda: producer.send("single", b"x"),
+        producer.flush,
+        consumer.poll,
+        lambda: consumer.assign([T0]),
+    ):
         with pytest.raises(ClosedError) as caught:
             call()  # type: ignore[no-untyped-call]
         assert "closed" in str(caught.value) and isinstance(caught.value, RuntimeError) and caught.value.fatal
@@ -175,7 +184,9 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60
+    )
 
 
 def test_use_after_fork(tmp_path: Path) -> None:
@@ -254,5 +265,7 @@ def test_a_second_process_on_the_same_directory(tmp_path: Path) -> None:
         assert 'mode="r"' in ended.stdout
         cluster.create_topic("u")
     assert not issubclass(ClusterLockedError, KeyError)
-    ended = run("import streamlog, sys\nprint(streamlog.open(sys.argv[1], sync='off').topics)", str(tmp_path / "d"))
+    ended = run(
+        "import streamlog, sys\nprint(streamlog.open(sys.argv[1], sync='off').topics)", str(tmp_path / "d")
+    )
     assert "['t', 'u']" in ended.stdout, ended.stderr

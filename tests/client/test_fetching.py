@@ -31,7 +31,9 @@ def test_it_begins_nowhere(assigned: AssignedPartition) -> None:
     assert "single" in repr(assigned)
 
 
-def test_a_fetch_fills_the_buffer_with_whole_batches_from_the_position_on(cluster: Cluster, assigned: AssignedPartition) -> None:
+def test_a_fetch_fills_the_buffer_with_whole_batches_from_the_position_on(
+    cluster: Cluster, assigned: AssignedPartition
+) -> None:
     assigned.seek(13)
     assert fetch(cluster, assigned)
     assert (assigned.position, assigned.fetch_offset, assigned.buffered) == (13, 20, 7)
@@ -41,7 +43,9 @@ def test_a_fetch_fills_the_buffer_with_whole_batches_from_the_position_on(cluste
     assert assigned.position == assigned.fetch_offset == 20
 
 
-def test_at_the_end_there_is_nothing_and_behind_it_an_error(cluster: Cluster, assigned: AssignedPartition) -> None:
+def test_at_the_end_there_is_nothing_and_behind_it_an_error(
+    cluster: Cluster, assigned: AssignedPartition
+) -> None:
     assigned.seek(100)
     assert not fetch(cluster, assigned) and assigned.buffered == 0
     assigned.seek(101)
@@ -50,7 +54,9 @@ def test_at_the_end_there_is_nothing_and_behind_it_an_error(cluster: Cluster, as
     assert (assigned.position, assigned.fetch_offset) == (101, 101)
 
 
-def test_any_sequence_of_steps_hands_out_each_record_once(cluster: Cluster, assigned: AssignedPartition) -> None:
+def test_any_sequence_of_steps_hands_out_each_record_once(
+    cluster: Cluster, assigned: AssignedPartition
+) -> None:
     chance = random.Random(7)
     for _ in range(30):
         start = chance.randrange(100)
@@ -65,7 +71,9 @@ def test_any_sequence_of_steps_hands_out_each_record_once(cluster: Cluster, assi
         assert got == list(range(start, 100))
 
 
-def test_an_unreadable_record_ends_what_is_taken_before_it_and_then_raises(cluster: Cluster, assigned: AssignedPartition) -> None:
+def test_an_unreadable_record_ends_what_is_taken_before_it_and_then_raises(
+    cluster: Cluster, assigned: AssignedPartition
+) -> None:
     def refuse(data: bytes) -> int:
         if data == b"5":
             raise DeserializationError("no")
@@ -79,11 +87,15 @@ def test_an_unreadable_record_ends_what_is_taken_before_it_and_then_raises(clust
             assigned.take(99, None, refuse)
         assert (caught.value.offset, caught.value.next_offset, assigned.position) == (5, 6, 5)
     assert caught.value.record.value == b"5"  # type: ignore[attr-defined]
-    assert [record.value for record in assigned.take(2, None, None)] == [b"5", b"6"], "the bytes are still there"
+    assert [record.value for record in assigned.take(2, None, None)] == [b"5", b"6"], (
+        "the bytes are still there"
+    )
     assert [record.value for record in assigned.take(99, None, refuse)] == [7, 8, 9]
 
 
-def test_an_interrupt_while_deserializing_loses_nothing(cluster: Cluster, assigned: AssignedPartition) -> None:
+def test_an_interrupt_while_deserializing_loses_nothing(
+    cluster: Cluster, assigned: AssignedPartition
+) -> None:
     calls = 0
 
     def interrupted(data: bytes) -> bytes:

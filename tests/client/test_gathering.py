@@ -73,7 +73,9 @@ def test_gathering_keeps_every_record_and_its_order(keys: list[bytes | None], pa
     assert sorted(order) == list(range(len(keys)))
     for partition, part_keys, part_values in gathered.parts:
         assert 0 <= partition < partitions
-        assert part_values == sorted(part_values, key=lambda value: int(value or b"")), "reordered within a partition"
+        assert part_values == sorted(part_values, key=lambda value: int(value or b"")), (
+            "reordered within a partition"
+        )
         assert part_keys == [keys[int(value or b"")] for value in part_values]
 
 

@@ -47,7 +47,9 @@ def test_the_name_here_is_suggested(owners: dict[str, object], kind: str, name: 
     error = caught.value
     assert isinstance(error, AttributeError) and isinstance(error, StreamlogError)
     assert error.code == -1 and error.name == name
-    assert suggestion in str(error) and "did you mean" in str(error) and suggestion in (error.suggestion or "")
+    assert (
+        suggestion in str(error) and "did you mean" in str(error) and suggestion in (error.suggestion or "")
+    )
     assert "close" in error.allowed  # type: ignore[attr-defined]
 
 
@@ -72,7 +74,11 @@ def test_names_nobody_knows_show_what_there_is(owners: dict[str, object]) -> Non
 
 def test_python_still_sees_missing_attributes(owners: dict[str, object]) -> None:
     for owner in owners.values():
-        assert not hasattr(owner, "produce_it") and not hasattr(owner, "__length_hint__") and not hasattr(owner, "_x")
+        assert (
+            not hasattr(owner, "produce_it")
+            and not hasattr(owner, "__length_hint__")
+            and not hasattr(owner, "_x")
+        )
         assert getattr(owner, "commitSyncOrElse", 7) == 7
 
 

@@ -25,8 +25,12 @@ def filled(cluster: Cluster) -> Topic:
 def test_every_record_once_in_order_per_partition(cluster: Cluster, filled: Topic, workers: int) -> None:
     handled: dict[int, list[int]] = defaultdict(list)
     group = cluster.consumer_group("g", ["orders"])
-    group.run(lambda record: handled[record.partition].append(record.offset), workers=workers, stop_at_end=True)
-    assert {partition: sorted(set(offsets)) for partition, offsets in handled.items()} == {n: list(range(100)) for n in range(4)}
+    group.run(
+        lambda record: handled[record.partition].append(record.offset), workers=workers, stop_at_end=True
+    )
+    assert {partition: sorted(set(offsets)) for partition, offsets in handled.items()} == {
+        n: list(range(100)) for n in range(4)
+    }
     assert workers > 1 or all(offsets == sorted(set(offsets)) for offsets in handled.values())
     assert group.lag() == dict.fromkeys(group.lag(), 0) and len(group.lag()) == 4
     assert group.members() == [] and not cluster._consumers
@@ -70,7 +74,9 @@ def test_the_handler_may_stop_the_run_and_its_record_is_committed(cluster: Clust
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_an_exception_stops_everybody_commits_what_finished_and_is_raised(cluster: Cluster, filled: Topic, workers: int) -> None:
+def test_an_exception_stops_everybody_commits_what_finished_and_is_raised(
+    cluster: Cluster, filled: Topic, workers: int
+) -> None:
     group = cluster.consumer_group("g", ["orders"])
     finished: dict[int, int] = {}
 
@@ -146,7 +152,12 @@ def test_ctrl_c_in_the_waiting_thread_stops_the_workers(cluster: Cluster, filled
 def test_options_reach_the_members_and_auto_commit_stays_off(cluster: Cluster, filled: Topic) -> None:
     seen: list[Any] = []
     group = cluster.consumer_group("g", ["orders"])
-    group.run(lambda record: seen.append(record.value), stop_at_end=True, value_deserializer="json", enable_auto_commit=True)
+    group.run(
+        lambda record: seen.append(record.value),
+        stop_at_end=True,
+        value_deserializer="json",
+        enable_auto_commit=True,
+    )
     assert sorted(seen) == list(range(400))
     with pytest.raises(ConfigError):
         group.run("no handler")  # type: ignore[arg-type]

@@ -23,7 +23,9 @@ from streamlog.errors import (
 )
 
 RANGE, COOPERATIVE = ["range"], ["cooperative-sticky"]
-STRATEGIES = pytest.mark.parametrize("strategy", [RANGE, COOPERATIVE, ["roundrobin"], ["sticky"], ["range", "cooperative-sticky"]])
+STRATEGIES = pytest.mark.parametrize(
+    "strategy", [RANGE, COOPERATIVE, ["roundrobin"], ["sticky"], ["range", "cooperative-sticky"]]
+)
 
 
 @pytest.fixture
@@ -50,7 +52,9 @@ def owned(members: list[Consumer]) -> list[int]:
 
 @STRATEGIES
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
-def test_members_polled_in_turn_converge_within_three_rounds(cluster: Cluster, topic: Topic, strategy: list[str], count: int) -> None:
+def test_members_polled_in_turn_converge_within_three_rounds(
+    cluster: Cluster, topic: Topic, strategy: list[str], count: int
+) -> None:
     group = cluster.consumer_group("g", ["orders"], partition_assignment_strategy=strategy)
     members = [group.consumer() for _ in range(count)]
     poll_rounds(members)
@@ -60,7 +64,9 @@ def test_members_polled_in_turn_converge_within_three_rounds(cluster: Cluster, t
 
 
 @STRATEGIES
-def test_a_member_that_comes_later_and_goes_again(cluster: Cluster, topic: Topic, strategy: list[str]) -> None:
+def test_a_member_that_comes_later_and_goes_again(
+    cluster: Cluster, topic: Topic, strategy: list[str]
+) -> None:
     group = cluster.consumer_group("g", ["orders"], partition_assignment_strategy=strategy)
     first = group.consumer()
     poll_rounds([first])
@@ -111,7 +117,9 @@ def test_cooperative_members_keep_what_does_not_move(cluster: Cluster, topic: To
     before = first.assignment
     second = group.consumer()
     poll_rounds([first, second])
-    assert len(revoked) == 3 and first.assignment == before - set(revoked) and second.assignment == set(revoked)
+    assert (
+        len(revoked) == 3 and first.assignment == before - set(revoked) and second.assignment == set(revoked)
+    )
 
 
 def test_poll_never_exceeds_its_timeout_however_the_group_does(cluster: Cluster, topic: Topic) -> None:
@@ -255,7 +263,9 @@ def test_subscribing_to_something_else(cluster: Cluster, topic: Topic, single: T
     assert len(consumer.assignment) == 6
 
 
-@pytest.mark.parametrize("wrong", [[], 7, None, [7], [""], b"orders", ["a b"], {"orders": 1}, re.compile(b"x")])
+@pytest.mark.parametrize(
+    "wrong", [[], 7, None, [7], [""], b"orders", ["a b"], {"orders": 1}, re.compile(b"x")]
+)
 def test_impossible_subscriptions_change_nothing(cluster: Cluster, topic: Topic, wrong: Any) -> None:
     consumer = cluster.consumer(group_id="g")
     consumer.subscribe(["orders"])
@@ -289,7 +299,12 @@ def test_listeners_of_an_eager_member(cluster: Cluster, topic: Topic) -> None:
     poll_rounds([first, second])
     first.close()
     everything, mine = list(range(6)), heard.calls[2][1]
-    assert heard.calls == [("assigned", everything), ("revoked", everything), ("assigned", mine), ("revoked", mine)]
+    assert heard.calls == [
+        ("assigned", everything),
+        ("revoked", everything),
+        ("assigned", mine),
+        ("revoked", mine),
+    ]
     assert len(mine) == 3
 
 
@@ -302,7 +317,10 @@ def test_listeners_of_a_cooperative_member(cluster: Cluster, topic: Topic) -> No
     words = [word for word, partitions in heard.calls if partitions or word == "assigned"]
     assert heard.calls[0] == ("assigned", list(range(6)))
     assert [call for call in heard.calls if call[0] == "revoked"] == [("revoked", partitions_of(second))]
-    assert ("assigned", []) in heard.calls and "lost" not in words  # Kafka: told at every rebalance, even of nothing
+    assert (
+        "assigned",
+        [],
+    ) in heard.calls and "lost" not in words  # Kafka: told at every rebalance, even of nothing
 
 
 def test_unsubscribing_and_closing_revoke(cluster: Cluster, topic: Topic) -> None:
@@ -333,7 +351,9 @@ def test_a_listener_may_commit_what_it_is_about_to_lose(cluster: Cluster, topic:
         assert sum(group.offsets().values()) == 60
 
 
-def test_what_a_listener_raises_reaches_poll_and_nothing_is_left_half_done(cluster: Cluster, topic: Topic) -> None:
+def test_what_a_listener_raises_reaches_poll_and_nothing_is_left_half_done(
+    cluster: Cluster, topic: Topic
+) -> None:
     for strategy in (RANGE, COOPERATIVE):
         group = cluster.consumer_group("g" + strategy[0], ["orders"], partition_assignment_strategy=strategy)
         first = group.consumer(on_revoked=lambda _: 1 / 0)
@@ -386,7 +406,9 @@ def test_a_member_nobody_polls_leaves_and_what_it_had_is_lost(cluster: Cluster, 
 
 
 def test_waiting_inside_poll_is_no_silence(cluster: Cluster, topic: Topic) -> None:
-    consumer = cluster.consumer_group("g", ["orders"], max_poll_interval_ms=50, heartbeat_interval_ms=5).consumer()
+    consumer = cluster.consumer_group(
+        "g", ["orders"], max_poll_interval_ms=50, heartbeat_interval_ms=5
+    ).consumer()
     poll_rounds([consumer])
     generation = consumer._membership.generation  # type: ignore[union-attr]
     consumer.poll(0.3)
@@ -438,7 +460,9 @@ def test_committing_what_was_lost_fails(cluster: Cluster, topic: Topic) -> None:
 # -- static members ----------------------------------------------------------------------------------------
 
 
-def test_a_static_member_that_comes_back_keeps_its_partitions_without_a_rebalance(cluster: Cluster, topic: Topic) -> None:
+def test_a_static_member_that_comes_back_keeps_its_partitions_without_a_rebalance(
+    cluster: Cluster, topic: Topic
+) -> None:
     group = cluster.consumer_group("g", ["orders"])
     one, two = (group.consumer(group_instance_id=name) for name in ("one", "two"))
     poll_rounds([one, two])
@@ -475,7 +499,9 @@ def test_a_second_member_of_the_same_name_fences_the_first(cluster: Cluster, top
 
 def test_refusals_reach_poll(cluster: Cluster, topic: Topic) -> None:
     with pytest.raises(InvalidSessionTimeoutError):
-        cluster.consumer_group("g", ["orders"], session_timeout_ms=10, heartbeat_interval_ms=1).consumer().poll(0.2)
+        cluster.consumer_group(
+            "g", ["orders"], session_timeout_ms=10, heartbeat_interval_ms=1
+        ).consumer().poll(0.2)
     group = cluster.consumer_group("h", ["orders"])
     first = group.consumer(partition_assignment_strategy=RANGE)
     poll_rounds([first])
@@ -516,11 +542,15 @@ def test_a_consumer_in_several_groups(cluster: Cluster, topic: Topic) -> None:
 
 @pytest.fixture(params=[RANGE, COOPERATIVE])
 def pair(request: pytest.FixtureRequest, cluster: Cluster, topic: Topic) -> Iterator[list[Consumer]]:
-    group = cluster.consumer_group("g", ["orders"], partition_assignment_strategy=request.param, stop_at_end=True)
+    group = cluster.consumer_group(
+        "g", ["orders"], partition_assignment_strategy=request.param, stop_at_end=True
+    )
     yield [group.consumer(), group.consumer()]
 
 
-def test_stop_at_end_in_a_group_never_ends_before_the_first_assignment(cluster: Cluster, pair: list[Consumer]) -> None:
+def test_stop_at_end_in_a_group_never_ends_before_the_first_assignment(
+    cluster: Cluster, pair: list[Consumer]
+) -> None:
     with cluster.producer() as producer:
         producer.send_many("orders", [(b"%d" % i, b"%d" % i) for i in range(60)])
     first, second = pair
@@ -532,7 +562,9 @@ def test_stop_at_end_in_a_group_never_ends_before_the_first_assignment(cluster: 
             got += [record.value for record in consumer.poll(0, max_records=7)]
             if consumer.at_end:
                 ended.add(consumer)
-                assert consumer.assignment or len(got) >= 60, "ended with nothing while its partitions were on their way"
+                assert consumer.assignment or len(got) >= 60, (
+                    "ended with nothing while its partitions were on their way"
+                )
         if len(ended) == 2:
             break
     assert len(ended) == 2 and sorted(set(got)) == sorted(b"%d" % i for i in range(60))
@@ -558,7 +590,9 @@ def test_a_rebalance_does_not_move_the_end_of_stop_at_end(cluster: Cluster, topi
     assert {tp: assigned.end_offset for tp, assigned in first._assigned.items()} == ends
 
 
-def test_a_commit_in_a_listener_of_a_group_that_moves_on_is_not_driven_in_circles(cluster: Cluster, topic: Topic) -> None:
+def test_a_commit_in_a_listener_of_a_group_that_moves_on_is_not_driven_in_circles(
+    cluster: Cluster, topic: Topic
+) -> None:
     seen: list[str] = []
 
     def assigned(partitions: list[TopicPartition]) -> None:

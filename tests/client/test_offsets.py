@@ -8,7 +8,12 @@ import pytest
 
 from streamlog import Cluster, Consumer, OffsetAndTimestamp, Topic, TopicPartition
 from streamlog.client.offsets import checked_partitions
-from streamlog.errors import ConfigError, IllegalStateError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
+from streamlog.errors import (
+    ConfigError,
+    IllegalStateError,
+    OffsetOutOfRangeError,
+    UnknownTopicOrPartitionError,
+)
 
 A, B = TopicPartition("orders", 0), TopicPartition("orders", 1)
 
@@ -58,7 +63,11 @@ def test_seeking(consumer: Consumer) -> None:
 
 @pytest.mark.parametrize("wrong", [-1, "1", 1.0, True, None])
 def test_impossible_places(consumer: Consumer, wrong: Any) -> None:
-    for call in (lambda: consumer.seek(A, wrong), lambda: consumer.seek_to_timestamp(A, wrong), lambda: consumer.offsets_for_times({A: wrong})):
+    for call in (
+        lambda: consumer.seek(A, wrong),
+        lambda: consumer.seek_to_timestamp(A, wrong),
+        lambda: consumer.offsets_for_times({A: wrong}),
+    ):
         with pytest.raises(ConfigError):
             call()  # type: ignore[no-untyped-call]
     assert consumer.position(A) == 2
@@ -66,7 +75,12 @@ def test_impossible_places(consumer: Consumer, wrong: Any) -> None:
 
 def test_seeking_what_is_not_assigned(consumer: Consumer) -> None:
     consumer.assign([A])
-    for call in (lambda: consumer.seek(B, 0), lambda: consumer.pause(B), lambda: consumer.resume(B), lambda: consumer.lag(B)):
+    for call in (
+        lambda: consumer.seek(B, 0),
+        lambda: consumer.pause(B),
+        lambda: consumer.resume(B),
+        lambda: consumer.lag(B),
+    ):
         with pytest.raises(IllegalStateError) as caught:
             call()  # type: ignore[no-untyped-call]
         assert (caught.value.topic, caught.value.partition) == ("orders", 1)
@@ -75,7 +89,9 @@ def test_seeking_what_is_not_assigned(consumer: Consumer) -> None:
 def test_offsets_for_times(consumer: Consumer) -> None:
     found = consumer.offsets_for_times({A: 1301, B: 0})
     assert found == {A: OffsetAndTimestamp(4, 1400, 0), B: None}
-    assert consumer.offsets_for_times({A: 0})[A] == OffsetAndTimestamp(2, 1200, 0), "what is deleted is not found"
+    assert consumer.offsets_for_times({A: 0})[A] == OffsetAndTimestamp(2, 1200, 0), (
+        "what is deleted is not found"
+    )
     assert consumer.offsets_for_times({A: 99_999}) == {A: None}
 
 

@@ -26,7 +26,9 @@ def test_none_resets_where_resets_are_allowed() -> None:
         topic_overrides({"retention.ms": None})
 
 
-@pytest.mark.parametrize("wrong", [{"retention.mss": 1}, {"retention.ms": "soon"}, {"cleanup.policy": "shred"}])
+@pytest.mark.parametrize(
+    "wrong", [{"retention.mss": 1}, {"retention.ms": "soon"}, {"cleanup.policy": "shred"}]
+)
 def test_the_wrong_option_is_named(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError) as caught:
         topic_overrides(wrong)

@@ -8,7 +8,9 @@ from streamlog.client.timeouts import milliseconds
 from streamlog.errors import ConfigError
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(0, 0), (1, 1000), (0.25, 250), (300, 300_000), (None, 77)])
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0, 0), (1, 1000), (0.25, 250), (300, 300_000), (None, 77)]
+)
 def test_seconds_become_milliseconds(seconds: float | None, expected: int) -> None:
     assert milliseconds("poll", seconds, 77) == expected
 

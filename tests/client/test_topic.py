@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamlog import Cluster, Partition, Topic, TopicPartition
+from streamlog import Cluster, Topic, TopicPartition
 from streamlog.errors import (
     ConfigError,
     InvalidPartitionsError,
@@ -25,7 +25,11 @@ def fill(cluster: Cluster, topic: str, count: int, partition: int = 0, batch: in
 
 def test_what_a_partition_says_of_itself(cluster: Cluster, orders: Topic) -> None:
     partition = orders[1]
-    assert (partition.topic, partition.number, partition.topic_partition) == ("orders", 1, TopicPartition("orders", 1))
+    assert (partition.topic, partition.number, partition.topic_partition) == (
+        "orders",
+        1,
+        TopicPartition("orders", 1),
+    )
     assert (partition.leader, partition.replicas, partition.isr, partition.leader_epoch) == (0, (0,), (0,), 0)
     assert (partition.log_start_offset, partition.high_watermark, partition.log_end_offset) == (0, 0, 0)
     fill(cluster, "orders", 25, partition=1)
@@ -85,7 +89,13 @@ def test_a_deleted_topic_is_unknown_through_old_handles(cluster: Cluster, orders
     partition, identity = orders[0], orders.topic_id
     fill(cluster, "orders", 3)
     orders.delete()
-    for call in (lambda: len(orders), lambda: partition.high_watermark, partition.read, orders.delete, lambda: orders.config):
+    for call in (
+        lambda: len(orders),
+        lambda: partition.high_watermark,
+        partition.read,
+        orders.delete,
+        lambda: orders.config,
+    ):
         with pytest.raises(UnknownTopicOrPartitionError):
             call()  # type: ignore[no-untyped-call]
     assert "deleted" in repr(orders)
@@ -121,7 +131,9 @@ def test_reading_above_the_end(cluster: Cluster, orders: Topic) -> None:
     assert isinstance(caught.value, LookupError) and caught.value.code == 1
 
 
-@pytest.mark.parametrize("arguments", [{"offset": -1}, {"offset": "0"}, {"offset": True}, {"max_records": 0}, {"max_records": 1.0}])
+@pytest.mark.parametrize(
+    "arguments", [{"offset": -1}, {"offset": "0"}, {"offset": True}, {"max_records": 0}, {"max_records": 1.0}]
+)
 def test_impossible_arguments_of_read(orders: Topic, arguments: dict[str, object]) -> None:
     with pytest.raises(ConfigError) as caught:
         orders[0].read(**arguments)  # type: ignore[arg-type]

@@ -24,7 +24,9 @@ def shape(name: str) -> str:
     """An MBean name without the values of its open tags."""
     domain, properties = parse_name(name)
     return (
-        domain + ":" + ",".join(key if key in OPEN_TAGS else f"{key}={value}" for key, value in sorted(properties))
+        domain
+        + ":"
+        + ",".join(key if key in OPEN_TAGS else f"{key}={value}" for key, value in sorted(properties))
     )
 
 

@@ -108,7 +108,7 @@ class Recording:
             return
         number, path = int(descriptor[1]), _unescape(descriptor[2])
         if path == self.acks:
-            return self._note_ack(text)
+            return self._note_ack(text) if name == "write" else None
         if not path.startswith(self.directory) or not path.endswith("data.mdb"):
             return None
         if name in ("fdatasync", "fsync"):

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -278,3 +279,205 @@ def test_interrupted_at_sampled_places(kind: type[Case]) -> None:
 @pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
 def test_interrupted_at_every_place(kind: type[Case]) -> None:
     sweep(kind, 10**9)
+
+
+# -- storms: threads struck at random moments ----------------------------------------------------------------------------
+
+
+class Storm:
+    """Threads that work, and one that strikes them."""
+
+    PARTITIONS = 3
+
+    def __init__(self, cluster: Any, seconds: float) -> None:
+        self.cluster = cluster
+        self.seconds = seconds
+        self.stopping = False
+        self.interrupts: Counter[str] = Counter()
+        self.acked: dict[bytes, tuple[int, int]] = {}
+        self.errors: list[str] = []
+        self.numbers: dict[str, Iterator[int]] = {}
+        self.lost: list[Any] = []
+        cluster.create_topic("t", partitions=self.PARTITIONS)
+        self.producer = cluster.producer(linger_ms=1)
+        self.group = cluster.consumer_group("g", ["t"], enable_auto_commit=False)
+        self.consumer = self.group.consumer(on_lost=self.lost.append)
+        while not self.consumer.assignment:
+            self.consumer.poll(0.1)
+
+    def produce(self, name: str) -> Callable[[int], None]:
+        def step(number: int) -> None:
+            value = f"{name}-{number}".encode()
+            metadata = self.producer.send("t", value, partition=number % self.PARTITIONS).result()
+            self.acked[value] = (metadata.partition, metadata.offset)
+
+        return step
+
+    def produce_many(self, number: int) -> None:
+        values = [f"many-{number}-{index}".encode() for index in range(5)]
+        for value, metadata in zip(values, self.producer.send_many("t", [(value, value) for value in values]).result()):
+            self.acked[value] = (metadata.partition, metadata.offset)
+
+    def create(self, number: int) -> None:
+        self.cluster.create_topic(f"topic-{number}", exist_ok=True)
+        self.cluster.delete_topic(f"topic-{number}")
+
+    def consume(self, number: int) -> None:
+        self.consumer.poll(0.005)
+        self.consumer.commit()
+
+    def rejoin(self, number: int) -> None:
+        consumer = self.cluster.consumer_group("other", ["t"], enable_auto_commit=False).consumer()
+        try:
+            consumer.poll(0.02)
+        finally:
+            try:
+                consumer.close()
+            except Interrupt:
+                consumer.close()
+                raise
+
+    def survive(self, name: str, step: Callable[[int], None]) -> None:
+        while not self.stopping:
+            try:
+                self.loop(name, step)
+            except Interrupt:
+                pass  # it struck between two steps of `loop`
+
+    def loop(self, name: str, step: Callable[[int], None]) -> None:
+        numbers = self.numbers.setdefault(name, iter(range(10**9)))
+        while not self.stopping:
+            try:
+                try:
+                    while not self.stopping:
+                        step(next(numbers))
+                except Interrupt:
+                    self.interrupts[name] += 1
+                except UnknownTopicOrPartitionError:
+                    pass  # an interrupted deletion happened after all
+            except Interrupt:
+                pass
+            except Exception as error:
+                self.errors.append(f"{name}: {error!r}")
+                self.stopping = True
+
+    def run(self, seed: int) -> None:
+        chance = random.Random(seed)
+        steps = {
+            "producer one": self.produce("one"),
+            "producer two": self.produce("two"),
+            "many": self.produce_many,
+            "admin": self.create,
+            "member": self.consume,
+            "comes and goes": self.rejoin,
+        }
+        threads = [
+            threading.Thread(target=self.survive, args=(name, step), name=name, daemon=True)
+            for name, step in steps.items()
+        ]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + self.seconds
+        while time.monotonic() < end:
+            pause = time.monotonic() + chance.random() * 0.004
+            while time.monotonic() < pause:
+                time.sleep(0)
+            raise_in(chance.choice(threads))
+        self.stopping = True
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive(), f"{thread.name} hangs: {traceback.format_stack(sys._current_frames()[thread.ident])[-4:]}"
+
+    def judge(self) -> None:
+        assert not self.errors, self.errors
+        assert sum(self.interrupts.values()) > 20 * self.seconds, self.interrupts
+        assert self.lost == [], "the member was evicted"
+        self.producer.flush()
+        found: dict[bytes, list[tuple[int, int]]] = {}
+        for number, offset, value, _ in read_all(self.cluster):
+            found.setdefault(value, []).append((number, offset))
+        for value, place in self.acked.items():
+            assert found[value] == [place], (value, place, found[value])
+        assert [value for value, at in found.items() if len(at) > 1] == [], "written twice"
+        assert len(self.group.members()) == 1
+        self.consumer.poll(1)
+        self.consumer.commit()
+        self.consumer.close()
+        assert self.cluster.consumer_group("other", ["t"]).members() == []
+
+
+def storm(seconds: float, seed: int) -> None:
+    print(f"seed {seed}")
+    with streamlog.open(":memory:", sync="off") as cluster:
+        running = Storm(cluster, seconds)
+        running.run(seed)
+        in_thread(running.judge).result(30)
+        print(dict(running.interrupts), len(running.acked))
+
+
+IGNORED = pytest.mark.filterwarnings(  # an interrupt may strike a weak reference's callback, or a thread's last steps
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)
+
+
+@IGNORED
+def test_threads_struck_at_random_moments() -> None:
+    storm(1.5, SEED)
+
+
+@IGNORED
+@pytest.mark.long
+@pytest.mark.parametrize("round_number", range(6))
+def test_threads_struck_at_random_moments_long(round_number: int) -> None:
+    storm(10, SEED + round_number)
+
+
+# -- the real thing: SIGINT ----------------------------------------------------------------------------------------------
+
+
+def sigint(path: Path, seconds: float) -> None:
+    import json
+
+    root = Path(__file__).resolve().parent.parent.parent
+    command = [sys.executable, str(Path(__file__).with_name("interrupted_worker.py")), str(path)]
+    chance = random.Random(SEED)
+    print(f"seed {SEED}")
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(root)}, cwd=root,
+    ) as worker:  # fmt: skip
+        assert worker.stdout is not None and worker.stderr is not None and worker.stdin is not None
+        first = worker.stdout.readline()
+        assert first == "ready\n", worker.stderr.read()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and worker.poll() is None:
+            time.sleep(0.002 + chance.random() * 0.006)
+            worker.send_signal(signal.SIGINT)
+        try:
+            output, errors = worker.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            raise AssertionError("the worker hangs") from None
+    assert worker.returncode == 0, errors
+    facts = json.loads(output)
+    print({name: facts[name] for name in ("attempted", "interrupts", "members", "generation")}, len(facts["acked"]))
+    assert facts["interrupts"] > 10 * seconds
+    assert (facts["members"], facts["lost"], facts["generation"]) == (1, 0, 1), facts
+    with streamlog.open(path) as cluster:
+        found: dict[bytes, list[tuple[int, int]]] = {}
+        for number, offset, value, _ in read_all(cluster, "data"):
+            found.setdefault(value, []).append((number, offset))
+    for number, partition, offset in facts["acked"]:
+        assert found[b"%d" % number] == [(partition, offset)]
+    assert [value for value, at in found.items() if len(at) > 1 and value != b"many"] == []
+
+
+@pytest.mark.integration
+def test_sigint_again_and_again(tmp_path: Path) -> None:
+    sigint(tmp_path / "data", 1.0)
+
+
+@pytest.mark.long
+@pytest.mark.integration
+def test_sigint_again_and_again_long(tmp_path: Path) -> None:
+    sigint(tmp_path / "data", 30.0)

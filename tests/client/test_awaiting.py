@@ -1,0 +1,101 @@
+"""client/awaiting.py: the futures of any producer, awaited in any loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+import streamlog
+from streamlog.client.delivery import SendFuture
+from streamlog.errors import RecordTooLargeError, StreamlogTimeoutError
+from streamlog.storage.env import WriteTransaction
+
+
+def test_futures_of_the_blocking_producer_are_awaitable_in_any_loop(tmp_path: Path) -> None:
+    with streamlog.open(tmp_path / "c") as cluster:
+        cluster.create_topic("orders", config={"max.message.bytes": 1_000})
+        with cluster.producer(linger_ms=60_000) as producer:
+            first, many = producer.send("orders", b"x"), producer.send_many("orders", [(None, b"y")] * 10)
+
+            async def read() -> tuple[int, list[int]]:
+                return (await first).offset, [m.offset for m in await many]
+
+            assert asyncio.run(read()) == (0, list(range(1, 11)))
+            again = producer.send("orders", b"z")
+
+            async def twice() -> list[int]:
+                return [m.offset for m in await asyncio.gather(_await(again), _await(again))]
+
+            assert asyncio.run(twice()) == [11, 11]
+            failing = producer.send("orders", b"x" * 2_000)
+
+            async def fail() -> None:
+                with pytest.raises(RecordTooLargeError):
+                    await failing
+
+            asyncio.run(fail())
+
+
+async def _await(future: SendFuture) -> streamlog.RecordMetadata:
+    return await future
+
+
+def test_awaiting_runs_no_turn_in_the_loops_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    with streamlog.open(":memory:") as cluster:
+        cluster.create_topic("orders")
+        committing: list[threading.Thread] = []
+        commit = WriteTransaction.commit
+        monkeypatch.setattr(
+            WriteTransaction,
+            "commit",
+            lambda transaction: (committing.append(threading.current_thread()), commit(transaction))[1],
+        )
+        with cluster.producer(linger_ms=60_000) as producer:
+
+            async def send() -> None:
+                await producer.send("orders", b"x")
+                assert committing and threading.current_thread() not in committing
+
+            asyncio.run(send())
+
+
+def test_nobody_awaits_longer_than_the_delivery_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    with streamlog.open(":memory:") as cluster:
+        cluster.create_topic("orders")
+        gate = threading.Event()
+        commit = WriteTransaction.commit
+        producer = cluster.producer(delivery_timeout_ms=30, request_timeout_ms=10, linger_ms=5)
+
+        async def send() -> None:
+            monkeypatch.setattr(WriteTransaction, "commit", lambda transaction: (gate.wait(), commit(transaction))[1])
+            future = producer.send("orders", b"x")
+            try:
+                for _ in range(2):
+                    with pytest.raises(StreamlogTimeoutError, match="may still be"):
+                        await future
+            finally:
+                gate.set()
+            assert (await future).offset == 0
+
+        asyncio.run(send())
+        producer.close()
+
+
+def test_one_task_that_is_cancelled_does_not_concern_the_others() -> None:
+    with streamlog.open(":memory:") as cluster:
+        cluster.create_topic("orders", partitions=1)
+        with cluster.producer(linger_ms=60_000) as producer:
+
+            async def send() -> None:
+                future = producer.send("orders", b"x")
+                first, second = asyncio.ensure_future(_await(future)), asyncio.ensure_future(_await(future))
+                await asyncio.sleep(0)
+                first.cancel()
+                assert (await second).offset == 0
+                with pytest.raises(asyncio.CancelledError):
+                    await first
+
+            asyncio.run(send())
