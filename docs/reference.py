@@ -19,7 +19,7 @@ from pathlib import Path
 
 from streamlog import config, errors
 from streamlog.core.group_state import VALID_PREVIOUS, State
-from streamlog.options import INT32_MAX, INT64_MAX
+from streamlog.option_rules import INT32_MAX, INT64_MAX
 
 DOCS = Path(__file__).resolve().parent
 PACKAGE = DOCS.parent / "streamlog"

@@ -18,7 +18,8 @@ from typing import Annotated, ClassVar
 
 from typing_extensions import Self
 
-from streamlog.options import INT32_MAX, INT64_MAX, Choice, Flag, Maybe, Real, Role, Whole, Words
+from streamlog.option_rules import INT32_MAX, INT64_MAX, Choice, Flag, Maybe, Real, Whole, Words
+from streamlog.options import Role
 
 _MS = Whole(0, INT32_MAX)
 _MS_LONG = Whole(0)

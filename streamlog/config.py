@@ -26,20 +26,19 @@ from typing_extensions import Self
 
 from streamlog.cluster_config import ClusterConfig, TopicConfig
 from streamlog.errors import ConfigError
-from streamlog.options import (
+from streamlog.option_rules import (
     INT32_MAX,
     Acks,
     Choice,
     Flag,
     Maybe,
-    Option,
-    Role,
     SerdeRule,
     Text,
     Whole,
     Words,
     closest,
 )
+from streamlog.options import Option, Role
 
 __all__ = ["ClusterConfig", "ConsumerConfig", "Option", "ProducerConfig", "TopicConfig", "describe"]
 

@@ -8,7 +8,7 @@
 2. Everything derived (rates, percentiles) is computed when somebody reads.
 3. A metric's full name is its MBean name, then the tags in the order given; reading ignores the order.
 4. Nothing grows: a histogram keeps its last 1024 values; `remove(topic=...)` forgets a deleted topic.
-5. What there may be very much of (partitions, clients) is not registered: a collector tells of it at each snapshot.
+5. What there may be very much of (partitions, clients) is not registered: collectors tell of it when asked.
 
 A rate is an exponentially weighted average, as in Kafka's Yammer meters. They tick every 5 s; here each read
 (or `tick()`) is a tick of whatever length passed, which is the same for a steady rate. A histogram's Count is
@@ -220,7 +220,7 @@ class MetricsRegistry:
         return self._add(mbean, tags, Timer(self._clock.monotonic_ms()))
 
     def collect(self, collector: Collector) -> None:
-        """Ask `collector` at each snapshot: what it no longer tells of has disappeared. It must not take a turn."""
+        """Ask `collector` at each snapshot: what it no longer tells of is gone. It must not take a turn."""
         self._collectors[collector] = None
 
     def forget(self, collector: Collector) -> None:

@@ -136,7 +136,7 @@ def test_the_second_example_of_iterating() -> None:
         with cluster.producer() as producer:
             producer.send_many("orders", [(b"%d" % i, b"x") for i in range(50)])
         with cluster.consumer_group("billing", ["orders"]).consumer(stop_at_end=True) as consumer:
-            assert len([record for record in consumer]) == 50
+            assert len(list(consumer)) == 50
 
 
 def test_records() -> None:

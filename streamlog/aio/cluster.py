@@ -233,7 +233,7 @@ class Topic:
         return isinstance(other, Topic) and other._core == self._core
 
     def __hash__(self) -> int:
-        return hash(self._core)
+        return self._core.__hash__()
 
     def __len__(self) -> int:
         return len(self._core)
@@ -300,7 +300,7 @@ class Partition:
         return isinstance(other, Partition) and other._core == self._core
 
     def __hash__(self) -> int:
-        return hash(self._core)
+        return self._core.__hash__()
 
     @property
     def topic(self) -> str:

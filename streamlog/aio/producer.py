@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from streamlog.aio.waiting import Workers
 from streamlog.client.awaiting import settled
 from streamlog.client.delivery import OpenBatch, SendFuture, SentMany, attach
-from streamlog.client.gathering import check_size
 from streamlog.client.habits import unknown_name
 from streamlog.client.producer import Producer as BlockingProducer
 from streamlog.config import ProducerConfig
@@ -89,14 +88,10 @@ class LoopProducer(BlockingProducer):
                 self._full[batch] = None
                 self._full_bytes += batch.size_bytes
 
-    def _admit(self, size_bytes: int, topic: str) -> None:
+    def _wait_for_room(self) -> None:
         if not self._is_in_loop():
-            super()._admit(size_bytes, topic)
-            return
-        # Room was looked for before; waiting for it is `Producer._room`'s.
-        if size_bytes > self.config.max_request_size:
-            check_size(size_bytes, self.config.max_request_size, topic)
-        self._record_bytes_max = self.config.max_request_size
+            super()._wait_for_room()
+        # In the loop room was looked for before; waiting for it is `Producer._room`'s.
 
     def _open_batches(self) -> list[OpenBatch]:
         return [*self._full, *super()._open_batches()]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from streamlog.batch import Batch
 from streamlog.broker import api
 from streamlog.broker.api import GroupRequest
-from streamlog.broker.deletion import FAILED_PAUSE_MS, SLICE_BYTES, Deletions
+from streamlog.broker.deletion import FAILED_PAUSE_MS, Deletions
 from streamlog.broker.metadata import MetadataLog
 from streamlog.broker.partition import Partition, TopicMeters, load_state
 from streamlog.broker.reading import LogReader
@@ -352,28 +352,8 @@ class Broker(TurnOwner):
         for partition, state in turn.staged.items():
             retention_bytes = partition.config.retention_bytes
             if 0 <= retention_bytes < state.size_bytes and partition.config.deletes:
-                state = self._trim_to_size(turn, partition, state, retention_bytes)
+                state = self.deletions.trim_to_size(turn, partition, state, retention_bytes)
             log.put_checkpoint(turn.transaction or self.transaction(turn), partition.log_id, state)
-
-    def _trim_to_size(
-        self, turn: Turn, partition: Partition, state: ReplicaState, retention_bytes: int
-    ) -> ReplicaState:
-        """Retention by bytes goes along with the append that exceeds it: the file does not outgrow the live bytes."""
-        from streamlog.storage import cleaner
-
-        target = cleaner.size_retention_target(
-            self.transaction(turn),
-            partition.log_id,
-            state.size_bytes,
-            retention_bytes,
-            state.high_watermark,
-            SLICE_BYTES,
-        )
-        if target is None or target <= state.log_start_offset:
-            return state
-        cut = log.delete_head(self.transaction(turn), partition.log_id, target, SLICE_BYTES)
-        state = turn.staged[partition] = head_deleted(state, target, cut.bytes)
-        return state
 
     def _apply(self, turn: Turn) -> None:
         for partition, state in turn.staged.items():
@@ -462,7 +442,7 @@ class Broker(TurnOwner):
                     self._tick = self.post(Tick())
                 except StreamlogError:
                     return None  # closed meanwhile
-            failed = self._tick.error is not None
+            failed = self._tick.error is not None and not self.deletions.shrink()
             now_ms = self._clock.monotonic_ms()
             deadline_ms = self._next_deadline_ms(now_ms)
             if deadline_ms is not None and not self._tick.done:

@@ -10,7 +10,9 @@ Invariants:
  1. `trimming` and `doomed` change only in effects of a turn: a turn that is dropped forgets nothing.
  2. A slice takes at most `SLICE_BYTES` and `SLICE_BATCHES`, about a millisecond.
  3. While a partition is in `trimming` its `size_bytes` counts batches below its start: retention by size waits.
- 4. A crash loses both; loading a partition and `Broker.delete_orphans` find what is left.
+ 4. On a full disk or map a slice may need more pages than there are (copy-on-write): it is halved until it fits, and
+    grows again with the room it makes.
+ 5. A crash loses both; loading a partition and `Broker.delete_orphans` find what is left.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from streamlog.broker.partition import Partition
 from streamlog.broker.turn import Turn
-from streamlog.core.replica import head_deleted
+from streamlog.core.replica import ReplicaState, head_deleted
 from streamlog.storage import log
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Deletions:
         self.trimming: dict[Partition, None] = {}
         self.doomed: dict[int, None] = {}
         self.next_slice_ms = 0
+        self._shrunk = 0  # slices are halved so often
 
     def __repr__(self) -> str:
         return f"Deletions({len(self.trimming)} heads, {len(self.doomed)} logs)"
@@ -49,6 +52,16 @@ class Deletions:
         """When the next slice is due; None if nothing is to be deleted."""
         return self.next_slice_ms if self.trimming or self.doomed else None
 
+    def shrink(self) -> bool:
+        """After a slice the store refused: halve it. False if it cannot be smaller."""
+        if SLICE_BATCHES >> self._shrunk <= 1:
+            return False
+        self._shrunk += 1
+        return True
+
+    def _slice(self) -> tuple[int, int]:
+        return SLICE_BYTES >> self._shrunk, max(1, SLICE_BATCHES >> self._shrunk)
+
     def stage_slice(self, turn: Turn) -> None:
         """Delete one slice in this turn, if there is anything to delete."""
         if self.trimming:
@@ -56,7 +69,7 @@ class Deletions:
         elif self.doomed:
             log_id = next(iter(self.doomed))
             transaction = self._broker.transaction(turn, reclaiming=True)
-            done = log.delete_all_slice(transaction, log_id, SLICE_BYTES, SLICE_BATCHES)
+            done = log.delete_all_slice(transaction, log_id, *self._slice())
             turn.effects.append(self._after(turn.now_ms, (lambda: self.doomed.pop(log_id, None)) if done else None))
 
     def _trim(self, turn: Turn, partition: Partition) -> None:
@@ -65,7 +78,7 @@ class Deletions:
             turn.effects.append(self._after(turn.now_ms, lambda: self.trimming.pop(partition, None)))
             return
         transaction = self._broker.transaction(turn, reclaiming=True)
-        cut = log.delete_head(transaction, partition.log_id, state.log_start_offset, SLICE_BYTES, SLICE_BATCHES)
+        cut = log.delete_head(transaction, partition.log_id, state.log_start_offset, *self._slice())
         if cut.batches:
             turn.staged[partition] = head_deleted(state, state.log_start_offset, cut.bytes)
 
@@ -76,9 +89,26 @@ class Deletions:
 
         turn.effects.append(self._after(turn.now_ms, note))
 
+    def trim_to_size(
+        self, turn: Turn, partition: Partition, state: ReplicaState, retention_bytes: int
+    ) -> ReplicaState:
+        """Retention by bytes goes along with the append that exceeds it: the file does not outgrow the live bytes."""
+        from streamlog.storage import cleaner
+
+        transaction = self._broker.transaction(turn)
+        target = cleaner.size_retention_target(
+            transaction, partition.log_id, state.size_bytes, retention_bytes, state.high_watermark, SLICE_BYTES
+        )
+        if target is None or target <= state.log_start_offset:
+            return state
+        cut = log.delete_head(transaction, partition.log_id, target, SLICE_BYTES)
+        state = turn.staged[partition] = head_deleted(state, target, cut.bytes)
+        return state
+
     def _after(self, now_ms: int, note: Callable[[], object] | None) -> Callable[[], None]:
         def effect() -> None:
             self.next_slice_ms = now_ms + SLICE_PAUSE_MS
+            self._shrunk = max(0, self._shrunk - 1)
             if note is not None:
                 note()
 

@@ -1,14 +1,19 @@
-"""What a producer has gathered and not yet got an answer for: open batches, sealing, waiting, the thread that lingers.
+"""What a producer has gathered and not yet got an answer for: open batches, sealing, waiting, the thread
+that lingers.
 
-    open batch of its partition --full, lingered, flush, result()--> seal --> inbox of the leader --> answer --> reaped
+    open batch of its partition --full, lingered, flush, result()--> seal --> inbox of the leader --> answer
+    --> reaped
 
 The lower layer of a producer, see `producer`; one object to the user and to the hot path.
 
 Invariants:
- 1. Batches of one partition enter the broker's inbox in the order they were opened: sealing and enqueuing happen under
+ 1. Batches of one partition enter the broker's inbox in the order they were opened: sealing and enqueuing
+    happen under
     the lock, running the turn outside it.
- 2. A batch is in its topic's buffer, or in flight, or settled; an interrupted sealing leaves it in the buffer.
- 3. `_inside` is true exactly while the holder of the lock is between two steps. The lock can be taken again by the
+ 2. A batch is in its topic's buffer, or in flight, or settled; an interrupted sealing leaves it in the
+    buffer.
+ 3. `_inside` is true exactly while the holder of the lock is between two steps. The lock can be taken again
+    by the
     thread that holds it: who finds `_inside` true then is a signal handler or `__del__` of that very thread.
  4. A failed batch is remembered until somebody was told of each of its records.
 
@@ -62,7 +67,9 @@ class Accumulator:
         self._runtime = runtime
         self._wall_ns = runtime.clock.wall_ns
         self._images = backend.topics
-        self._record_bytes_max = config.max_request_size
+        # Records above this take the slow way (`_admit`): too large, or large for their topic. -1: all of
+        # them do.
+        self._usual_bytes_max = self._record_bytes_max = config.max_request_size
         self._lock = runtime.turn_lock()  # an interrupt of the thread that holds it may take it again
         self._topics: dict[str, TopicBuffer] = {}
         self._in_flight: deque[OpenBatch] = deque()
@@ -70,7 +77,8 @@ class Accumulator:
         self._buffered_bytes = 0
         self._codec = _CODECS[config.compression]
         self._closed = False
-        # Between two steps of the thread that holds the lock: whoever gets in then is an interrupt of that thread.
+        # Between two steps of the thread that holds the lock: whoever gets in then is an interrupt of that
+        # thread.
         self._inside = False
         self._aside: deque[OpenBatch] = deque()
         self._service = Service(runtime, "streamlog-producer", self._serve)
@@ -107,7 +115,8 @@ class Accumulator:
                     return buffer  # another thread was faster
                 fresh = self._new_buffer(image)
                 if buffer is not None:
-                    # Partitions were added, options changed, or the topic was made anew: what is gathered travels
+                    # Partitions were added, options changed, or the topic was made anew: what is gathered
+                    # travels
                     # first.
                     self._seal(buffer.open_batches())
                     buffer.retire()
@@ -119,14 +128,24 @@ class Accumulator:
 
     def _new_buffer(self, image: TopicImage) -> TopicBuffer:
         message_bytes_max = self._backend.topic_config(image.name).max_message_bytes
-        return TopicBuffer(image, self.config, message_bytes_max, self._runtime.random)
+        buffer = TopicBuffer(image, self.config, message_bytes_max, self._runtime.random)
+        if buffer.large_bytes < self._usual_bytes_max:
+            self._usual_bytes_max = buffer.large_bytes
+            self._record_bytes_max = min(self._record_bytes_max, buffer.large_bytes)
+        return buffer
 
     def _enter(self) -> None:
         """Called with the lock held, before setting `_inside`; the `try` follows that at once."""
         if self._inside:
             raise ReentrantCallError(
-                "this very thread is gathering a record (a signal handler or __del__?); only `send` may be called here"
+                "this very thread is gathering a record (a signal handler or __del__?); only `send` may "
+                "be called here"
             )
+
+    def _open_batch_now(self, topic: str, partition: int) -> OpenBatch:
+        """The open batch of a partition, a new one if there is none. Called with the lock held."""
+        buffer, batch = self._look_again(topic, partition)
+        return batch or self._open_batch(buffer, partition)
 
     def _look_again(self, topic: str, partition: int) -> tuple[TopicBuffer, OpenBatch | None]:
         """The topic's buffer now and the open batch of a partition. Called with the lock held."""
@@ -188,7 +207,8 @@ class Accumulator:
         try:
             self._hand_over(pending, sealed)
         except BaseException:
-            # Interrupted half way: a batch both sent and still open would be sent twice, or take records that never travel.
+            # Interrupted half way: a batch both sent and still open would be sent twice, or take records
+            # that never travel.
             self._hand_over(pending, sealed, again=True)
             raise
         self._batches_sent += len(sealed)
@@ -197,7 +217,9 @@ class Accumulator:
             self._record_bytes_max = -1  # sends take the slow way, `_admit`: they wait for room first
 
     def _hand_over(self, pending: Pending, sealed: list[OpenBatch], again: bool = False) -> None:
-        """From the buffers to those in flight and into the inbox. `again`: what is done already is left as it is."""
+        """From the buffers to those in flight and into the inbox. `again`: what is done already is left as
+        it is.
+        """
         for batch in sealed:
             batch.pending = pending
             if not again or not (batch.settled or batch in self._in_flight):
@@ -227,7 +249,9 @@ class Accumulator:
         self._reap()
 
     def _admit(self, size_bytes: int, topic: str) -> None:
-        """Refuse a record that is too large; wait for room while too much is in flight. Nothing was gathered yet."""
+        """Refuse a record that is too large; wait for room while too much is in flight. Nothing was gathered
+        yet.
+        """
         if size_bytes > self.config.max_request_size:
             check_size(size_bytes, self.config.max_request_size, topic)
         with self._lock:
@@ -236,7 +260,7 @@ class Accumulator:
             self._inside = True
             try:
                 # In this order: a record sent aside from now on asks for another look.
-                self._record_bytes_max = self.config.max_request_size
+                self._record_bytes_max = self._usual_bytes_max
                 if self._aside:
                     self._seal(self._open_batches())
             finally:
@@ -258,7 +282,8 @@ class Accumulator:
             if left_ms <= 0:
                 self._record_bytes_max = -1  # the next send waits as well
                 raise BufferExhaustedError(
-                    f"{self._buffered_bytes} bytes wait to be written, more than buffer_memory={self.config.buffer_memory}, "
+                    f"{self._buffered_bytes} bytes wait to be written, more than "
+                    f"buffer_memory={self.config.buffer_memory}, "
                     f"and none was within max_block_ms={self.config.max_block_ms}",
                     buffered_bytes=self._buffered_bytes,
                     allowed_bytes=self.config.buffer_memory,
@@ -321,7 +346,8 @@ class Accumulator:
             self._backend.wait(batch.pending, max(left_ms, 0))
         except StreamlogTimeoutError as error:
             raise StreamlogTimeoutError(
-                f"{len(batch.values)} records for {batch.topic}-{batch.partition} were not written within {timeout_ms} ms; "
+                f"{len(batch.values)} records for {batch.topic}-{batch.partition} were not written "
+                f"within {timeout_ms} ms; "
                 "they may still be",
                 topic=batch.topic,
                 partition=batch.partition,
@@ -369,7 +395,9 @@ class Accumulator:
         self._reap()
 
     def _hurry(self, batch: OpenBatch) -> None:
-        """Have the producer's thread send this batch at once: for callers that must not run a turn themselves."""
+        """Have the producer's thread send this batch at once: for callers that must not run a turn
+        themselves.
+        """
         batch.linger_until_ms = 0
         self._service.wake()
 
@@ -384,7 +412,8 @@ class Accumulator:
         first = next(batch for batch, records in unread if records)
         records: list[Record] = [record for _, some in unread for record in some]
         raise DeliveryError(
-            f"{count} records could not be written; the first, for {first.topic}-{first.partition}: {first.error}",
+            f"{count} records could not be written; the first, for {first.topic}-{first.partition}: "
+            f"{first.error}",
             count=count,
             failed=records,
         ) from first.error
@@ -412,7 +441,8 @@ class Accumulator:
             deadlines = [batch.linger_until_ms for batch in self._open_batches()]
             if self._callbacks.waiting:
                 deadlines.append(now_ms + _STRANDED_CALLBACK_MS)
-            # While batches keep being opened the thread looks again by itself: a wake-up per batch would cost its opener
+            # While batches keep being opened the thread looks again by itself: a wake-up per batch would
+            # cost its opener
             # more than the batch.
             if not deadlines and self._batches_opened != self._batches_opened_before:
                 deadlines.append(now_ms + self.config.linger_ms)

@@ -38,7 +38,9 @@ Topics: TypeAlias = "str | Iterable[str] | Pattern[str]"
 
 
 def checked_topics(topics: Topics) -> tuple[str, ...] | Pattern[str]:
-    """What to subscribe to: names, each a valid one, or a compiled pattern. Raises ConfigError, InvalidTopicError."""
+    """What to subscribe to: names, each a valid one, or a compiled pattern. Raises ConfigError,
+    InvalidTopicError.
+    """
     if isinstance(topics, Pattern):
         if isinstance(topics.pattern, str):
             return topics
@@ -73,7 +75,8 @@ class ConsumerAssignment(ConsumerPositions):
         self._pattern: Pattern[str] | None = None
         self._manual = False
         self._ever_assigned = False
-        # Where `stop_at_end` stops: each partition's end when it first came to us, whatever rebalances follow.
+        # Where `stop_at_end` stops: each partition's end when it first came to us, whatever rebalances
+        # follow.
         self._first_ends: dict[TopicPartition, int] = {}
         self._matched: tuple[int, tuple[str, ...]] = (-1, ())
         self._on_assigned: Listener | None = None
@@ -90,7 +93,8 @@ class ConsumerAssignment(ConsumerPositions):
         self._check_open()
         if self._subscribed or self._pattern is not None:
             raise IllegalStateError(
-                "this consumer is subscribed; assign() and subscribe() exclude each other, unsubscribe() first"
+                "this consumer is subscribed; assign() and subscribe() exclude each other, unsubscribe() "
+                "first"
             )
         wanted = checked_partitions(partitions)
         for tp in wanted:
@@ -115,7 +119,8 @@ class ConsumerAssignment(ConsumerPositions):
     ) -> None:
         """Share the partitions of these topics with the other members of the group.
 
-        topics:  names, or a compiled regular expression that topics must match from their start; new topics that
+        topics:  names, or a compiled regular expression that topics must match from their start; new topics
+        that
                  match are followed.
         on_...:  rebalance listeners; called inside `poll` with a list of TopicPartition.
         Raises   InvalidGroupIdError without a group; IllegalStateError after `assign`.
@@ -123,7 +128,8 @@ class ConsumerAssignment(ConsumerPositions):
         self._check_open()
         if self.config.group_id is None:
             raise InvalidGroupIdError(
-                "subscribe() needs a group: cluster.consumer_group(name, topics).consumer(), or assign() instead"
+                "subscribe() needs a group: cluster.consumer_group(name, topics).consumer(), or assign() "
+                "instead"
             )
         if self._manual:
             raise IllegalStateError(

@@ -78,7 +78,7 @@ async def settled(batch: OpenBatch) -> None:
     loop = asyncio.get_running_loop()
     arrivals = batch.arrivals
     if arrivals is None or arrivals.loop is not loop or not arrivals.futures:
-        # A second loop that awaits the same batch takes the place here; the first one's tasks are told all the same.
+        # A second loop takes the place here; the first one's tasks are told all the same.
         arrivals = batch.arrivals = Arrivals(loop, batch)
         future = loop.create_future()
         arrivals.futures.append(future)

@@ -3,7 +3,8 @@
 Invariants:
  1. The callbacks of a partition run in the order of its batches, within a batch in the order they were added.
  2. What a callback raises is logged and stops nothing.
- 3. A callback added to a record whose fate is known still runs in the producer's thread; after `close` in the caller's.
+ 3. A callback added to a record whose fate is known still runs in the producer's thread; after `close` in
+    the caller's.
 
 Source: DESIGN, "Turns, not locks", law 2.
 """

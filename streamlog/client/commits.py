@@ -1,11 +1,13 @@
 """Committing positions for a group: on request, and by itself from inside `poll`.
 
-Auto-commit stores, at the start of a poll, the positions of everything handed out by earlier polls (SEMANTICS 3.6.4):
+Auto-commit stores, at the start of a poll, the positions of everything handed out by earlier polls
+(SEMANTICS 3.6.4):
 a crash means redelivery, never loss, as long as processing happens between polls.
 
 Invariants:
  1. What is committed is at most the position: a record not handed out is never committed.
- 2. A commit of this consumer names its member and generation; a stale member's commit is refused by the coordinator.
+ 2. A commit of this consumer names its member and generation; a stale member's commit is refused by the
+    coordinator.
  3. Positions that were committed already are not committed again.
 
 Source: Kafka ConsumerCoordinator (maybeAutoCommitOffsetsAsync, commitOffsetsSync).
@@ -63,7 +65,8 @@ class Commits:
         # What a commit waits on while a rebalance is in its way; made when it is first needed.
         self.waiter: Waiter | None = None
 
-    # -- by itself ---------------------------------------------------------------------------------------------------
+    # -- by itself
+    # ---------------------------------------------------------------------------------------------------
 
     def is_due(self) -> bool:
         return self._automatic and self._clock.monotonic_ms() >= self._due_ms
@@ -75,10 +78,14 @@ class Commits:
         return max(1, self._due_ms - self._clock.monotonic_ms())
 
     def note_progress(self) -> None:
-        """Nothing to do: positions are read when they are committed. Kept as the place where lag would be told."""
+        """Nothing to do: positions are read when they are committed. Kept as the place where lag would be
+        told.
+        """
 
     def maybe_auto_commit(self, *, force: bool = False, leaving: bool = False) -> None:
-        """Commit the positions if it is time (or `force`). A rebalance or a lost membership is left to the next poll."""
+        """Commit the positions if it is time (or `force`). A rebalance or a lost membership is left to the
+        next poll.
+        """
         if not self._automatic or not (force or self.is_due()):
             return
         self._due_ms = self._clock.monotonic_ms() + self._config.auto_commit_interval_ms
@@ -105,7 +112,9 @@ class Commits:
         }
 
     def _consumed(self) -> dict[TopicPartition, OffsetAndMetadata]:
-        """`_positions` without those a reset chose and nobody has read from: committing those would say nothing."""
+        """`_positions` without those a reset chose and nobody has read from: committing those would say
+        nothing.
+        """
         assigned = self._assigned
         return {
             tp: where
@@ -113,7 +122,8 @@ class Commits:
             if where.offset != assigned[tp].reset_position
         }
 
-    # -- on request --------------------------------------------------------------------------------------------------
+    # -- on request
+    # --------------------------------------------------------------------------------------------------
 
     def commit(self, offsets: Mapping[TopicPartition, Any] | None, timeout_ms: int) -> None:
         """Commit and wait; drives a rebalance that is in the way. See `Consumer.commit`."""
@@ -130,7 +140,8 @@ class Commits:
             left_ms = deadline_ms - self._clock.monotonic_ms()
             if left_ms <= 0:
                 raise StreamlogTimeoutError(
-                    f"offsets of group {self._config.group_id!r} could not be committed within {timeout_ms} ms: "
+                    f"offsets of group {self._config.group_id!r} could not be committed within "
+                    f"{timeout_ms} ms: "
                     "it is rebalancing",
                     group_id=self._config.group_id,
                     timeout_ms=timeout_ms,
@@ -140,7 +151,7 @@ class Commits:
                 break
             except (RebalanceInProgressError, IllegalGenerationError) as error:
                 membership = self.membership
-                if membership is None or membership.is_stable and isinstance(error, IllegalGenerationError):
+                if membership is None or (membership.is_stable and isinstance(error, IllegalGenerationError)):
                     raise self._stale() from error
                 if membership.is_advancing:
                     raise  # inside a rebalance listener: only its poll can go on
@@ -152,7 +163,8 @@ class Commits:
                 raise self._stale() from error
         if gone:
             raise CommitFailedError(
-                f"{', '.join(map(str, gone))} went to another member of group {self._config.group_id!r} before the "
+                f"{', '.join(map(str, gone))} went to another member of group {self._config.group_id!r} "
+                f"before the "
                 "commit; their records will be read again",
                 group_id=self._config.group_id,
                 partitions=gone,
@@ -229,7 +241,8 @@ def _checked_offsets(offsets: Mapping[TopicPartition, Any]) -> dict[TopicPartiti
             checked[tp] = OffsetAndMetadata(given)
         else:
             raise ConfigError(
-                f"offset {given!r} of {tp}: allowed: the next offset to read, an int >= 0, or OffsetAndMetadata",
+                f"offset {given!r} of {tp}: allowed: the next offset to read, an int >= 0, or "
+                f"OffsetAndMetadata",
                 option="offsets",
                 value=given,
                 allowed="an int >= 0 or OffsetAndMetadata",

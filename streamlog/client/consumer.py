@@ -1,12 +1,15 @@
 """The consumer: reads partitions it was given or that its group gave it.
 
-    poll --> advance the membership (join, listeners) --> auto-commit --> fetch from ready partitions --> hand out --> wait
+    poll --> advance the membership (join, listeners) --> auto-commit --> fetch from ready partitions -->
+    hand out --> wait
 
-Everything happens in the caller's thread, inside `poll` (iterating is polling); heartbeats come from the cluster's own
+Everything happens in the caller's thread, inside `poll` (iterating is polling); heartbeats come from the
+cluster's own
 thread. A consumer belongs to one thread at a time; `wakeup` may be called from any.
 
 Invariants:
- 1. A commit never passes a record that was not handed out; while iterating, nor the record the loop body still holds:
+ 1. A commit never passes a record that was not handed out; while iterating, nor the record the loop body
+    still holds:
     committing happens at the start of the next poll, and at close.
  2. Records of one partition are handed out in offset order, each once per assignment.
  3. `poll` never exceeds its timeout, whatever the group does.
@@ -96,7 +99,8 @@ class Consumer(ConsumerAssignment):
 
         timeout: seconds to wait for the first record; 0 = only what is there. Never exceeded.
         Returns an empty list when the time is over, or at once at the end with `stop_at_end`.
-        Raises   OffsetOutOfRangeError, NoOffsetForPartitionError (auto_offset_reset="none"), DeserializationError,
+        Raises   OffsetOutOfRangeError, NoOffsetForPartitionError (auto_offset_reset="none"),
+        DeserializationError,
                  CorruptRecordError: the position does not move; ClosedError.
         """
         self._check_open()
@@ -118,7 +122,7 @@ class Consumer(ConsumerAssignment):
             self._traffic.errors += isinstance(error, StreamlogError)
             raise
         except BaseException:
-            for assigned, position in reversed(self._taken_from):  # Ctrl-C: nobody gets these records, go back
+            for assigned, position in reversed(self._taken_from):  # Ctrl-C: nobody gets these, go back
                 self._move(assigned, position)
             raise
 
@@ -162,7 +166,9 @@ class Consumer(ConsumerAssignment):
                 membership.is_waiting = False
 
     def __iter__(self) -> Iterator[Record]:
-        """Records, one after the other, endlessly; with `stop_at_end=True` up to the end offsets of the first assignment."""
+        """Records, one after the other, endlessly; with `stop_at_end=True` up to the end offsets of the
+        first assignment.
+        """
         while True:
             self._check_open()
             caller = self._backend.runtime.caller()
@@ -203,7 +209,9 @@ class Consumer(ConsumerAssignment):
             raise
 
     def _hand_out(self, assigned: AssignedPartition) -> Iterator[Record]:
-        """A few records of one buffer, the position moving with each; ends early for news of the group or a seek."""
+        """A few records of one buffer, the position moving with each; ends early for news of the group or a
+        seek.
+        """
         buffer, index, ready = assigned.buffer, assigned.next_index, self._listener.ready
         last = min(len(buffer), index + ITERATION_LOOK_RECORDS)
         while index < last:
@@ -299,7 +307,7 @@ class Consumer(ConsumerAssignment):
             except OffsetOutOfRangeError as error:
                 listener.mark(subscription)
                 self._offsets.reset(assigned, error)
-                left += assigned.position != UNKNOWN_OFFSET  # it stands somewhere now: look there in this very poll
+                left += assigned.position != UNKNOWN_OFFSET  # if it stands somewhere now, look there
                 continue
             except NotLeaderOrFollowerError:
                 self._on_unserved(assigned)
@@ -333,7 +341,9 @@ class Consumer(ConsumerAssignment):
 
     @property
     def at_end(self) -> bool:
-        """With `stop_at_end`: whether every partition was read up to the end it had when it was first assigned."""
+        """With `stop_at_end`: whether every partition was read up to the end it had when it was first
+        assigned.
+        """
         if not self.config.stop_at_end:
             return False
         membership = self._membership
@@ -344,9 +354,8 @@ class Consumer(ConsumerAssignment):
         for assigned in self._assigned.values():
             if assigned.end_offset is None:
                 assigned.end_offset = self._offsets.end_offset(assigned.partition)
-            if assigned.position == UNKNOWN_OFFSET:
-                if not self._offsets.resolve(assigned):
-                    continue  # by_duration: nothing that is there is young enough
+            if assigned.position == UNKNOWN_OFFSET and not self._offsets.resolve(assigned):
+                continue  # by_duration: nothing that is there is young enough
             if assigned.position < assigned.end_offset and not assigned.paused:
                 return False
         return membership is None or membership.is_settled
@@ -367,9 +376,12 @@ class Consumer(ConsumerAssignment):
     ) -> None:
         """Store positions for the group, and wait until they are stored.
 
-        offsets: None = the positions of everything handed out; else partition -> next offset (int or OffsetAndMetadata).
-        A rebalance under way is driven to its end and the commit tried again. With nothing consumed it does nothing.
-        Raises   CommitFailedError if a partition now belongs to another member; InvalidGroupIdError without a group;
+        offsets: None = the positions of everything handed out; else partition -> next offset (int or
+        OffsetAndMetadata).
+        A rebalance under way is driven to its end and the commit tried again. With nothing consumed it does
+        nothing.
+        Raises   CommitFailedError if a partition now belongs to another member; InvalidGroupIdError without
+        a group;
                  StreamlogTimeoutError.
         """
         self._check_open()
@@ -416,7 +428,8 @@ class Consumer(ConsumerAssignment):
         owner = self._owner
         if owner is not None and owner != caller:
             raise IllegalStateError(
-                "a consumer belongs to one thread at a time; another thread is inside poll (use wakeup or one each)"
+                "a consumer belongs to one thread at a time; another thread is inside poll (use wakeup "
+                "or one each)"
             )
         self._owner = caller
         self._check_going()

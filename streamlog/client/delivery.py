@@ -88,6 +88,19 @@ class OpenBatch:
         state = "failed" if self.error else "done" if self.settled else "sent" if self.pending else "open"
         return f"OpenBatch({self.topic}-{self.partition}, {len(self.values)} records, {state})"
 
+    def put(self, key: bytes | None, value: bytes | None, headers: Headers, timestamp: int) -> None:
+        """Append one record, where speed does not count."""
+        if headers:
+            self.put_headers(len(self.values), headers)
+        self.keys.append(key)
+        self.timestamps.append(timestamp)
+        self.values.append(value)
+
+    def put_headers(self, index: int, headers: Headers) -> None:
+        if self.headers is None:
+            self.headers = {}
+        self.headers[index] = headers
+
     def realign(self) -> None:
         """Drop what an interrupted `send` left half appended; its caller never got a future."""
         count = min(len(self.keys), len(self.values), len(self.timestamps))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import accumulate
 from operator import add, sub
 from typing import Any, Final, NamedTuple
@@ -58,7 +58,7 @@ class TopicBuffer:
         self.partitioner = create_partitioner(spec, image.name, chance)
         one, count = self.partitioner.one, self.count
         self.hashes = isinstance(self.partitioner, Crc32Partitioner)
-        self.place = (lambda key, value: 0) if count == 1 and isinstance(spec, str) else (
+        self.place: Callable[[bytes | None, bytes | None], int] = (lambda key, value: 0) if count == 1 and isinstance(spec, str) else (
             lambda key, value: one(key, count, value)
         )  # fmt: skip
 
@@ -160,7 +160,8 @@ def running_sizes(keys: list[bytes | None], values: list[bytes | None]) -> list[
 def largest_record(keys: list[bytes | None], values: list[bytes | None]) -> int:
     """The size of the largest record."""
     ends = running_sizes(keys, values)
-    return max(map(sub, ends, [0, *ends[:-1]]))
+    largest: int = max(map(sub, ends, [0, *ends[:-1]]))
+    return largest
 
 
 def cut(ends: list[int], start: int, room_bytes: int) -> int:
@@ -210,8 +211,9 @@ def headers_bytes(headers: Headers) -> int:
     return sum(len(name) + (0 if data is None else len(data)) + 4 for name, data in headers)
 
 
-def check_timestamp(timestamp: object) -> None:
+def checked_timestamp(timestamp: object) -> int:
     if isinstance(timestamp, bool) or not isinstance(timestamp, int) or not 0 <= timestamp < 2**63:
         raise InvalidTimestampError(
             f"timestamp={timestamp!r}: allowed: ms since the epoch, an int from 0 to 2**63-1, or None for now", timestamp=timestamp
         )
+    return timestamp

@@ -1,6 +1,7 @@
 """Names people bring along from other clients of Kafka, and what they are called here.
 
-    producer.produce(...)   UnknownNameError: a Producer has no 'produce'; did you mean `send(topic, value, key)`?
+    producer.produce(...)   UnknownNameError: a Producer has no 'produce'; did you mean `send(topic, value,
+    key)`?
 
 Asked only when an attribute was not found, so it costs nothing otherwise.
 

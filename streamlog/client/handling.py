@@ -1,6 +1,7 @@
 """`ConsumerGroup.run`: a handler called for every record by several members of the group.
 
-Each worker is a member with a thread of its own. It handles the records of one poll one by one, commits what finished,
+Each worker is a member with a thread of its own. It handles the records of one poll one by one, commits what
+finished,
 and polls again: in order per partition, at least once.
 
 Invariants:

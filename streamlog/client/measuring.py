@@ -1,20 +1,17 @@
-"""The clients' metrics, under Kafka's names: producers and consumers of this process, as long as they are
-open.
+"""The clients' metrics, under Kafka's names: of producers and consumers of this process, while they are open.
 
     per batch, per fetch, per commit: plain additions on the client's own object
-    at a snapshot: a collector per client turns them into totals, rates, averages; closing the client forgets
-                   it
+    at a snapshot: a collector per client turns them into totals, rates, averages; closing it forgets them
 
-Averages and maxima are of the last 1024 batches, requests, fetches or commits; rates of the last 30 to 60
-seconds.
+Averages and maxima are of the last 1024 batches, fetches or commits; rates of the last 30 to 60 seconds.
 
 Invariant: nothing here is on the way of a single record.
 
 Sources: SEMANTICS 1.2, 1.3, 2.2; Kafka SenderMetricsRegistry, FetchMetricsRegistry,
-         ConsumerCoordinatorMetrics.
-Own: `consumer-error-total` and `-rate` (Kafka has none). Not implemented: record-queue-time, metadata-age,
-     throttle
-times, poll-idle-ratio, network I/O (there is no network in between).
+ConsumerCoordinatorMetrics.
+Own: `consumer-error-total` and `-rate` (Kafka has none).
+Not implemented: record-queue-time, metadata-age, throttle times, poll-idle-ratio, network I/O (there is no
+network in between).
 """
 
 from __future__ import annotations
@@ -229,9 +226,7 @@ class ConsumerTraffic:
             yield full_name(COORDINATION, tags), self._coordination(now_ms)
 
     def _lags(self) -> Iterable[tuple[tuple[str, int], tuple[int, int]]]:
-        """(topic, partition) -> how far the position is behind the end, and ahead of the start; from
-        memory.
-        """
+        """(topic, partition) -> how far the position is behind the end, and ahead of the start."""
         consumer = self._consumer
         for tp, assigned in consumer._assigned.copy().items():
             if assigned.position == _UNKNOWN_OFFSET:

@@ -1,6 +1,7 @@
 """Where a consumer stands in each partition it has: seeking, positions, ends, times, pausing.
 
-The lowest of a consumer's three layers: ConsumerPositions <- ConsumerAssignment (what it reads) <- Consumer (reading).
+The lowest of a consumer's three layers: ConsumerPositions <- ConsumerAssignment (what it reads) <- Consumer
+(reading).
 Layers, not parts: they are one object to the user and to the hot path.
 
 Invariant: a position is only moved here by a seek; reading moves it in `fetching`.
@@ -75,12 +76,15 @@ class ConsumerPositions:
             self._offsets.resolve(assigned)
             if assigned.position == UNKNOWN_OFFSET:
                 raise IllegalStateError(
-                    f"{assigned.tp} has no position yet: auto_offset_reset={self.config.auto_offset_reset!r} found none"
+                    f"{assigned.tp} has no position yet: "
+                    f"auto_offset_reset={self.config.auto_offset_reset!r} found none"
                 )
         return assigned.position
 
     def committed(self, partition: TopicPartition | tuple[str, int]) -> int | None:
-        """The group's committed offset of a partition; None if nobody has committed. Works without being assigned."""
+        """The group's committed offset of a partition; None if nobody has committed. Works without being
+        assigned.
+        """
         self._check_open()
         [tp] = checked_partitions([partition])
         return self._offsets.committed(tp)
@@ -98,7 +102,9 @@ class ConsumerPositions:
     def end_offsets(
         self, partitions: Iterable[TopicPartition | tuple[str, int]]
     ) -> dict[TopicPartition, int]:
-        """The offset behind the last readable record of each: high watermark, or last stable offset if read_committed."""
+        """The offset behind the last readable record of each: high watermark, or last stable offset if
+        read_committed.
+        """
         self._check_open()
         return {
             tp: self._offsets.end_offset(self._backend.partition(*tp))
@@ -153,8 +159,9 @@ class ConsumerPositions:
         [tp] = checked_partitions([partition])
         assigned = self._assigned.get(tp)
         if assigned is None:
+            held = ", ".join(map(str, sorted(self._assigned))) or "nothing"
             raise IllegalStateError(
-                f"{tp} is not assigned to this consumer; it has: {', '.join(map(str, sorted(self._assigned))) or 'nothing'}",
+                f"{tp} is not assigned to this consumer; it has: {held}",
                 topic=tp.topic,
                 partition=tp.partition,
             )

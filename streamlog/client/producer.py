@@ -1,20 +1,26 @@
-"""The producer: gathers records into batches, encodes each batch once, and hands it to the partition's leader.
+"""The producer: gathers records into batches, encodes each batch once, and hands it to the partition's
+leader.
 
-    send --caller's thread--> open batch of its partition --full, lingered long enough, flush, result()--> seal --> Produce
+    send --caller's thread--> open batch of its partition --full, lingered long enough, flush, result()-->
+    seal --> Produce
 
-There is no sender thread on the way of a record: whoever fills a batch, flushes, or asks a future for its result runs
-the broker's turn. The producer's own thread sends batches whose `linger_ms` is over and runs delivery callbacks; it
+There is no sender thread on the way of a record: whoever fills a batch, flushes, or asks a future for its
+result runs
+the broker's turn. The producer's own thread sends batches whose `linger_ms` is over and runs delivery
+callbacks; it
 starts when it is first needed.
 
 Invariants:
  1. Batches of one partition enter the broker's inbox in the order they were opened: sealing and enqueuing
     happen under the producer's lock, running the turn outside it.
- 2. Every record `send` returned a future for is either written or its failure can be learnt: from the future, or
+ 2. Every record `send` returned a future for is either written or its failure can be learnt: from the
+    future, or
     from `flush` and leaving `with`, which raise DeliveryError for failures nobody has read.
  3. Nothing of the user's (serializer, partitioner, callback) runs while the lock is held.
 
 Sources: Kafka KafkaProducer, RecordAccumulator; KIP-480 (sticky partitioning).
-Not implemented yet: idempotence and transactions; retries (one in-process broker either takes a batch or says why not).
+Not implemented yet: idempotence and transactions; retries (one in-process broker either takes a batch or
+says why not).
 """
 
 from __future__ import annotations
@@ -29,8 +35,8 @@ from streamlog.client.gathering import (
     RECORD_OVERHEAD_BYTES,
     TopicBuffer,
     check_headers,
-    check_timestamp,
     checked_columns,
+    checked_timestamp,
     column_bytes,
     cut,
     gather,
@@ -43,7 +49,6 @@ from streamlog.client.habits import unknown_name
 from streamlog.client.serde import resolve_serializer, to_bytes
 from streamlog.client.timeouts import milliseconds
 from streamlog.config import ProducerConfig
-from streamlog.core.controller import validate_topic_name
 from streamlog.record import Headers
 
 if TYPE_CHECKING:
@@ -57,7 +62,9 @@ KEYLESS_CHUNK_RECORDS: Final = 1000
 
 
 class Producer(Accumulator):
-    """Sends records. Safe to use from several threads. Make it with `cluster.producer(...)`; leaving `with` flushes."""
+    """Sends records. Safe to use from several threads. Make it with `cluster.producer(...)`; leaving `with`
+    flushes.
+    """
 
     def __init__(
         self, backend: BrokerCluster, config: ProducerConfig, on_close: Callable[[Producer], None]
@@ -104,15 +111,14 @@ class Producer(Accumulator):
         partition: int | None = None,
         timestamp: int | None = None,
     ) -> SendFuture:
-        """Put one record into its partition's open batch.
+        """Put one record into its partition's open batch; it travels when that is full, has lingered or is
+        asked for.
 
         key, value:  bytes or None (None value = tombstone), or what the serializers take.
         headers:     pairs of a str and bytes or None.
-        partition:   None = the partitioner decides.
-        timestamp:   ms since the epoch; None = now.
-        Returns a future; the record travels when its batch is full, has lingered, is flushed, or the future is asked.
-        Raises   UnknownTopicOrPartitionError, RecordTooLargeError, SerializationError, ClosedError; BufferExhaustedError
-                 when the buffer stays full for `max_block_ms`. Nothing was sent then.
+        partition:   None = the partitioner decides.     timestamp:  ms since the epoch; None = now.
+        Raises   UnknownTopicOrPartitionError, RecordTooLargeError, BufferExhaustedError, ...: nothing was
+        sent then.
         """
         if self._serializes:
             key, value = self._serialized(key, value)
@@ -123,67 +129,78 @@ class Producer(Accumulator):
         size = RECORD_OVERHEAD_BYTES if value is None else len(value) + RECORD_OVERHEAD_BYTES
         if key is not None:
             size += len(key)
-        try:
-            buffer = self._topics.get(topic)
-        except TypeError:
-            validate_topic_name(topic)
-            raise
+        buffer = self._topics.get(topic) if type(topic) is str else None
         if buffer is None or buffer.image is not self._images.get(topic):
             buffer = self._buffer_of(topic)
-        if partition is None:
-            # The default partitioner is written out: two Python calls a record cost more than the hash.
-            if buffer.hashes and key is not None:
-                partition = crc32(key) % buffer.count
-            else:
-                partition = buffer.place(key, value)
-        else:
+        if partition is not None:
             partition = buffer.checked_partition(partition)
+        elif buffer.hashes and key is not None:
+            partition = crc32(key) % buffer.count  # written out: two Python calls cost more than the hash
+        else:
+            partition = buffer.place(key, value)
         checked: Headers = ()
         if headers is not None:
             checked = check_headers(headers)
             size += headers_bytes(checked)
+        timestamp = self._wall_ns() // 1_000_000 if timestamp is None else checked_timestamp(timestamp)
         if size > self._record_bytes_max:
             self._admit(size, topic)
-        if timestamp is None:
-            timestamp = self._wall_ns() // 1_000_000
-        else:
-            check_timestamp(timestamp)
+            if size > buffer.large_bytes:
+                return self._send_alone(topic, partition, key, value, checked, timestamp)
         with self._lock:
             if self._inside:  # a signal handler or __del__ struck this very thread between two steps of ours
                 return self._send_aside(topic, partition, key, value, checked, timestamp)
             self._inside = True
             try:
                 try:
-                    batch = buffer.batches[partition]
+                    batch = buffer.batches[partition] or self._open_batch(buffer, partition)
                 except IndexError:  # the topic changed since we looked
-                    buffer, batch = self._look_again(topic, partition)
-                is_large = size > buffer.large_bytes
-                if batch is None:
-                    batch = self._open_batch(buffer, partition)
-                elif is_large:
-                    self._seal([batch])
-                    batch = self._open_batch(buffer, partition)
-                values = batch.values
-                index = len(values)
+                    batch = self._open_batch_now(topic, partition)
+                index = len(batch.values)
                 try:
                     if checked:
-                        if batch.headers is None:
-                            batch.headers = {}
-                        batch.headers[index] = checked
+                        batch.put_headers(index, checked)
                     batch.keys.append(key)
                     batch.timestamps.append(timestamp)
-                    values.append(value)
+                    batch.values.append(value)
                 except BaseException:
                     batch.realign()
                     raise
                 batch.size_bytes = size = batch.size_bytes + size
-                if size < batch.size_limit and not is_large:
+                if size < batch.size_limit:
                     return SendFuture(batch, index)
                 self._seal([batch])
             finally:
                 self._inside = False
         self._after_sealing()
         return SendFuture(batch, index)
+
+    def _send_alone(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        timestamp: int,
+    ) -> SendFuture:
+        """A record so large that it could lift others over the topic's limit: behind them, in a batch of its
+        own.
+        """
+        alone = OpenBatch(self, topic, partition, 0, 0)
+        alone.put(key, value, headers, timestamp)
+        with self._lock:
+            if self._inside:
+                return self._send_aside(topic, partition, key, value, headers, timestamp)
+            self._inside = True
+            try:
+                self._check_open()
+                _, before = self._look_again(topic, partition)
+                self._seal([alone] if before is None else [before, alone])
+            finally:
+                self._inside = False
+        self._after_sealing()
+        return SendFuture(alone, 0)
 
     def _send_aside(
         self,
@@ -194,13 +211,11 @@ class Producer(Accumulator):
         headers: Headers,
         timestamp: int,
     ) -> SendFuture:
-        """Gather a record while this thread is in the middle of gathering another: a batch of its own, sent soon."""
+        """Gather a record while this thread is in the middle of gathering another: a batch of its own, sent
+        soon.
+        """
         batch = OpenBatch(self, topic, partition, 0, 0)
-        if headers:
-            batch.headers = {0: headers}
-        batch.keys.append(key)
-        batch.timestamps.append(timestamp)
-        batch.values.append(value)
+        batch.put(key, value, headers, timestamp)
         self._aside.append(batch)
         self._record_bytes_max = -1  # whoever sends next seals it first, see `_admit`
         self._service.wake()

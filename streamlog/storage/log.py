@@ -21,20 +21,25 @@ Not implemented: segments and index files; LMDB's tree is the index.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from streamlog.batch import Batch, BatchHeader, parse_batch, parse_header
-from streamlog.errors import CorruptRecordError, CorruptStoreError, InvalidRecordError
+from streamlog.errors import CorruptRecordError, InvalidRecordError
 from streamlog.record import OffsetAndTimestamp
-from streamlog.storage.env import EngineError, Snapshot, WriteTransaction
+from streamlog.storage.checkpoints import CheckpointFields as CheckpointFields
+from streamlog.storage.checkpoints import LogCheckpoint as LogCheckpoint
+from streamlog.storage.checkpoints import Reader as Reader
+from streamlog.storage.checkpoints import get_extra as get_extra
+from streamlog.storage.checkpoints import load_checkpoint as load_checkpoint
+from streamlog.storage.checkpoints import put_checkpoint as put_checkpoint
+from streamlog.storage.checkpoints import put_extra as put_extra
+from streamlog.storage.env import EngineError, WriteTransaction
 from streamlog.storage.keys import (
     BATCH_START,
     CHECKPOINT_BASE,
-    CHECKPOINT_VERSION,
     CLEANER_CHECKPOINT,
-    LOG_CHECKPOINT,
     LOG_ID_MAX,
     CheckpointKind,
     checkpoint_key,
@@ -45,46 +50,10 @@ from streamlog.storage.keys import (
 )
 
 if TYPE_CHECKING:
-    from typing import Protocol
-
     from streamlog.storage.env import Cursor
-else:
-    Protocol = object
-
-Reader: TypeAlias = Snapshot | WriteTransaction
 
 SLICE_BATCHES_MAX: Final = 4096
 """Small batches cost by number, not by bytes: 4,096 deletions take about 4 ms."""
-
-
-class LogCheckpoint(msgspec.Struct, frozen=True, gc=False):
-    """What a log is without reading it (LOG_CHECKPOINT_LAYOUT); written in the transaction of the batches it
-    covers.
-    """
-
-    log_start_offset: int = 0
-    log_end_offset: int = 0
-    high_watermark: int = 0
-    size_bytes: int = 0
-    max_timestamp: int = -1
-    leader_epoch: int = -1
-
-
-class CheckpointFields(Protocol):
-    """What `put_checkpoint` reads."""
-
-    @property
-    def log_start_offset(self) -> int: ...
-    @property
-    def log_end_offset(self) -> int: ...
-    @property
-    def high_watermark(self) -> int: ...
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def max_timestamp(self) -> int: ...
-    @property
-    def leader_epoch(self) -> int: ...
 
 
 class StoredBatch(msgspec.Struct, frozen=True, gc=False):
@@ -141,49 +110,6 @@ def append(
         b"".join((pack_running_max(max_timestamp), batch.prefix(base_offset, leader_epoch), payload)),
     )
     return batch.size_bytes
-
-
-def put_checkpoint(transaction: WriteTransaction, log_id: int, checkpoint: CheckpointFields) -> None:
-    """Store the checkpoint of a log: a LogCheckpoint, or whatever has its fields."""
-    transaction.put(
-        pack_key(log_id, CHECKPOINT_BASE),
-        LOG_CHECKPOINT.pack(
-            CHECKPOINT_VERSION,
-            checkpoint.leader_epoch,
-            checkpoint.log_start_offset,
-            checkpoint.log_end_offset,
-            checkpoint.high_watermark,
-            checkpoint.size_bytes,
-            checkpoint.max_timestamp,
-        ),
-    )
-
-
-def load_checkpoint(reader: Reader, log_id: int) -> LogCheckpoint | None:
-    """The checkpoint of a log; None if it was never written."""
-    value = reader.get(checkpoint_key(log_id, CheckpointKind.LOG))
-    if value is None:
-        return None
-    if len(value) != LOG_CHECKPOINT.size or value[0] != CHECKPOINT_VERSION:
-        raise CorruptStoreError(
-            f"the checkpoint of log {log_id} begins {value[:1]!r} and has {len(value)} bytes, expected "
-            f"version {CHECKPOINT_VERSION} and {LOG_CHECKPOINT.size} bytes",
-            log_id=log_id,
-        )
-    _, leader_epoch, start, end, high_watermark, size_bytes, max_timestamp = LOG_CHECKPOINT.unpack(value)
-    return LogCheckpoint(start, end, high_watermark, size_bytes, max_timestamp, leader_epoch)
-
-
-def put_extra(transaction: WriteTransaction, log_id: int, kind: int, value: bytes) -> None:
-    """Store another checkpoint (CheckpointKind, or any kind the floors above agree on) beside the log's
-    own.
-    """
-    transaction.put(checkpoint_key(log_id, kind), value)
-
-
-def get_extra(reader: Reader, log_id: int, kind: int) -> bytes | None:
-    """A checkpoint stored by `put_extra`; None if there is none."""
-    return reader.get(checkpoint_key(log_id, kind))
 
 
 # -- reading ---------------------------------------------------------------------------------------

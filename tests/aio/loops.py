@@ -30,7 +30,7 @@ def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 
 @contextmanager
 def watched(monkeypatch: Any) -> Iterator[list[str]]:
-    """What this thread does that it must not: turns, transactions, waits. Empty at the end, or the law is broken."""
+    """What this thread does that it must not: turns, transactions, waits. Fails unless that is nothing."""
     here, seen = threading.get_ident(), []
 
     def watch(owner: type, name: str) -> None:

@@ -28,7 +28,9 @@ LATE_OR_MISSING = {
 
 
 @in_loop
-async def test_open_make_a_topic_and_read_a_partition(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_open_make_a_topic_and_read_a_partition(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with watched(monkeypatch):
         async with streamlog.aio.open(tmp_path / "c", sync="normal") as cluster:
             topic = await cluster.create_topic("orders", partitions=2, config={"retention.ms": 1_000_000})
@@ -97,7 +99,9 @@ async def test_a_cancelled_open_closes_what_it_opened(tmp_path: Path) -> None:
     def is_free() -> bool:
         from streamlog.client import cluster
 
-        return not any(opened.backend.directory.path == tmp_path / "c" for opened in cluster._open_clusters.values())
+        return not any(
+            opened.backend.directory.path == tmp_path / "c" for opened in cluster._open_clusters.values()
+        )
 
     await until(lambda: (tmp_path / "c" / "FORMAT").exists())
     await until(is_free)

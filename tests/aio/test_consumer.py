@@ -144,7 +144,7 @@ async def test_a_seek_while_iterating_is_followed() -> None:
 
 @in_loop
 async def test_a_poll_cancelled_at_any_moment_loses_nothing_and_repeats_nothing() -> None:
-    """Polls are cancelled after 0, 1, 2, ... steps of the loop; what the others return is everything, once."""
+    """Polls are cancelled after 0, 1, 2, ... steps of the loop; the others return everything, once."""
     async with streamlog.aio.open(":memory:") as cluster:
         await filled(cluster, 2_000, partitions=3)
         group = cluster.consumer_group("g", ["orders"], enable_auto_commit=False)
@@ -354,7 +354,9 @@ async def test_offsets_times_and_pauses() -> None:
                 producer.send("orders", b"%d" % number, timestamp=1_000 + number)
         consumer = cluster.consumer()
         await consumer.assign([TP])
-        assert await consumer.beginning_offsets([TP]) == {TP: 0} and await consumer.end_offsets([TP]) == {TP: 10}
+        assert await consumer.beginning_offsets([TP]) == {TP: 0} and await consumer.end_offsets([TP]) == {
+            TP: 10
+        }
         found = (await consumer.offsets_for_times({TP: 1_004}))[TP]
         assert found is not None and found.offset == 4
         await consumer.seek_to_timestamp(TP, 1_007)

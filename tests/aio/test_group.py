@@ -19,7 +19,9 @@ async def test_a_group_answers_what_the_blocking_one_answers(monkeypatch: pytest
         await filled(cluster, 10, partitions=2)
         with watched(monkeypatch):
             group = cluster.consumer_group("g", ["orders"])
-            assert await group.state() == "Empty" and await group.members() == [] and await group.offsets() == {}
+            assert (
+                await group.state() == "Empty" and await group.members() == [] and await group.offsets() == {}
+            )
             async with group.consumer() as consumer:
                 await consumer.poll()
                 assert await group.state() == "Stable" and len(await group.members()) == 1

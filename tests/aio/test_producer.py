@@ -39,7 +39,7 @@ async def test_awaiting_a_send_says_where_the_record_is() -> None:
 
 @in_loop
 async def test_nothing_runs_in_the_loops_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches that fill up, linger, are awaited, flushed, or sent by the thousand: no turn, no wait, no transaction here."""
+    """Batches that fill up, linger, are awaited, flushed, or sent by the thousand."""
     async with streamlog.aio.open(":memory:") as cluster:
         await cluster.create_topic("orders", partitions=3)
         with watched(monkeypatch):
@@ -57,7 +57,7 @@ async def test_nothing_runs_in_the_loops_thread(monkeypatch: pytest.MonkeyPatch)
 
 @in_loop
 async def test_the_loop_goes_on_while_the_disk_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every commit waits until the loop has turned a hundred times: it would wait forever if the loop waited for it."""
+    """Every commit waits until the loop has turned a hundred times: forever, if the loop waited for it."""
     turned = 0
     commit = WriteTransaction.commit
 
@@ -168,7 +168,9 @@ async def test_a_cancelled_await_does_not_withdraw_the_record() -> None:
 
 
 @in_loop
-async def test_many_tasks_await_one_batch_with_one_call_into_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_tasks_await_one_batch_with_one_call_into_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with streamlog.aio.open(":memory:") as cluster:
         await cluster.create_topic("orders", partitions=1)
         async with cluster.producer(linger_ms=60_000) as producer:
@@ -177,7 +179,9 @@ async def test_many_tasks_await_one_batch_with_one_call_into_the_loop(monkeypatc
             calls: list[object] = []
             original = loop.call_soon_threadsafe
             monkeypatch.setattr(
-                loop, "call_soon_threadsafe", lambda call, *rest: (calls.append(call), original(call, *rest))[1]
+                loop,
+                "call_soon_threadsafe",
+                lambda call, *rest: (calls.append(call), original(call, *rest))[1],
             )
             offsets = [m.offset for m in await asyncio.gather(*[_sent(producer, i) for i in range(500)])]
             assert offsets == list(range(1, 501))
@@ -190,13 +194,17 @@ async def _sent(producer: Any, number: int) -> streamlog.RecordMetadata:
 
 
 @in_loop
-async def test_a_full_buffer_makes_awaiting_wait_and_send_never_block(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_buffer_makes_awaiting_wait_and_send_never_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with streamlog.aio.open(":memory:") as cluster:
         topic = await cluster.create_topic("orders", partitions=1)
         producer = cluster.producer(batch_size=1_000, buffer_memory=4_000)
         gate = threading.Event()
         commit = WriteTransaction.commit
-        monkeypatch.setattr(WriteTransaction, "commit", lambda transaction: (gate.wait(), commit(transaction))[1])
+        monkeypatch.setattr(
+            WriteTransaction, "commit", lambda transaction: (gate.wait(), commit(transaction))[1]
+        )
         futures = [producer.send("orders", b"%04d" % number + b"x" * 96) for number in range(200)]
         assert any(type(future).__name__ == "LateSend" for future in futures)
         assert not futures[-1].done()  # type: ignore[attr-defined]
@@ -218,7 +226,9 @@ async def test_a_buffer_that_stays_full_fails_what_waits_outside(monkeypatch: py
         producer = cluster.producer(batch_size=1_000, buffer_memory=1_000, max_block_ms=20, linger_ms=0)
         gate = threading.Event()
         commit = WriteTransaction.commit
-        monkeypatch.setattr(WriteTransaction, "commit", lambda transaction: (gate.wait(), commit(transaction))[1])
+        monkeypatch.setattr(
+            WriteTransaction, "commit", lambda transaction: (gate.wait(), commit(transaction))[1]
+        )
         for _ in range(3):
             producer.send("orders", b"x" * 1_000)
         late = producer.send("orders", b"awaited")

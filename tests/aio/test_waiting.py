@@ -121,7 +121,7 @@ async def test_a_call_after_close_is_refused() -> None:
 
 @in_loop
 async def test_a_listener_may_await_calls_though_all_threads_wait_for_listeners() -> None:
-    """As many listeners as threads, each asking for calls: without service by their own threads nobody would move."""
+    """As many listeners as threads, each asking for calls: their own threads must serve them."""
     workers = Workers()
     started: list[int] = []
 

@@ -1,4 +1,4 @@
-"""broker/measuring.py: what is counted while it happens. By value, against traffic: tests/spec/test_metrics.py."""
+"""broker/measuring.py: what is counted while it happens. By value: tests/spec/test_metrics.py."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_a_request_takes_from_its_posting_to_the_end_of_its_turn() -> None:
     other = Pending(CreateTopic("t"))
     other.posted_us = pending.posted_us
     clock.advance(7)
-    times.count([(pending, [], None), (other, None, errors.InvalidTopicError("t")), (Pending(object()), None, None)])
+    times.count(
+        [(pending, [], None), (other, None, errors.InvalidTopicError("t")), (Pending(object()), None, None)]
+    )
     read = dict(times.read(clock.monotonic_ms()))
     prefix = "kafka.network:type=RequestMetrics,name="
     assert pending.took_us == 7_000

@@ -449,7 +449,7 @@ SEED = 20_261
 
 def sweep(ledger: Ledger, count: int) -> None:
     total = count_places(lambda: ledger.call(Add("measured")))
-    assert total > 50
+    assert total > 30
     print(f"seed {SEED}, {total} places")
     for place in places(total, count, SEED):
         before = ledger.values

@@ -1,4 +1,6 @@
-"""What a producer has gathered: invariants of the lower layer. Behaviour seen by users is in test_producer, test_delivery."""
+"""What a producer has gathered: invariants of the lower layer. Behaviour seen by users is in test_producer,
+test_delivery.
+"""
 
 from __future__ import annotations
 

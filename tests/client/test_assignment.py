@@ -1,4 +1,6 @@
-"""What a consumer reads: the rules of `checked_topics` and of handing partitions over. Groups are in test_membership.py."""
+"""What a consumer reads: the rules of `checked_topics` and of handing partitions over. Groups are in
+test_membership.py.
+"""
 
 from __future__ import annotations
 

@@ -70,7 +70,9 @@ def test_nobody_awaits_longer_than_the_delivery_timeout(monkeypatch: pytest.Monk
         producer = cluster.producer(delivery_timeout_ms=30, request_timeout_ms=10, linger_ms=5)
 
         async def send() -> None:
-            monkeypatch.setattr(WriteTransaction, "commit", lambda transaction: (gate.wait(), commit(transaction))[1])
+            monkeypatch.setattr(
+                WriteTransaction, "commit", lambda transaction: (gate.wait(), commit(transaction))[1]
+            )
             future = producer.send("orders", b"x")
             try:
                 for _ in range(2):

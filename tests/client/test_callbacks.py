@@ -1,4 +1,6 @@
-"""Delivery callbacks: one thread, in order per partition, outside of every lock. The user's side is in test_delivery."""
+"""Delivery callbacks: one thread, in order per partition, outside of every lock. The user's side is in
+test_delivery.
+"""
 
 from __future__ import annotations
 

@@ -276,13 +276,34 @@ def test_everything_of_a_closed_cluster_raises_at_once() -> None:
     cluster.close()
     cluster.close()
     calls = [
-        lambda: cluster.topics, lambda: cluster.topic("t"), lambda: cluster.create_topic("u"), cluster.producer, cluster.consumer,
-        lambda: cluster.consumer_group("g"), cluster.metrics, cluster.clean, lambda: cluster.delete_topic("t"), cluster.__enter__,
-        lambda: producer.send("t", b"x"), lambda: producer.send_many("t", [(None, b"x")]), producer.flush, producer.__enter__,
-        consumer.poll, lambda: next(iter(consumer)), consumer.commit, lambda: consumer.seek(("t", 0), 0), consumer.__enter__,
-        lambda: topic.add_partitions(2), lambda: topic.delete(), lambda: topic[0].read(), lambda: topic[0].delete_records(0),
-        group.consumer, group.lag, lambda: group.reset_offsets("earliest"), lambda: group.run(print),
-    ]  # fmt: skip
+        lambda: cluster.topics,
+        lambda: cluster.topic("t"),
+        lambda: cluster.create_topic("u"),
+        cluster.producer,
+        cluster.consumer,
+        lambda: cluster.consumer_group("g"),
+        cluster.metrics,
+        cluster.clean,
+        lambda: cluster.delete_topic("t"),
+        cluster.__enter__,
+        lambda: producer.send("t", b"x"),
+        lambda: producer.send_many("t", [(None, b"x")]),
+        producer.flush,
+        producer.__enter__,
+        consumer.poll,
+        lambda: next(iter(consumer)),
+        consumer.commit,
+        lambda: consumer.seek(("t", 0), 0),
+        consumer.__enter__,
+        lambda: topic.add_partitions(2),
+        lambda: topic.delete(),
+        lambda: topic[0].read(),
+        lambda: topic[0].delete_records(0),
+        group.consumer,
+        group.lag,
+        lambda: group.reset_offsets("earliest"),
+        lambda: group.run(print),
+    ]
     for number, call in enumerate(calls):
         with pytest.raises(ClosedError):
             call()  # type: ignore[operator]

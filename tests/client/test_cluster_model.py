@@ -1,7 +1,9 @@
 """The whole client against a naive model: a dict of lists.
 
-Topics of one or two partitions, appends in both body layouts, reads, seeks, retention, compaction, delete_records,
-truncation and reopening, in any order Hypothesis thinks of. The model keeps what every offset holds and where the batches
+Topics of one or two partitions, appends in both body layouts, reads, seeks, retention, compaction,
+delete_records,
+truncation and reopening, in any order Hypothesis thinks of. The model keeps what every offset holds and
+where the batches
 end, since deleting and truncating work on whole batches.
 """
 
@@ -207,7 +209,8 @@ class ClusterModel(RuleBasedStateMachine):
         else:
             log.position = log.end
         if expected and expected[-1][0] + 1 < log.end and log.position == log.end:
-            # Compaction left nothing behind the last record: the position may stand before the gap or behind it.
+            # Compaction left nothing behind the last record: the position may stand before the gap or behind
+            # it.
             assert expected[-1][0] < self.reader.position(tp) <= log.end
             log.position = self.reader.position(tp)
         assert self.reader.position(tp) == log.position

@@ -504,7 +504,7 @@ def test_closing_from_another_thread_ends_the_poll(cluster: Cluster, orders: Top
             try:
                 loop(consumer)
             except BaseException as error:
-                ended.append(error)
+                ended.append(error)  # noqa: B023
 
         thread = threading.Thread(target=work)
         thread.start()

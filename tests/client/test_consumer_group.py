@@ -90,8 +90,25 @@ def test_resetting(cluster: Cluster, filled: Topic, to: Any, expected: dict[Topi
 
 
 @pytest.mark.parametrize(
-    "wrong", ["beginning", "smallest", "", "shift:", "shift:x", "shift:--1", "timestamp:soon", "timestamp:-1", None, True, 1.5, b"earliest", {A: "7"}, {A: True}, {"orders": 1}]
-)  # fmt: skip
+    "wrong",
+    [
+        "beginning",
+        "smallest",
+        "",
+        "shift:",
+        "shift:x",
+        "shift:--1",
+        "timestamp:soon",
+        "timestamp:-1",
+        None,
+        True,
+        1.5,
+        b"earliest",
+        {A: "7"},
+        {A: True},
+        {"orders": 1},
+    ],
+)
 def test_impossible_resets_change_nothing(cluster: Cluster, filled: Topic, wrong: Any) -> None:
     group = cluster.consumer_group("g", ["orders"])
     with pytest.raises(ConfigError):

@@ -1,6 +1,8 @@
-"""Bad input and faults, line by line of the issue: a named error with code, what was given, what is allowed; nothing changes.
+"""Bad input and faults, line by line of the issue: a named error with code, what was given, what is allowed;
+nothing changes.
 
-Seen from a user of the client. What only the store can do to itself (full disk, full map, readers) is in tests/storage.
+Seen from a user of the client. What only the store can do to itself (full disk, full map, readers) is in
+tests/storage.
 """
 
 from __future__ import annotations
@@ -59,37 +61,206 @@ def stale_commit(cluster: Cluster) -> object:
 
 
 FAULTS: list[tuple[str, Call, type[StreamlogError], int, type[Exception], dict[str, object], str]] = [
-    # what is wrong, the call, the error, Kafka's code, its standard-library kin, its facts, what the message says is allowed
-    ("invalid topic name", lambda c: c.create_topic("a b"), InvalidTopicError, 17, ValueError, {"topic": "a b"}, "a-z"),
+    # what is wrong, the call, the error, Kafka's code, its standard-library kin, its facts, what the message
+    # says is allowed
+    (
+        "invalid topic name",
+        lambda c: c.create_topic("a b"),
+        InvalidTopicError,
+        17,
+        ValueError,
+        {"topic": "a b"},
+        "a-z",
+    ),
     ("long topic name", lambda c: c.create_topic("a" * 250), InvalidTopicError, 17, ValueError, {}, "249"),
-    ("unknown topic", lambda c: send(c, "nowhere", b"x"), UnknownTopicOrPartitionError, 3, LookupError, {"topic": "nowhere"}, ""),
-    ("unknown topic by name", lambda c: c.topic("nowhere"), UnknownTopicOrPartitionError, 3, LookupError, {"topic": "nowhere"}, ""),
-    ("unknown partition", lambda c: send(c, "single", b"x", partition=9), UnknownTopicOrPartitionError, 3, LookupError, {"partition": 9}, "0 to 0"),
-    ("unknown partition to read", lambda c: c.topic("single")[9], UnknownTopicOrPartitionError, 3, LookupError, {"partition": 9}, "0 to 0"),
-    ("unknown option", lambda c: c.producer(linger=5), ConfigError, 40, ValueError, {"option": "linger", "value": 5}, "linger_ms"),
-    ("unknown topic option", lambda c: c.create_topic("t", config={"retention": 5}), ConfigError, 40, ValueError, {"value": 5}, "retention"),
-    ("wrong type", lambda c: send(c, "single", "text"), SerializationError, -1, ValueError, {}, "bytes or None"),
-    ("wrong type of option", lambda c: c.producer(linger_ms="soon"), ConfigError, 40, ValueError, {"option": "linger_ms", "value": "soon"}, ""),
-    ("bool is no int", lambda c: c.producer(linger_ms=True), ConfigError, 40, ValueError, {"option": "linger_ms"}, ""),
-    ("out of range", lambda c: c.producer(acks=2), ConfigError, 40, ValueError, {"option": "acks", "value": 2}, "all"),
-    ("oversized record", lambda c: send(c, "single", b"x" * 2_000_000), RecordTooLargeError, 10, ValueError, {"topic": "single"}, "1048576"),
-    ("null key, compacted", lambda c: send(c, "compacted", b"x"), InvalidRecordError, 87, ValueError, {"topic": "compacted"}, "key"),
-    ("offset out of range", lambda c: poll_from(c, 7), OffsetOutOfRangeError, 1, LookupError, {"offset": 7, "topic": "single"}, "0 to 1"),
-    ("offset to read", lambda c: c.topic("single")[0].read(7), OffsetOutOfRangeError, 1, LookupError, {"offset": 7}, "0 to 1"),
-    ("stale member", stale_commit, CommitFailedError, -1, RuntimeError, {"group_id": "g"}, "max_poll_interval_ms"),
-    ("beginning", lambda c: c.consumer(auto_offset_reset="beginning"), ConfigError, 40, ValueError, {"suggestion": "earliest"}, "earliest"),
-    ("largest", lambda c: c.consumer(auto_offset_reset="largest"), ConfigError, 40, ValueError, {"suggestion": "latest"}, "latest"),
-    ("bootstrap servers", lambda c: c.producer(bootstrap_servers="x:9092"), ConfigError, 40, ValueError, {"option": "bootstrap_servers"}, "streamlog.connect"),
-    ("reset to beginning", lambda c: c.consumer_group("h", ["single"]).reset_offsets("beginning"), ConfigError, 40, ValueError, {"suggestion": "earliest"}, "earliest"),
-]  # fmt: skip
+    (
+        "unknown topic",
+        lambda c: send(c, "nowhere", b"x"),
+        UnknownTopicOrPartitionError,
+        3,
+        LookupError,
+        {"topic": "nowhere"},
+        "",
+    ),
+    (
+        "unknown topic by name",
+        lambda c: c.topic("nowhere"),
+        UnknownTopicOrPartitionError,
+        3,
+        LookupError,
+        {"topic": "nowhere"},
+        "",
+    ),
+    (
+        "unknown partition",
+        lambda c: send(c, "single", b"x", partition=9),
+        UnknownTopicOrPartitionError,
+        3,
+        LookupError,
+        {"partition": 9},
+        "0 to 0",
+    ),
+    (
+        "unknown partition to read",
+        lambda c: c.topic("single")[9],
+        UnknownTopicOrPartitionError,
+        3,
+        LookupError,
+        {"partition": 9},
+        "0 to 0",
+    ),
+    (
+        "unknown option",
+        lambda c: c.producer(linger=5),
+        ConfigError,
+        40,
+        ValueError,
+        {"option": "linger", "value": 5},
+        "linger_ms",
+    ),
+    (
+        "unknown topic option",
+        lambda c: c.create_topic("t", config={"retention": 5}),
+        ConfigError,
+        40,
+        ValueError,
+        {"value": 5},
+        "retention",
+    ),
+    (
+        "wrong type",
+        lambda c: send(c, "single", "text"),
+        SerializationError,
+        -1,
+        ValueError,
+        {},
+        "bytes or None",
+    ),
+    (
+        "wrong type of option",
+        lambda c: c.producer(linger_ms="soon"),
+        ConfigError,
+        40,
+        ValueError,
+        {"option": "linger_ms", "value": "soon"},
+        "",
+    ),
+    (
+        "bool is no int",
+        lambda c: c.producer(linger_ms=True),
+        ConfigError,
+        40,
+        ValueError,
+        {"option": "linger_ms"},
+        "",
+    ),
+    (
+        "out of range",
+        lambda c: c.producer(acks=2),
+        ConfigError,
+        40,
+        ValueError,
+        {"option": "acks", "value": 2},
+        "all",
+    ),
+    (
+        "oversized record",
+        lambda c: send(c, "single", b"x" * 2_000_000),
+        RecordTooLargeError,
+        10,
+        ValueError,
+        {"topic": "single"},
+        "1048576",
+    ),
+    (
+        "null key, compacted",
+        lambda c: send(c, "compacted", b"x"),
+        InvalidRecordError,
+        87,
+        ValueError,
+        {"topic": "compacted"},
+        "key",
+    ),
+    (
+        "offset out of range",
+        lambda c: poll_from(c, 7),
+        OffsetOutOfRangeError,
+        1,
+        LookupError,
+        {"offset": 7, "topic": "single"},
+        "0 to 1",
+    ),
+    (
+        "offset to read",
+        lambda c: c.topic("single")[0].read(7),
+        OffsetOutOfRangeError,
+        1,
+        LookupError,
+        {"offset": 7},
+        "0 to 1",
+    ),
+    (
+        "stale member",
+        stale_commit,
+        CommitFailedError,
+        -1,
+        RuntimeError,
+        {"group_id": "g"},
+        "max_poll_interval_ms",
+    ),
+    (
+        "beginning",
+        lambda c: c.consumer(auto_offset_reset="beginning"),
+        ConfigError,
+        40,
+        ValueError,
+        {"suggestion": "earliest"},
+        "earliest",
+    ),
+    (
+        "largest",
+        lambda c: c.consumer(auto_offset_reset="largest"),
+        ConfigError,
+        40,
+        ValueError,
+        {"suggestion": "latest"},
+        "latest",
+    ),
+    (
+        "bootstrap servers",
+        lambda c: c.producer(bootstrap_servers="x:9092"),
+        ConfigError,
+        40,
+        ValueError,
+        {"option": "bootstrap_servers"},
+        "streamlog.connect",
+    ),
+    (
+        "reset to beginning",
+        lambda c: c.consumer_group("h", ["single"]).reset_offsets("beginning"),
+        ConfigError,
+        40,
+        ValueError,
+        {"suggestion": "earliest"},
+        "earliest",
+    ),
+]
 
 
 @pytest.mark.parametrize(
     ("name", "call", "kind", "code", "kin", "facts", "allowed"), FAULTS, ids=[fault[0] for fault in FAULTS]
 )
 def test_faults(
-    cluster: Cluster, single: Topic, name: str, call: Call, kind: type[StreamlogError], code: int, kin: type[Exception], facts: dict[str, object], allowed: str
-) -> None:  # fmt: skip
+    cluster: Cluster,
+    single: Topic,
+    name: str,
+    call: Call,
+    kind: type[StreamlogError],
+    code: int,
+    kin: type[Exception],
+    facts: dict[str, object],
+    allowed: str,
+) -> None:
     cluster.create_topic("compacted", config={"cleanup.policy": "compact"})
     send(cluster, "single", b"there")
     with pytest.raises(kind) as caught:
@@ -150,10 +321,14 @@ waiting = producer.send("t", b"2")
 child = os.fork()
 if child == 0:
     calls = dict(
-        send=lambda: producer.send("t", b"x"), send_many=lambda: producer.send_many("t", [(None, b"x")]), flush=producer.flush,
-        result=waiting.result, poll=consumer.poll, iterate=lambda: next(iterator), read=topic[0].read, create=lambda: cluster.create_topic("u"),
-        topics=lambda: cluster.topics, seek=lambda: consumer.seek(("t", 0), 0), join=member.poll, commit=member.commit, lag=group.lag,
-        delete=lambda: cluster.delete_topic("t"), producer=cluster.producer, metrics=cluster.metrics, grow=lambda: topic.add_partitions(3),
+        send=lambda: producer.send("t", b"x"), send_many=lambda: producer.send_many("t", [(None, b"x")]),
+        flush=producer.flush,
+        result=waiting.result, poll=consumer.poll, iterate=lambda: next(iterator), read=topic[0].read,
+        create=lambda: cluster.create_topic("u"),
+        topics=lambda: cluster.topics, seek=lambda: consumer.seek(("t", 0), 0), join=member.poll,
+        commit=member.commit, lag=group.lag,
+        delete=lambda: cluster.delete_topic("t"), producer=cluster.producer, metrics=cluster.metrics,
+        grow=lambda: topic.add_partitions(3),
     )
     wrong = []
     for name, call in calls.items():
@@ -258,7 +433,8 @@ def test_a_second_process_on_the_same_directory(tmp_path: Path) -> None:
         script = (
             "import streamlog, sys\n"
             "try: streamlog.open(sys.argv[1], sync='off')\n"
-            "except streamlog.errors.ClusterLockedError as error: print(error.pid, isinstance(error, BlockingIOError), error)\n"
+            "except streamlog.errors.ClusterLockedError as error:\n"
+            "    print(error.pid, isinstance(error, BlockingIOError), error)\n"
         )
         ended = run(script, str(tmp_path / "d"))
         assert ended.stdout.startswith(f"{os.getpid()} True"), ended.stdout + ended.stderr

@@ -11,7 +11,9 @@ FETCHING = "kafka.consumer:type=consumer-fetch-manager-metrics"
 
 
 def client_ids(cluster: streamlog.Cluster) -> set[str]:
-    return {part[10:] for name in cluster.metrics() for part in name.split(",") if part.startswith("client-id=")}
+    return {
+        part[10:] for name in cluster.metrics() for part in name.split(",") if part.startswith("client-id=")
+    }
 
 
 def test_clients_are_called_as_kafkas_call_themselves() -> None:

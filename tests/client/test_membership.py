@@ -1,4 +1,6 @@
-"""Members of a group as they join, share, leave, are lost: driven by polls of one thread unless said otherwise."""
+"""Members of a group as they join, share, leave, are lost: driven by polls of one thread unless said
+otherwise.
+"""
 
 from __future__ import annotations
 
@@ -339,7 +341,7 @@ def test_a_listener_may_commit_what_it_is_about_to_lose(cluster: Cluster, topic:
     group = cluster.consumer_group("g", ["orders"], enable_auto_commit=False)
     for trigger in ("rebalance", "close"):
         group.reset_offsets("earliest")
-        consumer = group.consumer(on_revoked=lambda _: consumer.commit())
+        consumer = group.consumer(on_revoked=lambda _: consumer.commit())  # noqa: B023
         while sum(consumer.position(tp) for tp in consumer.assignment) < 60:
             consumer.poll(0.1)
         if trigger == "rebalance":

@@ -42,7 +42,7 @@ def test_position_resolves_and_moves(consumer: Consumer) -> None:
     assert (consumer.position(A), consumer.position(B)) == (2, 0)
     consumer.poll(1, max_records=3)
     assert consumer.position(A) == 5 and consumer.lag(A) == 5
-    with pytest.raises(IllegalStateError, match="orders-?"):
+    with pytest.raises(IllegalStateError, match="orders"):
         consumer.position(("orders", 7))
 
 
@@ -128,7 +128,7 @@ def test_assigning_again_keeps_positions_of_what_stays(consumer: Consumer) -> No
 
 def test_reading_below_the_start_follows_the_policy(consumer: Consumer, cluster: Cluster) -> None:
     consumer.seek(A, 0)
-    assert [record.offset for record in consumer.poll(1)][0] == 2
+    assert consumer.poll(1)[0].offset == 2
     strict = cluster.consumer(auto_offset_reset="none")
     strict.assign([A])
     strict.seek(A, 0)

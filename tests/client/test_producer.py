@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -195,7 +196,7 @@ def test_records_without_a_key_stay_together_for_a_batch_and_reach_all_partition
         partitions = [producer.send("t", b"x" * 50).result().partition for _ in range(3)]
         futures = [producer.send("t", b"x" * 50) for _ in range(400)]
         partitions = [future.result().partition for future in futures]
-    switches = sum(left != right for left, right in zip(partitions, partitions[1:], strict=False))
+    switches = sum(left != right for left, right in pairwise(partitions))
     assert set(partitions) == {0, 1, 2, 3}
     assert switches < len(partitions) / 2, "sticky: not a new partition for each record"
     assert sum(topic[number].high_watermark for number in range(4)) == 403

@@ -1,4 +1,5 @@
-"""DESIGN section 2, "Opening", "Consuming" and "Errors", and SEMANTICS 1.3, beyond what groups and offsets have for themselves
+"""DESIGN section 2, "Opening", "Consuming" and "Errors", and SEMANTICS 1.3, beyond what groups and offsets
+have for themselves
 (test_group_members.py, test_offset_reset.py)."""
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""SEMANTICS 3.6 as far as clients are concerned (4, 5, 6, 9), and what DESIGN promises of consuming, sentence by sentence."""
+"""SEMANTICS 3.6 as far as clients are concerned (4, 5, 6, 9), and what DESIGN promises of consuming,
+sentence by sentence.
+"""
 
 from __future__ import annotations
 

@@ -268,7 +268,9 @@ def test_6_records_below_the_position_are_dropped(cluster: Cluster) -> None:
 
 @pytest.fixture
 def gaps(cluster: Cluster) -> Cluster:
-    """A compacted topic of batches [a0 b1], [a2 b3], [a4 b5 a6], where only b5 and a6, or what cleaning leaves, survive."""
+    """A compacted topic of batches [a0 b1], [a2 b3], [a4 b5 a6], where only b5 and a6, or what cleaning
+    leaves, survive.
+    """
     cluster.create_topic("c", config={"cleanup.policy": "compact", "min.cleanable.dirty.ratio": 0})
     for batch in ((b"a", b"b"), (b"a", b"b"), (b"a", b"b", b"a"), (b"z",)):
         with cluster.producer(linger_ms=10_000) as producer:

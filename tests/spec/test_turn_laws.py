@@ -14,8 +14,10 @@ import streamlog
 from streamlog.broker import api, deletion
 from streamlog.broker import turn as turns
 from streamlog.broker.cluster import BrokerCluster
+from streamlog.broker.runner import ThreadedRuntime
 from streamlog.broker.turn import Pending
 from streamlog.broker.upkeep import SwapCompacted
+from streamlog.clock import ManualClock
 from streamlog.errors import NotLeaderOrFollowerError, ReentrantCallError
 from streamlog.storage import cleaner
 from tests.broker.builders import Add, Do, Ledger, batch_of, in_thread, opened, produce, values_of
@@ -279,36 +281,34 @@ def test_law_6_decisions_see_an_overlay_that_is_dropped_on_abort(cluster: Broker
     assert produce(cluster, "t", 0, b"b").base_offset == 0
 
 
-def test_law_6_a_dropped_turn_forgets_no_deadline_and_parks_nobody(cluster: BrokerCluster) -> None:
+def test_law_6_a_dropped_turn_forgets_no_deadline_and_parks_nobody(tmp_path: Path) -> None:
     from streamlog.broker.turn import Tick
     from streamlog.core import group_events as events
 
-    cluster.ensure_offsets_topic()
-    join = events.JoinGroup(token=0, client_id="c", session_timeout_ms=6000, rebalance_timeout_ms=1000, protocols=(("range", b""),))
+    clock = ManualClock(1_000_000)
+    cluster = opened(tmp_path / "c", ThreadedRuntime(clock))
+    join = events.JoinGroup(
+        token=0, client_id="c", session_timeout_ms=60_000, rebalance_timeout_ms=30_000, protocols=(("range", b""),)
+    )
     cluster.call_group("g", join)
     coordinator, broker = cluster.coordinator, cluster.broker
-    before = list(coordinator._deadlines)
-    assert before
+    before = sorted(coordinator._deadlines)
+    assert before == [(1_030_000, "g")], "its sync is awaited"
 
     def fails(turn: turns.Turn) -> None:
         del broker._before_commit
         raise streamlog.errors.StorageError("EIO")
 
-    clock = broker._clock
-    later = before[0][0]
-    broker._clock = type("Later", (), {"monotonic_ms": lambda self: later, "wall_ms": lambda self: clock.wall_ms()})()
-    try:
-        broker._before_commit = fails  # type: ignore[method-assign]
-        tick = broker.post(Tick())
-        assert isinstance(tick.error, streamlog.errors.StorageError)
-        assert sorted(coordinator._deadlines) == sorted(before)
-        hosted = coordinator.group("g")
-        assert len(hosted.view.members) == 1
+    clock.advance(30_000)
+    broker._before_commit = fails  # type: ignore[method-assign]
+    with pytest.raises(streamlog.errors.StorageError):
         broker.call(Tick())
-        assert hosted.view.members == ()
-    finally:
-        broker._clock = clock
-    assert coordinator._parked == {}
+    assert sorted(coordinator._deadlines) == before
+    hosted = coordinator.group("g")
+    assert len(hosted.view.members) == 1
+    broker.call(Tick())
+    assert hosted.view.members == () and coordinator._parked == {}
+    cluster.close()
 
 
 # -- law 7 ---------------------------------------------------------------------------------------------------------------
