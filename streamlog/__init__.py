@@ -1,14 +1,14 @@
 """streamlog: ordered, durable, replicated event logs in your own process, the way SQLite is a database.
 
-    import streamlog
+import streamlog
 
-    with streamlog.open("data/") as cluster:
-        cluster.create_topic("orders", partitions=4, exist_ok=True)
-        with cluster.producer() as producer:
-            producer.send("orders", b"value", key=b"alice")
-        with cluster.consumer_group("billing", ["orders"]).consumer(stop_at_end=True) as consumer:
-            for record in consumer:
-                print(record)
+with streamlog.open("data/") as cluster:
+    cluster.create_topic("orders", partitions=4, exist_ok=True)
+    with cluster.producer() as producer:
+        producer.send("orders", b"value", key=b"alice")
+    with cluster.consumer_group("billing", ["orders"]).consumer(stop_at_end=True) as consumer:
+        for record in consumer:
+            print(record)
 """
 
 import atexit as _atexit

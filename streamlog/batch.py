@@ -43,10 +43,10 @@ from google_crc32c import value as crc32c
 from . import batch_columnar, batch_v2
 from .batch_columnar import DECODE_ERRORS, Body, Headers, decode_lone, encode_columns
 from .batch_header import (
+    BODY_START,
     CODEC_MASK,
     CONTROL,
     CRC_START,
-    BODY_START,
     HEADER_BYTES,
     HEADER_LAYOUT,
     LENGTH_END,
@@ -227,7 +227,9 @@ def lone_record_of(
     """
     if len(data) - position <= HEADER_BYTES:
         return None
-    base_offset, length, magic, crc, attributes, delta, base_timestamp, _, count = unpack_read_header(data, position)
+    base_offset, length, magic, crc, attributes, delta, base_timestamp, _, count = unpack_read_header(
+        data, position
+    )
     if count != 1 or magic != MAGIC_COLUMNAR or attributes or delta or base_offset != last_offset:
         return None
     payload = bytes(data[position + CRC_START :])

@@ -24,23 +24,18 @@ class Clock(Protocol):
 
     def monotonic_ms(self) -> int:
         """Milliseconds since some fixed moment; never goes back."""
-        ...
 
     def monotonic_us(self) -> int:
         """The same clock in microseconds, to measure latency."""
-        ...
 
     def wall_ms(self) -> int:
         """Milliseconds since the epoch; may jump when somebody sets the clock."""
-        ...
 
     def wall_ns(self) -> int:
         """The same in nanoseconds: for the calls that are made per record and per turn."""
-        ...
 
     def monotonic_ns(self) -> int:
         """The monotonic clock in nanoseconds: likewise."""
-        ...
 
 
 class SystemClock:

@@ -16,12 +16,15 @@ def connect(url: str, **options: Any) -> Cluster:
     """Open what a URL names: a path or `streamlog:///path`, `":memory:"`, or `kafka://host:port`.
 
     options: those of `streamlog.open`.
-    Raises   UnsupportedOperationError for `kafka://`, which this version does not have yet; ConfigError for another scheme.
+    Raises   UnsupportedOperationError for `kafka://`, which this version does not have yet; ConfigError for
+             another scheme.
     """
     if not isinstance(url, str):
         raise ConfigError(f"connect({url!r}): allowed: a str", option="url", value=url, allowed="a str")
     if url.startswith(KAFKA):
-        raise UnsupportedOperationError(f"connect({url!r}): the adapter to Apache Kafka is not part of this version yet")
+        raise UnsupportedOperationError(
+            f"connect({url!r}): the adapter to Apache Kafka is not part of this version yet"
+        )
     if url.startswith(DIRECTORY):
         url = url[len(DIRECTORY) :]
     elif "://" in url:

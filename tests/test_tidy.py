@@ -29,7 +29,16 @@ FLOOR_0 = frozenset(
             "batch_sealed",
             "batch_v2",
         ),
-        *("compression", "config", "cluster_config", "options", "option_rules", "clock", "metrics", "version"),
+        *(
+            "compression",
+            "config",
+            "cluster_config",
+            "options",
+            "option_rules",
+            "clock",
+            "metrics",
+            "version",
+        ),
     }
 )
 FLOORS = dict.fromkeys(FLOOR_0, 0) | {

@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     from streamlog.broker.coordinator import Coordinator
     from streamlog.broker.measuring import GroupCounters
     from streamlog.metrics import Timer
-    from streamlog.storage import cleaner
 
 TICK_LOOK_MS: Final = 10
 """How often the broker's thread looks whether the tick it posted was run by somebody."""
@@ -113,7 +112,9 @@ class Broker(TurnOwner):
             from streamlog.broker.coordinator import Coordinator
 
             with self._load_lock:
-                coordinator = self._coordinator = self._coordinator or Coordinator(self, self.config, self.incarnation)
+                coordinator = self._coordinator = self._coordinator or Coordinator(
+                    self, self.config, self.incarnation
+                )
         return coordinator
 
     # -- partitions --------------------------------------------------------------------------------------------------
@@ -133,7 +134,8 @@ class Broker(TurnOwner):
             if partition is not None:
                 if topic is not None and topic.topic_id == partition.topic_id:
                     return partition
-                # The topic was deleted, perhaps made anew, and its DropTopic has not come yet (or never will: interrupted).
+                # The topic was deleted, perhaps made anew, and its DropTopic has not come yet (or never will:
+                # interrupted).
                 partition.stop_serving()
                 del self.partitions[name, number]
             topic = self.metadata.image.topic(name)
@@ -160,7 +162,9 @@ class Broker(TurnOwner):
         meters = self._topic_meters.get(name)
         if meters is None:
             meters = TopicMeters(
-                lambda metric: self.metrics.meter(TOPIC_METRICS + metric, topic=name), self._all_topics, self.request_times
+                lambda metric: self.metrics.meter(TOPIC_METRICS + metric, topic=name),
+                self._all_topics,
+                self.request_times,
             )
             self._topic_meters[name] = meters
         return meters
@@ -226,7 +230,9 @@ class Broker(TurnOwner):
                 partition = request.partition
                 state = turn.staged.get(partition) or partition.state
                 if partition.view is not None and state.truncation_count == request.truncation_count:
-                    self._raise_log_start(turn, partition, min(request.log_start_offset, partition.state.high_watermark))
+                    self._raise_log_start(
+                        turn, partition, min(request.log_start_offset, partition.state.high_watermark)
+                    )
                 turn.reply(pending, None)
             case api.TruncateTail():
                 self._truncate(turn, pending, request)
@@ -242,7 +248,9 @@ class Broker(TurnOwner):
                 if request.partition.view is not None and request.partition.generation == request.generation:
                     from streamlog.storage import cleaner
 
-                    cleaner.save_cleaner_checkpoint(self.transaction(turn, True), request.partition.log_id, request.checkpoint)
+                    cleaner.save_cleaner_checkpoint(
+                        self.transaction(turn, True), request.partition.log_id, request.checkpoint
+                    )
                 turn.reply(pending, None)
             case DropTopic():
                 turn.effects.append(lambda: self._drop(request.topic))
@@ -292,7 +300,9 @@ class Broker(TurnOwner):
         if partition is None:
             return
         state = turn.staged.get(partition) or partition.state
-        cut = log.truncate_tail(self.transaction(turn, reclaiming=True), partition.log_id, request.from_offset)
+        cut = log.truncate_tail(
+            self.transaction(turn, reclaiming=True), partition.log_id, request.from_offset
+        )
         if cut.batches:
             turn.staged[partition] = truncated(
                 state, max(cut.log_end_offset, state.log_start_offset), cut.bytes, cut.max_timestamp
@@ -311,7 +321,9 @@ class Broker(TurnOwner):
             return None
         from streamlog.storage import cleaner
 
-        change = cleaner.apply_compaction(self.transaction(turn, reclaiming=True), partition.log_id, request.plan)
+        change = cleaner.apply_compaction(
+            self.transaction(turn, reclaiming=True), partition.log_id, request.plan
+        )
         turn.staged[partition] = recoded(state, change)
         turn.reply(pending, change)
         return None

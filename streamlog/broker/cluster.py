@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from streamlog.broker import api
+from streamlog.broker.api import GroupRequest
 from streamlog.broker.backup import backup_environments
 from streamlog.broker.broker import Broker
-from streamlog.broker.api import GroupRequest
 from streamlog.broker.heartbeats import Heartbeats
 from streamlog.broker.housekeeping import Housekeeping
 from streamlog.broker.measuring import measure
@@ -36,8 +36,13 @@ from streamlog.broker.turn import Pending
 from streamlog.broker.upkeep import DropTopic, RefreshTopic
 from streamlog.config import ClusterConfig, TopicConfig
 from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC, BrokerRegistered, ControllerElected, TopicImage
-from streamlog.core.group_events import TopicsDeleted
-from streamlog.errors import ClosedError, ConfigError, StoreForkedError, TopicAlreadyExistsError, UnsupportedOperationError
+from streamlog.errors import (
+    ClosedError,
+    ConfigError,
+    StoreForkedError,
+    TopicAlreadyExistsError,
+    UnsupportedOperationError,
+)
 from streamlog.metrics import MetricsRegistry
 from streamlog.storage.directory import ClusterDirectory
 from streamlog.storage.env import Environment
@@ -51,7 +56,12 @@ class BrokerCluster:
     """All brokers of one directory. Clients hold it; `client.cluster.Cluster` is its public face."""
 
     def __init__(
-        self, directory: ClusterDirectory, brokers: int | None, sync: str, config: ClusterConfig, runtime: Runtime | None = None
+        self,
+        directory: ClusterDirectory,
+        brokers: int | None,
+        sync: str,
+        config: ClusterConfig,
+        runtime: Runtime | None = None,
     ) -> None:
         self.runtime: Runtime = ThreadedRuntime() if runtime is None else runtime
         self.directory = directory
@@ -65,7 +75,10 @@ class BrokerCluster:
         self._environments: list[Environment] = []
         try:
             self.metadata = MetadataLog(
-                self._open_environment(directory.metadata_path), self.runtime, config.inbox_requests_max, self._default_counts
+                self._open_environment(directory.metadata_path),
+                self.runtime,
+                config.inbox_requests_max,
+                self._default_counts,
             )
             self._join_brokers(brokers)
             self.brokers = [self._open_broker(broker_id) for broker_id in sorted(self.metadata.image.brokers)]
@@ -118,7 +131,8 @@ class BrokerCluster:
         if known:
             if brokers is not None and brokers != len(known):
                 raise ConfigError(
-                    f"brokers={brokers}: {self.directory.path} has {len(known)}; leave the option out, or grow with add_broker()",
+                    f"brokers={brokers}: {self.directory.path} has {len(known)}; leave the option "
+                    "out, or grow with add_broker()",
                     option="brokers",
                     value=brokers,
                     allowed=str(len(known)),
@@ -126,19 +140,30 @@ class BrokerCluster:
             return
         count = 1 if brokers is None else brokers
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ConfigError(f"brokers={brokers!r}: allowed: an int >= 1", option="brokers", value=brokers, allowed="an int >= 1")
+            raise ConfigError(
+                f"brokers={brokers!r}: allowed: an int >= 1",
+                option="brokers",
+                value=brokers,
+                allowed="an int >= 1",
+            )
         if count > 1:
-            raise UnsupportedOperationError(f"brokers={count}: this version of streamlog runs one broker; replication is being built")
+            raise UnsupportedOperationError(
+                f"brokers={count}: this version of streamlog runs one broker; replication is being built"
+            )
         records: list[Any] = [BrokerRegistered(broker_id, self.incarnation) for broker_id in range(count)]
         records.append(ControllerElected(CONTROLLER_ID, 1))
         self.metadata.call(AppendMetadata(records, 0, 0))
 
     def _open_broker(self, broker_id: int) -> Broker:
         environment = self._open_environment(self.directory.broker_path(broker_id))
-        return Broker(broker_id, environment, self.metadata, self.runtime, self.config, self.incarnation, self.metrics)
+        return Broker(
+            broker_id, environment, self.metadata, self.runtime, self.config, self.incarnation, self.metrics
+        )
 
     def _default_counts(self) -> tuple[int, int]:
-        return self.config.num_partitions, min(self.config.default_replication_factor, len(self.metadata.image.brokers))
+        return self.config.num_partitions, min(
+            self.config.default_replication_factor, len(self.metadata.image.brokers)
+        )
 
     def check_usable(self) -> None:
         """Raises ClosedError, or StoreForkedError in a child process."""
@@ -158,7 +183,9 @@ class BrokerCluster:
         return False
 
     def refuse_closed(self) -> NoReturn:
-        raise ClosedError(f"the cluster at {self.directory.path} is closed; open it again with streamlog.open(...)")
+        raise ClosedError(
+            f"the cluster at {self.directory.path} is closed; open it again with streamlog.open(...)"
+        )
 
     def close(self) -> None:
         """Stop the threads, finish what is under way, sync, and release the directory. Idempotent.
@@ -174,7 +201,9 @@ class BrokerCluster:
         steps: list[Callable[[], object]] = [self.heartbeats.stop, self.housekeeping.stop]
         steps += [broker.close for broker in self.brokers]
         steps.append(self.metadata.close)
-        steps += [partial(self._close_environment, environment) for environment in reversed(self._environments)]
+        steps += [
+            partial(self._close_environment, environment) for environment in reversed(self._environments)
+        ]
         steps.append(self.directory.close)
         for step in steps:
             try:
@@ -236,7 +265,9 @@ class BrokerCluster:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def create_topic(self, name: str, partitions: int, replication_factor: int, config: dict[str, str]) -> TopicImage:
+    def create_topic(
+        self, name: str, partitions: int, replication_factor: int, config: dict[str, str]
+    ) -> TopicImage:
         self.check_usable()
         self.metadata.call(api.CreateTopic(name, partitions, replication_factor, config))
         return self.topic(name)
@@ -246,16 +277,8 @@ class BrokerCluster:
         image = self.metadata.call(api.DeleteTopic(name))
         self.broker.call(DropTopic(image))
         if CONSUMER_OFFSETS_TOPIC in self.topics:
+            # As Kafka: a topic made anew begins without the offsets committed for the old one.
             self.broker.coordinator.forget_topic(name)
-        self._forget_offsets_of(name)
-
-    def _forget_offsets_of(self, topic: str) -> None:
-        """As Kafka: a topic made anew begins without the offsets committed for the old one."""
-        if CONSUMER_OFFSETS_TOPIC not in self.topics:
-            return
-        for hosted in self.coordinator.groups():
-            if any(tp.topic == topic for tp in hosted.machine.all_committed()):
-                self.broker.post(GroupRequest(hosted.group_id, TopicsDeleted((topic,))))
 
     def create_partitions(self, name: str, total: int) -> TopicImage:
         self.check_usable()
@@ -292,7 +315,9 @@ class BrokerCluster:
         except TopicAlreadyExistsError:
             pass
 
-    def post_group(self, group_id: str, event: Any, on_done: Callable[[Pending], None] | None = None) -> Pending:
+    def post_group(
+        self, group_id: str, event: Any, on_done: Callable[[Pending], None] | None = None
+    ) -> Pending:
         """Hand an event to a group's coordinator; the answer may come later."""
         self.ensure_offsets_topic()
         return self.broker.post(GroupRequest(group_id, event), on_done=on_done)

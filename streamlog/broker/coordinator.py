@@ -31,9 +31,9 @@ from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Source
 from streamlog.broker.turn import DEFER, Pending, Turn
 from streamlog.config import ClusterConfig
-from streamlog.core import group as groups
 from streamlog.core import group_events as events
 from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC
+from streamlog.core.group import GroupMachine, group_partition
 from streamlog.core.group_records import decode_key
 from streamlog.core.group_state import GroupLimits, State
 from streamlog.core.machine import Decision
@@ -57,9 +57,18 @@ LATE_MS_MAX: Final = 2_000
 class HostedGroup(Source):
     """A machine and what its host keeps beside it. `view` is published after each change."""
 
-    __slots__ = ("group_id", "machine", "view", "partition", "scheduled_ms", "is_idle", "_is_news", "stable_generation")
+    __slots__ = (
+        "group_id",
+        "machine",
+        "view",
+        "partition",
+        "scheduled_ms",
+        "is_idle",
+        "_is_news",
+        "stable_generation",
+    )
 
-    def __init__(self, group_id: str, machine: groups.GroupMachine, partition: Partition) -> None:
+    def __init__(self, group_id: str, machine: GroupMachine, partition: Partition) -> None:
         super().__init__()
         self.group_id = group_id
         self.machine = machine
@@ -182,7 +191,9 @@ class Coordinator:
         try:
             partition = self._offsets_partition(request.group_id)
             self._load(partition)
-        except StorageError as error:  # the group cannot be read: that is the trouble of who asks for it, only
+        except (
+            StorageError
+        ) as error:  # the group cannot be read: that is the trouble of who asks for it, only
             turn.fail(pending, error)
             return None
         with self._load_lock:
@@ -196,7 +207,12 @@ class Coordinator:
         is_answered = hasattr(event, "token")
         if is_answered:
             event = msgspec.structs.replace(event, token=pending.token)
-        self._stage(turn, hosted, hosted.machine.handle(event, turn.now_ms, turn.wall_ms), pending if is_answered else None)
+        self._stage(
+            turn,
+            hosted,
+            hosted.machine.handle(event, turn.now_ms, turn.wall_ms),
+            pending if is_answered else None,
+        )
         if not is_answered:
             turn.reply(pending, None)
         if type(event) is events.ExpireOffsets:
@@ -249,7 +265,9 @@ class Coordinator:
             log.put_extra(self._broker.transaction(turn), partition.log_id, FOLD_KIND, value)
             turn.effects.append(_reset(fold))
 
-    def _stage(self, turn: Turn, hosted: HostedGroup, decision: Decision[Any], asking: Pending | None) -> None:
+    def _stage(
+        self, turn: Turn, hosted: HostedGroup, decision: Decision[Any], asking: Pending | None
+    ) -> None:
         """asking: the request decided on; parked if the decision does not answer it."""
         if decision.records:
             keys = [key for key, _ in decision.records]
@@ -273,7 +291,7 @@ class Coordinator:
         if asking is not None:
             turn.effects.append(_park(self._parked, asking))
 
-    def _apply_decision(self, hosted: HostedGroup, machine: groups.GroupMachine, decision: Decision[Any]) -> None:
+    def _apply_decision(self, hosted: HostedGroup, machine: GroupMachine, decision: Decision[Any]) -> None:
         machine.apply(decision.records, decision.changes)
         fold = self._folds[hosted.partition.number]
         for key, value in decision.records:
@@ -334,7 +352,7 @@ class Coordinator:
                 f"group {group_id!r}: topic {CONSUMER_OFFSETS_TOPIC} does not exist yet"
             )
         return self._broker.partition(
-            CONSUMER_OFFSETS_TOPIC, groups.group_partition(group_id, len(image.partitions))
+            CONSUMER_OFFSETS_TOPIC, group_partition(group_id, len(image.partitions))
         )
 
     def _hosted_or_new(self, group_id: str, partition: Partition) -> HostedGroup:
@@ -344,8 +362,8 @@ class Coordinator:
         hosted.is_idle = False
         return hosted
 
-    def _new_machine(self, group_id: str) -> groups.GroupMachine:
-        return groups.GroupMachine(group_id, self._limits, self._incarnation, self._new_member_id)
+    def _new_machine(self, group_id: str) -> GroupMachine:
+        return GroupMachine(group_id, self._limits, self._incarnation, self._new_member_id)
 
     def _new_member_id(self, client_id: str) -> str:
         return f"{client_id or 'consumer'}-{self._broker.runtime.random.getrandbits(128):032x}"
@@ -395,7 +413,9 @@ class Coordinator:
     def _forget_deleted_topics(self, hosted: HostedGroup) -> None:
         """A crash may have come between the deletion of a topic and that of the offsets committed for it."""
         topics = self._broker.metadata.image.topics
-        gone = sorted({partition.topic for partition in hosted.machine.all_committed() if partition.topic not in topics})
+        gone = sorted(
+            {partition.topic for partition in hosted.machine.all_committed() if partition.topic not in topics}
+        )
         if gone:
             self._broker.slip_in(GroupRequest(hosted.group_id, events.TopicsDeleted(tuple(gone))))
 
@@ -416,7 +436,9 @@ class Coordinator:
             hosted = machines[group_id] = HostedGroup(group_id, self._new_machine(group_id), partition)
         hosted.machine.replay(key, value, now_ms)
 
-    def close(self, refusal: StreamlogError, answer: Callable[[Pending, object, BaseException | None], None]) -> None:
+    def close(
+        self, refusal: StreamlogError, answer: Callable[[Pending, object, BaseException | None], None]
+    ) -> None:
         """No turn runs any more: whoever is parked learns it."""
         while self._parked:
             answer(self._parked.popitem()[1], None, refusal)

@@ -3,7 +3,8 @@
     RaiseLogStart, DeleteRecords --effect--> trimming --Tick: one slice--> ... --> done
     DropTopic, orphans           --effect--> doomed   --Tick: one slice--> ... --> done
 
-What is to be deleted is invisible already (the view's start offset, the cluster image); the bytes follow when the broker's
+What is to be deleted is invisible already (the view's start offset, the cluster image); the bytes follow when
+the broker's
 thread ticks, one slice a turn, with a pause in which others have theirs.
 
 Invariants:
@@ -70,7 +71,9 @@ class Deletions:
             log_id = next(iter(self.doomed))
             transaction = self._broker.transaction(turn, reclaiming=True)
             done = log.delete_all_slice(transaction, log_id, *self._slice())
-            turn.effects.append(self._after(turn.now_ms, (lambda: self.doomed.pop(log_id, None)) if done else None))
+            turn.effects.append(
+                self._after(turn.now_ms, (lambda: self.doomed.pop(log_id, None)) if done else None)
+            )
 
     def _trim(self, turn: Turn, partition: Partition) -> None:
         state = turn.staged.get(partition) or partition.state
@@ -97,7 +100,12 @@ class Deletions:
 
         transaction = self._broker.transaction(turn)
         target = cleaner.size_retention_target(
-            transaction, partition.log_id, state.size_bytes, retention_bytes, state.high_watermark, SLICE_BYTES
+            transaction,
+            partition.log_id,
+            state.size_bytes,
+            retention_bytes,
+            state.high_watermark,
+            SLICE_BYTES,
         )
         if target is None or target <= state.log_start_offset:
             return state

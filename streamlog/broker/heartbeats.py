@@ -27,11 +27,9 @@ class Member(Protocol):
     def heartbeat_interval_ms(self) -> int: ...
     def heartbeat(self, now_ms: int) -> None:
         """Say that it lives, or leave if nobody has polled for too long."""
-        ...
 
     def excuse(self, late_ms: int) -> None:
         """Nothing could happen for so long: it does not count as not polling."""
-        ...
 
 
 class Heartbeats:

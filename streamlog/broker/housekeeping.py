@@ -121,7 +121,10 @@ class Housekeeping:
                 broker.coordinator.expire_offsets()
 
     def _any_compacted(self) -> bool:
-        return any("compact" in topic.config.get("cleanup.policy", "") for topic in list(self._cluster.topics.values()))
+        return any(
+            "compact" in topic.config.get("cleanup.policy", "")
+            for topic in list(self._cluster.topics.values())
+        )
 
     def _run(self, force: bool) -> CleanerReport:
         retained = compacted = freed = 0
@@ -192,9 +195,16 @@ class Housekeeping:
             checkpoint = cleaner.load_cleaner_checkpoint(snapshot, partition.log_id)
             first_dirty = cleaner.first_dirty_offset(checkpoint, view.log_start_offset, view.log_end_offset)
             end_offset = cleaner.cleanable_end_offset(
-                snapshot, partition.log_id, first_dirty, view.last_stable_offset, now_ms, config.min_compaction_lag_ms
+                snapshot,
+                partition.log_id,
+                first_dirty,
+                view.last_stable_offset,
+                now_ms,
+                config.min_compaction_lag_ms,
             )
-            dirtiness = cleaner.measure_dirty(snapshot, partition.log_id, first_dirty, end_offset, view.size_bytes)
+            dirtiness = cleaner.measure_dirty(
+                snapshot, partition.log_id, first_dirty, end_offset, view.size_bytes
+            )
         if not cleaner.needs_compaction(
             dirtiness,
             now_ms=now_ms,
@@ -222,4 +232,6 @@ class Housekeeping:
 def _log_failure(error: StreamlogError) -> None:
     import logging
 
-    logging.getLogger("streamlog.cleaner").warning("retention or compaction failed, will try again: %s", error)
+    logging.getLogger("streamlog.cleaner").warning(
+        "retention or compaction failed, will try again: %s", error
+    )

@@ -41,7 +41,7 @@ CHECKPOINT_EVERY_RECORDS: Final = 512
 _READ_BYTES: Final = 4 * 1024 * 1024
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(MetadataRecord).decode  # type: ignore[arg-type]
+_decode = msgspec.msgpack.Decoder(MetadataRecord).decode
 
 
 class AppendMetadata(msgspec.Struct, frozen=True):
@@ -118,7 +118,8 @@ class MetadataLog(TurnOwner):
                     )
                 if request.controller_epoch < self.image.controller_epoch:
                     raise FencedLeaderEpochError(
-                        f"controller epoch {request.controller_epoch} is over; the current one is {self.image.controller_epoch}"
+                        f"controller epoch {request.controller_epoch} is over; the current one is "
+                        f"{self.image.controller_epoch}"
                     )
                 records: Sequence[Any] = request.records
                 reply: object = None

@@ -76,7 +76,9 @@ class TopicMeters:
         return 0 if self.times is None else self.times.fetches.clock_us()
 
     def fetched(self, messages: int, size_bytes: int, begun_us: int) -> int:
-        """Count one fetch; how long it took, in microseconds. Readers call it, each in its own thread: plain additions, nothing called in between."""
+        """Count one fetch; how long it took, in microseconds. Readers call it, each in its own thread:
+        plain additions, nothing called in between.
+        """
         self.fetch_requests.count += 1
         self.messages_out.count += messages
         self.bytes_out.count += size_bytes
@@ -182,7 +184,8 @@ class Partition(Source):
         if batch.size_bytes > config.max_message_bytes:
             raise RecordTooLargeError(
                 f"a batch of {batch.size_bytes} bytes for {self.topic}-{self.number} is larger than the topic's "
-                f"max.message.bytes={config.max_message_bytes}; send smaller records, lower batch_size, or raise the option",
+                f"max.message.bytes={config.max_message_bytes}; send smaller records, lower "
+                "batch_size, or raise the option",
                 topic=self.topic,
                 partition=self.number,
                 size_bytes=batch.size_bytes,
@@ -213,7 +216,8 @@ class Partition(Source):
         missing = [index for index, key in enumerate(batch.columns().keys) if key is None]
         if missing:
             raise InvalidRecordError(
-                f"topic {self.topic!r} is compacted, so every record needs a key; records {missing[:10]} of the batch have none",
+                f"topic {self.topic!r} is compacted, so every record needs a key; records "
+                f"{missing[:10]} of the batch have none",
                 topic=self.topic,
                 partition=self.number,
                 record_indexes=missing,

@@ -1,7 +1,7 @@
 """A request on its way, and the turn that answers it: the two values everything in `broker.turn` passes around.
 
-    Pending   waiting in the inbox --taken by a turn--> parked or done --> its waiter wakes
-    Turn      what was decided, in absolute values: applying it again changes nothing
+Pending   waiting in the inbox --taken by a turn--> parked or done --> its waiter wakes
+Turn      what was decided, in absolute values: applying it again changes nothing
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ class Listener:
     def __init__(self, runtime: Runtime, lock: Lock, waiting: deque[None] | None = None) -> None:
         """waiting: its length counts those who wait, of all listeners that share it."""
         self.waiting: deque[None] = deque() if waiting is None else waiting
-        self.ready: OrderedDict[Subscription, None] = OrderedDict()  # each operation is one step to other threads
+        self.ready: OrderedDict[Subscription, None] = (
+            OrderedDict()
+        )  # each operation is one step to other threads
         self.waiter = runtime.waiter()
         self._taken: Subscription | None = None
         self._lock = lock

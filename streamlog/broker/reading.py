@@ -13,7 +13,12 @@ from __future__ import annotations
 from streamlog.batch import Batch
 from streamlog.broker.partition import Partition
 from streamlog.core.replica import ReplicaState
-from streamlog.errors import CorruptRecordError, NotLeaderOrFollowerError, OffsetOutOfRangeError, StreamlogError
+from streamlog.errors import (
+    CorruptRecordError,
+    NotLeaderOrFollowerError,
+    OffsetOutOfRangeError,
+    StreamlogError,
+)
 from streamlog.record import OffsetAndTimestamp
 from streamlog.storage import log
 from streamlog.storage.env import Environment, Snapshot
@@ -88,7 +93,10 @@ class LogReader:
             if offset >= end:
                 return view, []
             batches = log.read(snapshot, partition.log_id, offset, end, bytes_max, check_crcs)
-            messages, size_bytes = sum([b.record_count for b in batches]), sum([b.size_bytes for b in batches])
+            messages, size_bytes = (
+                sum([b.record_count for b in batches]),
+                sum([b.size_bytes for b in batches]),
+            )
             meters.fetched(messages, size_bytes, begun_us)
             return view, batches
         except OffsetOutOfRangeError as error:

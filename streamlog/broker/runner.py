@@ -38,7 +38,11 @@ class Lock(Protocol):
     def release(self) -> None: ...
     def __enter__(self) -> bool: ...
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
     ) -> None: ...
 
 
@@ -54,7 +58,6 @@ class Waiter(Protocol):
     def set(self) -> None: ...
     def wait(self, timeout_ms: int | None) -> bool:
         """Wait until set (True, and the latch is shut again) or until the time is over (False)."""
-        ...
 
 
 class Task(Protocol):
@@ -75,7 +78,6 @@ class Runtime(Protocol):
     def spawn(self, name: str, run: Callable[[], None]) -> Task: ...
     def caller(self) -> int:
         """The identity of the running thread."""
-        ...
 
 
 class ThreadWaiter:

@@ -9,7 +9,8 @@ group commit. The same turn serves timers (a `Tick` in the inbox) and simulation
 Invariants:
  1. A thread is the runner of at most one turn. What the runner posts from inside (a logging handler, `__del__`, a signal
     handler) is only enqueued; waiting for it there raises ReentrantCallError.
- 2. State changes only in `_apply`, after the commit, from absolute values the turn holds: applying twice is applying once.
+ 2. State changes only in `_apply`, after the commit, from absolute values the turn holds: applying twice is
+    applying once.
  3. A request stays in the inbox until its turn is finished; `taken` says that a turn has answered or parked it.
  4. A turn cut short anywhere is finished by the next runner: if its transaction reached the disk it is applied,
     else it is decided again. The engine's own transaction id tells which.
@@ -123,7 +124,9 @@ class TurnOwner:
         self.advance()
         return pending
 
-    def enqueue(self, request: object, cost_bytes: int = 0, on_done: Callable[[Pending], None] | None = None) -> Pending:
+    def enqueue(
+        self, request: object, cost_bytes: int = 0, on_done: Callable[[Pending], None] | None = None
+    ) -> Pending:
         """Only put a request into the inbox; helps while it is full. Raises ClosedError."""
         self.admit()
         pending = Pending(request, cost_bytes, on_done)
@@ -180,12 +183,15 @@ class TurnOwner:
                     break
                 if self._is_runner():
                     raise ReentrantCallError(
-                        f"{type(pending.request).__name__} would wait for {self.name}, but this very thread is inside a turn "
+                        f"{type(pending.request).__name__} would wait for {self.name}, but this very "
+                        "thread is inside a turn "
                         "(a logging handler, __del__ or a signal handler?); send without waiting instead"
                     )
-                if self._stopped and self._unfinished is None and pending not in tuple(self._inbox):
-                    if not pending.done:
-                        raise self._refusal()
+                is_forgotten = (
+                    self._stopped and self._unfinished is None and pending not in tuple(self._inbox)
+                )
+                if is_forgotten and not pending.done:
+                    raise self._refusal()
                 if waiter is None:
                     waiter = pending.waiter = pending.waiter or self.runtime.waiter()
                     continue  # look once more: it may have been answered while nobody was listening
@@ -222,14 +228,17 @@ class TurnOwner:
         try:
             self._run_turns(lock)
         except BaseException:
-            # Interrupted (Ctrl-C). The engine lets a transaction be ended by its own thread only, so it ends here, whatever
+            # Interrupted (Ctrl-C). The engine lets a transaction be ended by its own thread only, so it ends
+            # here, whatever
             # comes next. Nothing below calls Python code before the lock is free: no second interrupt can come between.
             if lock._is_owned():
                 if environment.newest_write is not None:
                     environment.newest_write.abort()
                 lock.release()
             try:
-                self._run_turns(lock, only_unfinished=True)  # what was committed must become visible, even if nobody calls
+                self._run_turns(
+                    lock, only_unfinished=True
+                )  # what was committed must become visible, even if nobody calls
             except BaseException:
                 if lock._is_owned():
                     if environment.newest_write is not None:
@@ -287,7 +296,9 @@ class TurnOwner:
 
     def _is_runner(self) -> bool:
         """Whether this thread is inside a turn, here or at a sibling."""
-        return (self._lock._is_owned() and self._is_inside()) or any(lock._is_owned() for lock in self.sibling_locks)
+        return (self._lock._is_owned() and self._is_inside()) or any(
+            lock._is_owned() for lock in self.sibling_locks
+        )
 
     def _is_inside(self) -> bool:
         """Whether a turn of ours is on this thread's stack. If not, interrupts kept it from letting go of the lock."""
@@ -410,7 +421,9 @@ class TurnOwner:
             return
         if isinstance(error, StorageError):
             # Disk full, map full, an I/O error: whoever wanted to write is told, who frees room may try alone.
-            at_fault = [pending for pending in turn.requests if not self._frees(pending.request)] or turn.requests
+            at_fault = [
+                pending for pending in turn.requests if not self._frees(pending.request)
+            ] or turn.requests
             for pending in at_fault:
                 pending.poison = pending.poison or error
         elif not any(pending.poison is error for pending in turn.requests):

@@ -74,7 +74,8 @@ class Cluster:
         if self._closed:
             return f"<Cluster {str(self.path)!r} closed>"
         topics = sum(not topic.internal for topic in list(self._backend.topics.values()))
-        return f"<Cluster {str(self.path)!r} brokers={len(self._backend.brokers)} topics={topics} sync={self._backend.sync!r}>"
+        backend = self._backend
+        return f"<Cluster {str(self.path)!r} brokers={len(backend.brokers)} topics={topics} sync={backend.sync!r}>"
 
     if not TYPE_CHECKING:
 
@@ -131,7 +132,8 @@ class Cluster:
         partitions, replication_factor: None = the cluster's `num_partitions`, `default_replication_factor`.
         config:    topic options by Kafka's names, such as {"retention.ms": 3_600_000}.
         exist_ok:  use a topic that is there already, if it has the same partitions and factor.
-        Raises     InvalidTopicError, InvalidPartitionsError, InvalidReplicationFactorError, ConfigError, TopicAlreadyExistsError.
+        Raises     InvalidTopicError, InvalidPartitionsError, InvalidReplicationFactorError, ConfigError,
+                   TopicAlreadyExistsError.
         """
         self._check_open()
         validate_topic_name(name)
@@ -159,7 +161,8 @@ class Cluster:
         ):
             if wanted is not None and wanted != there:
                 raise TopicAlreadyExistsError(
-                    f"topic {name!r} exists with {option}={there}, not {wanted}; leave the argument out to use it as it is",
+                    f"topic {name!r} exists with {option}={there}, not {wanted}; leave the argument "
+                    "out to use it as it is",
                     topic=name,
                     option=option,
                     value=wanted,
@@ -187,7 +190,9 @@ class Cluster:
         return producer
 
     def consumer(self, *, config: Mapping[str, Any] | None = None, **options: Any) -> Consumer:
-        """A consumer that reads what it is told to with `assign` (or `subscribe`, with a `group_id`). Raises ConfigError."""
+        """A consumer that reads what it is told to with `assign` (or `subscribe`, with a `group_id`).
+        Raises ConfigError.
+        """
         self._check_open()
         return self._make_consumer(ConsumerConfig.from_options(options, config))
 
@@ -211,10 +216,14 @@ class Cluster:
         config: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> ConsumerGroup:
-        """A group of consumers that share topics. `topics`: names or a compiled pattern; options are `ConsumerConfig`'s."""
+        """A group of consumers that share topics. `topics`: names or a compiled pattern; options are
+        `ConsumerConfig`'s.
+        """
         self._check_open()
         if not isinstance(group_id, str) or not group_id:
-            raise InvalidGroupIdError(f"a group's name is a str that is not empty, not {group_id!r}", group_id=group_id)
+            raise InvalidGroupIdError(
+                f"a group's name is a str that is not empty, not {group_id!r}", group_id=group_id
+            )
         parsed = ConsumerConfig.from_options({**options, "group_id": group_id}, config)
         wanted = None if topics is None else checked_topics(topics)
         from streamlog.client.consumer_group import ConsumerGroup
@@ -225,7 +234,9 @@ class Cluster:
     def groups(self) -> list[str]:
         """The names of all groups that have members or committed offsets, sorted."""
         self._check_open()
-        return [hosted.group_id for hosted in self._backend.coordinator.groups() if not hosted.machine.is_vacant]
+        return [
+            hosted.group_id for hosted in self._backend.coordinator.groups() if not hosted.machine.is_vacant
+        ]
 
     # -- the rest ----------------------------------------------------------------------------------------------------
 
@@ -287,7 +298,9 @@ class Cluster:
 def _checked_factor(topic: str, factor: object) -> int:
     if isinstance(factor, bool) or not isinstance(factor, int):
         raise InvalidReplicationFactorError(
-            f"replication_factor={factor!r} of topic {topic!r}: allowed: an int >= 1", topic=topic, value=factor
+            f"replication_factor={factor!r} of topic {topic!r}: allowed: an int >= 1",
+            topic=topic,
+            value=factor,
         )
     return factor
 
@@ -321,7 +334,8 @@ def close_all() -> None:
                 _say(f"a streamlog cluster that nobody closed: {type(error).__name__}: {error}")
         if pending:
             _say(
-                f"the streamlog cluster at {opened.backend.directory.path} was not closed and {pending} records were still on "
+                f"the streamlog cluster at {opened.backend.directory.path} was not closed and "
+                f"{pending} records were still on "
                 "their way; they were sent now. Use `with`, or close()"
             )
     _open_clusters.clear()

@@ -57,7 +57,13 @@ class ConsumerGroup:
     # -- members -----------------------------------------------------------------------------------------------------
 
     def consumer(
-        self, *, config: Mapping[str, Any] | None = None, on_assigned: Any = None, on_revoked: Any = None, on_lost: Any = None, **options: Any
+        self,
+        *,
+        config: Mapping[str, Any] | None = None,
+        on_assigned: Any = None,
+        on_revoked: Any = None,
+        on_lost: Any = None,
+        **options: Any,
     ) -> Consumer:
         """One more member. It joins at its first poll; options override the group's for this member.
 
@@ -66,7 +72,8 @@ class ConsumerGroup:
         topics = self._topics
         if topics is None:
             raise ConfigError(
-                f"group {self.group_id!r} was opened without topics; pass them: cluster.consumer_group({self.group_id!r}, [...])",
+                f"group {self.group_id!r} was opened without topics; pass them: "
+                f"cluster.consumer_group({self.group_id!r}, [...])",
                 option="topics",
                 value=None,
                 allowed="topic names or a pattern",
@@ -83,7 +90,9 @@ class ConsumerGroup:
     @property
     def topics(self) -> list[str]:
         """The topics the group reads, as far as it is told here or its members say."""
-        return sorted(set(self._own_topics()) | {tp.topic for member in self.members() for tp in member.assignment})
+        return sorted(
+            set(self._own_topics()) | {tp.topic for member in self.members() for tp in member.assignment}
+        )
 
     def _own_topics(self) -> list[str]:
         topics = self._topics
@@ -91,7 +100,11 @@ class ConsumerGroup:
             return []
         if isinstance(topics, tuple):
             return list(topics)
-        return [topic.name for topic in list(self._backend.topics.values()) if not topic.internal and topics.match(topic.name)]
+        return [
+            topic.name
+            for topic in list(self._backend.topics.values())
+            if not topic.internal and topics.match(topic.name)
+        ]
 
     @property
     def state(self) -> str:
@@ -109,7 +122,9 @@ class ConsumerGroup:
                 member.member_id,
                 member.client_id,
                 member.group_instance_id,
-                consumer_protocol.decode_assignment(member.assignment).partitions if member.assignment else (),
+                consumer_protocol.decode_assignment(member.assignment).partitions
+                if member.assignment
+                else (),
             )
             for member in hosted.view.members
         ]
@@ -122,7 +137,9 @@ class ConsumerGroup:
         return {tp: offset.offset for tp, offset in committed.items()}
 
     def lag(self) -> dict[TopicPartition, int]:
-        """For each partition, how many offsets are behind what is committed; without a commit, behind where reading would start."""
+        """For each partition, how many offsets are behind what is committed; without a commit, behind
+        where reading would start.
+        """
         committed = self.offsets()
         lookup = OffsetLookup(self._backend, self.config)
         lags: dict[TopicPartition, int] = {}
@@ -140,16 +157,29 @@ class ConsumerGroup:
     def _partitions(self, committed: Mapping[TopicPartition, int]) -> list[TopicPartition]:
         images = self._backend.topics
         names = [name for name in self.topics if name in images]
-        own = {TopicPartition(name, number) for name in names for number in range(len(images[name].partitions))}
-        return sorted(own | {tp for tp in committed if tp.topic in images and tp.partition < len(images[tp.topic].partitions)})
+        own = {
+            TopicPartition(name, number) for name in names for number in range(len(images[name].partitions))
+        }
+        return sorted(
+            own
+            | {
+                tp
+                for tp in committed
+                if tp.topic in images and tp.partition < len(images[tp.topic].partitions)
+            }
+        )
 
     def reset_offsets(
-        self, to: str | int | Mapping[TopicPartition, int] = "earliest", *, topics: Iterable[str] | None = None, dry_run: bool = False
+        self,
+        to: str | int | Mapping[TopicPartition, int] = "earliest",
+        *,
+        topics: Iterable[str] | None = None,
+        dry_run: bool = False,
     ) -> dict[TopicPartition, int]:
         """Move the committed offsets. The group must have no live members.
 
-        to:      "earliest", "latest", "timestamp:MS", "shift:N" (from the committed offset, negative = back), an int (that
-                 offset in every partition), or a mapping partition -> offset. Results are kept within the log.
+        to:      "earliest", "latest", "timestamp:MS", "shift:N" (from the committed offset, negative = back), an int
+                 (that offset in every partition), or a mapping partition -> offset. Results are kept within the log.
         topics:  only these; default: all topics of the group and all it has committed for.
         dry_run: only say what would be committed.
         Returns partition -> offset.  Raises NonEmptyGroupError, ConfigError.
@@ -178,7 +208,9 @@ class ConsumerGroup:
         if target and not dry_run:
             reply: events.OffsetCommitReply = self._backend.call_group(
                 self.group_id,
-                events.OffsetCommit(token=0, offsets={tp: OffsetAndMetadata(offset) for tp, offset in target.items()}),
+                events.OffsetCommit(
+                    token=0, offsets={tp: OffsetAndMetadata(offset) for tp, offset in target.items()}
+                ),
             )
             for error in reply.errors.values():
                 if error is not None:
@@ -202,16 +234,24 @@ class ConsumerGroup:
             found = lookup.for_timestamp(partition, int(number))
             return lookup.end_offset(partition) if found is None else found.offset
         raise ConfigError(
-            f"reset_offsets({to!r}): allowed: 'earliest', 'latest', 'timestamp:MS', 'shift:N', an offset, or a mapping of offsets",
+            f"reset_offsets({to!r}): allowed: 'earliest', 'latest', 'timestamp:MS', "
+            "'shift:N', an offset, or a mapping of offsets",
             option="to",
             value=to,
             allowed="'earliest', 'latest', 'timestamp:MS', 'shift:N', an int, a mapping",
-            suggestion={"beginning": "earliest", "smallest": "earliest", "end": "latest", "largest": "latest"}.get(str(to)),
+            suggestion={
+                "beginning": "earliest",
+                "smallest": "earliest",
+                "end": "latest",
+                "largest": "latest",
+            }.get(str(to)),
         )
 
     def _within_log(self, tp: TopicPartition, offset: object) -> int:
         if isinstance(offset, bool) or not isinstance(offset, int):
-            raise ConfigError(f"offset {offset!r} of {tp}: allowed: an int", option="to", value=offset, allowed="an int")
+            raise ConfigError(
+                f"offset {offset!r} of {tp}: allowed: an int", option="to", value=offset, allowed="an int"
+            )
         view = view_of(self._backend.partition(*tp))
         return min(max(offset, view.log_start_offset), view.high_watermark)
 
@@ -234,9 +274,12 @@ class ConsumerGroup:
 
         on_error: "raise" stops everybody, commits what finished and raises; "skip" goes on behind the record; a callable
                   gets (record, exception) and may raise.
-        Blocks until `stop()`, Ctrl-C, an error, or - with `stop_at_end` - until everything there was at the start is handled.
+        Blocks until `stop()`, Ctrl-C, an error, or - with `stop_at_end` - until everything there was at the
+        start is handled.
         """
-        run = GroupRun(self._backend, self, handler, workers, on_error, {**options, "stop_at_end": stop_at_end})
+        run = GroupRun(
+            self._backend, self, handler, workers, on_error, {**options, "stop_at_end": stop_at_end}
+        )
         self._run = run
         try:
             run.run()

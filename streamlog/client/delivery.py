@@ -25,8 +25,8 @@ from streamlog.client.awaiting import all_settled, settled
 from streamlog.record import Headers, Record, RecordMetadata
 
 if TYPE_CHECKING:
-    from streamlog.client.awaiting import Arrivals
     from streamlog.client.accumulator import Accumulator
+    from streamlog.client.awaiting import Arrivals
 
 NO_OFFSET = -1
 
@@ -57,12 +57,15 @@ class OpenBatch:
     """The records of one partition that travel together."""
 
     __slots__ = (
-        "producer", "topic", "partition", "keys", "values", "headers", "timestamps", "size_bytes", "size_limit", "linger_until_ms",
+        "producer", "topic", "partition", "keys", "values", "headers", "timestamps",
+        "size_bytes", "size_limit", "linger_until_ms",
         "pending", "entry", "sent_bytes", "produced", "error", "callbacks", "known_failures", "settled",
         "arrivals",
     )  # fmt: skip
 
-    def __init__(self, producer: Accumulator, topic: str, partition: int, linger_until_ms: int, size_limit: int) -> None:
+    def __init__(
+        self, producer: Accumulator, topic: str, partition: int, linger_until_ms: int, size_limit: int
+    ) -> None:
         self.producer = producer
         self.topic = topic
         self.partition = partition
@@ -171,7 +174,15 @@ class OpenBatch:
             return []
         known = self.known_failures or ()
         return [
-            Record(self.topic, self.partition, -1, self.timestamps[i], self.keys[i], self.values[i], (self.headers or {}).get(i, ()))
+            Record(
+                self.topic,
+                self.partition,
+                -1,
+                self.timestamps[i],
+                self.keys[i],
+                self.values[i],
+                (self.headers or {}).get(i, ()),
+            )
             for i in range(len(self.values))
             if i not in known
         ]
@@ -255,7 +266,9 @@ class SentMany(Sequence[SendFuture]):
 
     def _all(self) -> list[SendFuture]:
         if self._futures is None:
-            gathered = [SendFuture(batch, start + i) for batch, start, count in self._segments for i in range(count)]
+            gathered = [
+                SendFuture(batch, start + i) for batch, start, count in self._segments for i in range(count)
+            ]
             if self._order is None:
                 self._futures = gathered
             else:
@@ -266,7 +279,9 @@ class SentMany(Sequence[SendFuture]):
         return self._futures
 
     def result(self, timeout: float | None = None) -> list[RecordMetadata]:
-        """Where the records are, in the order given. Sends at once what still lingers. Raises the first error there is."""
+        """Where the records are, in the order given. Sends at once what still lingers. Raises the first
+        error there is.
+        """
         batches = [batch for batch, _, _ in self._segments]
         if batches and not all(batch.settle() for batch in batches):
             batches[0].producer._await_all(batches, timeout)

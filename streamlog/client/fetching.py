@@ -88,7 +88,14 @@ class AssignedPartition:
             if offset >= end:
                 return False
             found = read_records(
-                snapshot, partition.log_id, self.tp.topic, self.tp.partition, offset, end, bytes_max, check_crcs
+                snapshot,
+                partition.log_id,
+                self.tp.topic,
+                self.tp.partition,
+                offset,
+                end,
+                bytes_max,
+                check_crcs,
             )
         except OffsetOutOfRangeError as error:
             meters.fetch_failed(error)
@@ -109,7 +116,9 @@ class AssignedPartition:
             self.position = offset
         return offset < end
 
-    def take(self, count_max: int, deserialize_key: Deserializer | None, deserialize_value: Deserializer | None) -> list[Record]:
+    def take(
+        self, count_max: int, deserialize_key: Deserializer | None, deserialize_value: Deserializer | None
+    ) -> list[Record]:
         """Hand out up to `count_max` buffered records and move the position behind them.
 
         Raises   DeserializationError if the very first cannot be read; later ones end the list before them.
@@ -130,7 +139,9 @@ class AssignedPartition:
             self.next_index = end
         return records
 
-    def _deserialized(self, records: list[Record], key: Deserializer | None, value: Deserializer | None) -> list[Record]:
+    def _deserialized(
+        self, records: list[Record], key: Deserializer | None, value: Deserializer | None
+    ) -> list[Record]:
         done: list[Record] = []
         for record in records:
             try:

@@ -58,9 +58,9 @@ class TopicBuffer:
         self.partitioner = create_partitioner(spec, image.name, chance)
         one, count = self.partitioner.one, self.count
         self.hashes = isinstance(self.partitioner, Crc32Partitioner)
-        self.place: Callable[[bytes | None, bytes | None], int] = (lambda key, value: 0) if count == 1 and isinstance(spec, str) else (
-            lambda key, value: one(key, count, value)
-        )  # fmt: skip
+        self.place: Callable[[bytes | None, bytes | None], int] = lambda key, value: one(key, count, value)
+        if count == 1 and isinstance(spec, str):
+            self.place = lambda key, value: 0
 
     def open_batches(self) -> list[OpenBatch]:
         return [batch for batch in self.batches if batch is not None]
@@ -73,7 +73,8 @@ class TopicBuffer:
         """A partition the caller chose. Raises UnknownTopicOrPartitionError, ConfigError."""
         if type(partition) is not int:
             raise ConfigError(
-                f"partition={partition!r:.80}: allowed: an int from 0 to {self.count - 1}, or None for the partitioner's choice",
+                f"partition={partition!r:.80}: allowed: an int from 0 to {self.count - 1}, or "
+                "None for the partitioner's choice",
                 option="partition",
                 value=partition,
                 allowed=f"0 to {self.count - 1}, or None",
@@ -100,7 +101,8 @@ def split_items(items: list[Any]) -> tuple[list[Any], list[Any]] | None:
         if isinstance(item, tuple):
             if len(item) != 2:
                 raise SerializationError(
-                    f"send_many takes (key, value) pairs, not a tuple of {len(item)}: {item!r:.80}", given=item
+                    f"send_many takes (key, value) pairs, not a tuple of {len(item)}: {item!r:.80}",
+                    given=item,
                 )
         elif not (hasattr(item, "key") and hasattr(item, "value")):
             raise SerializationError(
@@ -191,17 +193,24 @@ def check_headers(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
     checked: list[tuple[str, bytes | None]] = []
     for header in headers:
         if not isinstance(header, (tuple, list)) or len(header) != 2:
-            raise SerializationError(f"a header is a pair (str, bytes or None), not {header!r:.80}", given=header)
-        name, data = header
-        if not isinstance(name, str) or not (data is None or isinstance(data, (bytes, bytearray, memoryview))):
             raise SerializationError(
-                f"a header is a pair (str, bytes or None), not ({type(name).__name__}, {type(data).__name__}): {header!r:.80}",
+                f"a header is a pair (str, bytes or None), not {header!r:.80}", given=header
+            )
+        name, data = header
+        if not isinstance(name, str) or not (
+            data is None or isinstance(data, (bytes, bytearray, memoryview))
+        ):
+            raise SerializationError(
+                f"a header is a pair (str, bytes or None), not ({type(name).__name__}, "
+                f"{type(data).__name__}): {header!r:.80}",
                 given=header,
             )
         try:
             name.encode()
         except UnicodeEncodeError as error:
-            raise SerializationError(f"header name {name!r:.80} is no UTF-8 text: {error}", given=header) from error
+            raise SerializationError(
+                f"header name {name!r:.80} is no UTF-8 text: {error}", given=header
+            ) from error
         checked.append((name, None if data is None else bytes(data)))
     return tuple(checked)
 
@@ -214,6 +223,7 @@ def headers_bytes(headers: Headers) -> int:
 def checked_timestamp(timestamp: object) -> int:
     if isinstance(timestamp, bool) or not isinstance(timestamp, int) or not 0 <= timestamp < 2**63:
         raise InvalidTimestampError(
-            f"timestamp={timestamp!r}: allowed: ms since the epoch, an int from 0 to 2**63-1, or None for now", timestamp=timestamp
+            f"timestamp={timestamp!r}: allowed: ms since the epoch, an int from 0 to 2**63-1, or None for now",
+            timestamp=timestamp,
         )
     return timestamp

@@ -34,7 +34,6 @@ from streamlog.errors import (
     FencedInstanceIdError,
     IllegalGenerationError,
     MemberIdRequiredError,
-    RebalanceInProgressError,
     StreamlogError,
     UnknownMemberIdError,
 )
@@ -52,7 +51,8 @@ class Phase(Enum):
     UNJOINED  action: send JoinGroup at the next poll.      transition: sent => JOINING
     JOINING   action: wait for the join phase to complete.  transition: reply => SYNCING, error => UNJOINED
     SYNCING   action: wait for the assignment.              transition: reply => STABLE, error => UNJOINED
-    STABLE    action: read; heartbeat.                      transition: rebalance, expelled, subscription changed => UNJOINED
+    STABLE    action: read; heartbeat.                      transition: rebalance, expelled, subscription
+              changed => UNJOINED
     """
 
     UNJOINED = "unjoined"
@@ -64,7 +64,14 @@ class Phase(Enum):
 class Membership:
     """One member of one group, driven by its consumer."""
 
-    def __init__(self, backend: BrokerCluster, group_id: str, config: ConsumerConfig, listener: Listener, member: MemberCallbacks) -> None:
+    def __init__(
+        self,
+        backend: BrokerCluster,
+        group_id: str,
+        config: ConsumerConfig,
+        listener: Listener,
+        member: MemberCallbacks,
+    ) -> None:
         self.group_id = group_id
         self.config = config
         self.member_id = ""
@@ -84,14 +91,17 @@ class Membership:
         self._pending: Pending | None = None
         self._protocol: str | None = None
         self._is_leader = False
-        self._last_owned: list[TopicPartition] = []  # what `sticky` tells the leader we had before giving it up
+        self._last_owned: list[
+            TopicPartition
+        ] = []  # what `sticky` tells the leader we had before giving it up
         self._assigned_counts: dict[str, int] = {}
         self._joined_topics: tuple[str, ...] = ()
         backend.ensure_offsets_topic()
         self._hosted = backend.coordinator.hosted(group_id)
         self._group_subscription: Subscription = listener.subscribe(self._hosted, self)
         self.is_cooperative = all(
-            assignor.ASSIGNORS[name].protocol is assignor.RebalanceProtocol.COOPERATIVE for name in config.partition_assignment_strategy
+            assignor.ASSIGNORS[name].protocol is assignor.RebalanceProtocol.COOPERATIVE
+            for name in config.partition_assignment_strategy
         )
 
     def __repr__(self) -> str:
@@ -126,7 +136,9 @@ class Membership:
         images = self._backend.topics
         counts = {topic: len(images[topic].partitions) for topic in self._joined_topics if topic in images}
         return all(
-            TopicPartition(topic, number) in held for topic, count in counts.items() for number in range(count)
+            TopicPartition(topic, number) in held
+            for topic, count in counts.items()
+            for number in range(count)
         )
 
     # -- driving -----------------------------------------------------------------------------------------------------
@@ -174,7 +186,10 @@ class Membership:
         if self.expired:
             self.phase = Phase.UNJOINED
             return True
-        if view.generation != self.generation or view.state not in (GroupPhase.STABLE, GroupPhase.COMPLETING_REBALANCE):
+        if view.generation != self.generation or view.state not in (
+            GroupPhase.STABLE,
+            GroupPhase.COMPLETING_REBALANCE,
+        ):
             if not any(member.member_id == self.member_id for member in view.members):
                 self._lose()
             self.phase = Phase.UNJOINED
@@ -188,7 +203,8 @@ class Membership:
     def _counts_changed(self) -> bool:
         images = self._backend.topics
         return any(
-            count != (len(images[topic].partitions) if topic in images else 0) for topic, count in self._assigned_counts.items()
+            count != (len(images[topic].partitions) if topic in images else 0)
+            for topic, count in self._assigned_counts.items()
         )
 
     # -- the protocol ------------------------------------------------------------------------------------------------
@@ -216,14 +232,21 @@ class Membership:
                 group_instance_id=config.group_instance_id,
                 session_timeout_ms=config.session_timeout_ms,
                 rebalance_timeout_ms=config.max_poll_interval_ms,
-                protocols=tuple((strategy.name, self._subscription_bytes(strategy, subscription)) for strategy in strategies),
+                protocols=tuple(
+                    (strategy.name, self._subscription_bytes(strategy, subscription))
+                    for strategy in strategies
+                ),
                 incarnation=self._backend.incarnation,
             ),
         )
 
-    def _subscription_bytes(self, strategy: assignor.Assignor, subscription: consumer_protocol.Subscription) -> bytes:
+    def _subscription_bytes(
+        self, strategy: assignor.Assignor, subscription: consumer_protocol.Subscription
+    ) -> bytes:
         user_data = strategy.user_data(self._last_owned, self.generation)
-        return consumer_protocol.encode_subscription(msgspec.structs.replace(subscription, user_data=user_data))
+        return consumer_protocol.encode_subscription(
+            msgspec.structs.replace(subscription, user_data=user_data)
+        )
 
     def _on_joined(self, reply: events.JoinGroupReply) -> None:
         self.member_id = reply.member_id
@@ -259,7 +282,12 @@ class Membership:
         self._assigned_counts = {topic: counts.get(topic, 0) for topic in wanted}
         assigned = assignor.ASSIGNORS[reply.protocol or "range"].assign(counts, subscriptions)
         return tuple(
-            (member_id, consumer_protocol.encode_assignment(consumer_protocol.Assignment(partitions=tuple(partitions))))
+            (
+                member_id,
+                consumer_protocol.encode_assignment(
+                    consumer_protocol.Assignment(partitions=tuple(partitions))
+                ),
+            )
             for member_id, partitions in assigned.items()
         )
 
@@ -303,11 +331,9 @@ class Membership:
         elif isinstance(error, FencedInstanceIdError):
             self._lose()
             raise error
-        elif isinstance(error, RebalanceInProgressError):
-            pass
-        elif isinstance(error, StreamlogError) and error.retriable:
-            pass
-        else:
+        elif not isinstance(error, RebalanceInProgressError) and not (
+            isinstance(error, StreamlogError) and error.retriable
+        ):
             raise error
 
     def _lose(self) -> None:
@@ -352,7 +378,10 @@ class Membership:
             self._backend.post_group(
                 self.group_id,
                 events.Heartbeat(
-                    token=0, member_id=self.member_id, generation=self.generation, group_instance_id=self.config.group_instance_id
+                    token=0,
+                    member_id=self.member_id,
+                    generation=self.generation,
+                    group_instance_id=self.config.group_instance_id,
                 ),
             )
 

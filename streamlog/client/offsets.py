@@ -63,7 +63,12 @@ class OffsetLookup:
 
     def for_timestamp(self, partition: Partition, ms: object) -> OffsetAndTimestamp | None:
         if isinstance(ms, bool) or not isinstance(ms, int) or ms < 0:
-            raise ConfigError(f"timestamp {ms!r}: allowed: ms since the epoch, an int >= 0", option="ms", value=ms, allowed="an int >= 0")
+            raise ConfigError(
+                f"timestamp {ms!r}: allowed: ms since the epoch, an int >= 0",
+                option="ms",
+                value=ms,
+                allowed="an int >= 0",
+            )
         reader = self._backend.leader_of(partition).reader
         return reader.offset_for_timestamp(partition, ms, self._config.isolation_level)
 
@@ -75,7 +80,9 @@ class OffsetLookup:
         return found[tp].offset if tp in found else None
 
     def resolve(self, assigned: AssignedPartition) -> bool:
-        """Give a partition its first position. False: there is none yet (by_duration). Raises NoOffsetForPartitionError."""
+        """Give a partition its first position. False: there is none yet (by_duration). Raises
+        NoOffsetForPartitionError.
+        """
         if assigned.position != UNKNOWN_OFFSET:
             return True
         committed = None if assigned.is_resetting else self.committed(assigned.tp)
@@ -87,7 +94,8 @@ class OffsetLookup:
         if offset is None:
             if self._config.auto_offset_reset == "none":
                 raise NoOffsetForPartitionError(
-                    f"{assigned.tp} has no committed offset for group {self._config.group_id!r} and auto_offset_reset is 'none'; "
+                    f"{assigned.tp} has no committed offset for group {self._config.group_id!r} and "
+                    "auto_offset_reset is 'none'; "
                     "seek to an offset, or use 'earliest' or 'latest'",
                     topic=assigned.tp.topic,
                     partition=assigned.tp.partition,

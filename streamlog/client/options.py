@@ -9,10 +9,14 @@ from streamlog.config import TopicConfig
 
 
 @overload
-def topic_overrides(config: Mapping[str, Any] | None, *, resets: Literal[False] = False) -> dict[str, str]: ...
+def topic_overrides(
+    config: Mapping[str, Any] | None, *, resets: Literal[False] = False
+) -> dict[str, str]: ...
 @overload
 def topic_overrides(config: Mapping[str, Any] | None, *, resets: Literal[True]) -> dict[str, str | None]: ...
-def topic_overrides(config: Mapping[str, Any] | None, *, resets: bool = False) -> dict[str, str] | dict[str, str | None]:
+def topic_overrides(
+    config: Mapping[str, Any] | None, *, resets: bool = False
+) -> dict[str, str] | dict[str, str | None]:
     """Overrides as the metadata log keeps them. Raises ConfigError for an unknown option or an impossible value.
 
     resets: None as a value is allowed and means "back to the default".

@@ -67,15 +67,12 @@ class Partitioner(Protocol):
         values: Sequence[bytes | None] | None = None,
     ) -> list[int]:
         """The partitions of many records, in order. `values` matter to a user's callable only."""
-        ...
 
     def one(self, key: bytes | None, partition_count: int, value: bytes | None = None) -> int:
         """The partition of one record."""
-        ...
 
     def on_batch_sealed(self, partition: int) -> None:
         """The producer sealed a batch of this partition: sticky partitioners move on."""
-        ...
 
 
 def murmur2(data: bytes) -> int:

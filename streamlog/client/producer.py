@@ -111,14 +111,12 @@ class Producer(Accumulator):
         partition: int | None = None,
         timestamp: int | None = None,
     ) -> SendFuture:
-        """Put one record into its partition's open batch; it travels when that is full, has lingered or is
-        asked for.
+        """Put one record into its partition's open batch; it travels when that is full, lingered or asked for.
 
         key, value:  bytes or None (None value = tombstone), or what the serializers take.
         headers:     pairs of a str and bytes or None.
         partition:   None = the partitioner decides.     timestamp:  ms since the epoch; None = now.
-        Raises   UnknownTopicOrPartitionError, RecordTooLargeError, BufferExhaustedError, ...: nothing was
-        sent then.
+        Raises   UnknownTopicOrPartitionError, RecordTooLargeError, BufferExhaustedError, ...: nothing was sent.
         """
         if self._serializes:
             key, value = self._serialized(key, value)

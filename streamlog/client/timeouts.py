@@ -17,7 +17,12 @@ def milliseconds(call: str, timeout: float | None, default_ms: int) -> int:
     """Turn a `timeout` in seconds into ms; None is `default_ms`. Raises ConfigError for what is no duration."""
     if timeout is None:
         return default_ms
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout != timeout or timeout < 0:
+    if (
+        isinstance(timeout, bool)
+        or not isinstance(timeout, (int, float))
+        or timeout != timeout
+        or timeout < 0
+    ):
         raise ConfigError(
             f"{call}(timeout={timeout!r}): allowed: seconds, a number >= 0",
             option="timeout",

@@ -32,10 +32,14 @@ class Partition:
         return f"<Partition {self.topic}-{self.number} [{self.log_start_offset}, {self.high_watermark})>"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Partition) and (other._backend, other.topic, other.number) == (self._backend, self.topic, self.number)
+        return isinstance(other, Partition) and (other._backend, other.topic, other.number) == (
+            self._backend,
+            self.topic,
+            self.number,
+        )
 
     def __hash__(self) -> int:
-        return hash((self.topic, self.number))
+        return self.topic_partition.__hash__()
 
     @property
     def topic_partition(self) -> TopicPartition:
@@ -89,10 +93,18 @@ class Partition:
         """
         if isinstance(max_records, bool) or not isinstance(max_records, int) or max_records < 1:
             raise ConfigError(
-                f"max_records={max_records!r}: allowed: an int >= 1", option="max_records", value=max_records, allowed="an int >= 1"
+                f"max_records={max_records!r}: allowed: an int >= 1",
+                option="max_records",
+                value=max_records,
+                allowed="an int >= 1",
             )
         if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
-            raise ConfigError(f"offset={offset!r}: allowed: an int >= 0", option="offset", value=offset, allowed="an int >= 0")
+            raise ConfigError(
+                f"offset={offset!r}: allowed: an int >= 0",
+                option="offset",
+                value=offset,
+                allowed="an int >= 0",
+            )
         hosted = self._hosted()
         reader = self._backend.leader_of(hosted).reader
         if offset == 0:
@@ -160,13 +172,15 @@ class Topic:
 
     def __repr__(self) -> str:
         image = self._backend.topics.get(self.name)
-        return f"<Topic {self.name!r} {'deleted' if image is None else f'{len(image.partitions)} partitions'}>"
+        return (
+            f"<Topic {self.name!r} {'deleted' if image is None else f'{len(image.partitions)} partitions'}>"
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Topic) and (other._backend, other.name) == (self._backend, self.name)
 
     def __hash__(self) -> int:
-        return hash(self.name)
+        return self.name.__hash__()
 
     def __len__(self) -> int:
         return len(self._image().partitions)
@@ -177,10 +191,17 @@ class Topic:
     def __getitem__(self, number: int) -> Partition:
         count = len(self._image().partitions)
         if isinstance(number, bool) or not isinstance(number, int):
-            raise ConfigError(f"topic[{number!r}]: a partition number is an int", option="partition", value=number, allowed="an int")
+            raise ConfigError(
+                f"topic[{number!r}]: a partition number is an int",
+                option="partition",
+                value=number,
+                allowed="an int",
+            )
         if not -count <= number < count:
             raise UnknownTopicOrPartitionError(
-                f"topic {self.name!r} has no partition {number}; allowed: 0 to {count - 1}", topic=self.name, partition=number
+                f"topic {self.name!r} has no partition {number}; allowed: 0 to {count - 1}",
+                topic=self.name,
+                partition=number,
             )
         return Partition(self._backend, self.name, number % count)
 
@@ -194,7 +215,9 @@ class Topic:
 
     @property
     def partitions(self) -> tuple[Partition, ...]:
-        return tuple(Partition(self._backend, self.name, number) for number in range(len(self._image().partitions)))
+        return tuple(
+            Partition(self._backend, self.name, number) for number in range(len(self._image().partitions))
+        )
 
     @property
     def replication_factor(self) -> int:

@@ -8,7 +8,8 @@ appends them by compare-and-swap, and `ClusterImage.apply` is the only mutator. 
 Kafka and the KRaft quorum has today.
 
 Invariants (checked by `ClusterImage._check`):
- 1. A log id belongs to at most one partition, is at least `FIRST_LOG_ID` and is below `next_log_id`: ids are never reused.
+ 1. A log id belongs to at most one partition, is at least `FIRST_LOG_ID` and is below `next_log_id`: ids are
+    never reused.
  2. Partition numbers of a topic are dense from 0.
  3. A leader is a replica and in the ISR; every ISR member is a replica.
 
@@ -110,7 +111,7 @@ class ImageCheckpoint(msgspec.Struct, frozen=True, tag="image", array_like=True)
     topics: list[tuple[str, str, dict[str, str], list[tuple[int, list[int], list[int], int, int, int]]]]
 
 
-MetadataRecord = Union[
+MetadataRecord = Union[  # noqa: UP007
     BrokerRegistered,
     ControllerElected,
     TopicCreated,
@@ -335,7 +336,8 @@ def decide_add_partitions(
     have = len(topic.partitions)
     if isinstance(total, bool) or not isinstance(total, int) or total <= have:
         raise InvalidPartitionsError(
-            f"topic {name!r} has {have} partitions; the new total must be larger, not {total!r} (partitions are never removed)",
+            f"topic {name!r} has {have} partitions; the new total must be larger, not "
+            f"{total!r} (partitions are never removed)",
             topic=name,
             partitions=total,
             current=have,
@@ -372,7 +374,9 @@ def decide_change_config(
 
 
 def assign_replicas(partitions: int, factor: int, brokers: Sequence[int], start: int) -> list[list[int]]:
-    """Deal `factor` replicas per partition over `brokers`, round robin from `start`; the first is the preferred leader."""
+    """Deal `factor` replicas per partition over `brokers`, round robin from `start`; the first is the
+    preferred leader.
+    """
     ordered = sorted(brokers)
     count = len(ordered)
     return [

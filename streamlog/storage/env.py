@@ -6,20 +6,16 @@ The only module that imports lmdb. Above it there are keys and values (`keys`) a
     Environment.snapshot() -> Snapshot           any number, from any thread, short: begin, copy, end
 
 Invariants:
- 1. A commit is whole or did not happen; its number, `WriteTransaction.id`, is `last_transaction_id()`
-    afterwards.
- 2. Memory handed out by a cursor belongs to its transaction: whoever reads copies before the transaction
-    ends.
- 3. The engine's environment is closed by nobody while a snapshot is open: `close()` refuses new snapshots at
-    once and the last open one closes the file. Readers announce themselves (append to `_readers`) before they
-    look at `_begin`, and `close()` replaces `_begin` before it looks at `_readers`; so one of the two sees
-    the other.
+ 1. A commit is whole or did not happen; its number, `WriteTransaction.id`, is `last_transaction_id()` then.
+ 2. Memory handed out by a cursor belongs to its transaction: whoever reads copies before it ends.
+ 3. The engine's environment is closed by nobody while a snapshot is open: `close()` refuses new ones, the last
+    open one closes the file. Readers append to `_readers` before they look at `_begin`, and `close()` replaces
+    `_begin` before it looks at `_readers`; so one of the two sees the other.
  4. A forked child never touches the engine: its copy of the environment only raises StoreForkedError.
  5. Every engine error leaves this floor under a streamlog name.
 
 Sources: lmdb.h "Caveats"; ECOSYSTEM 3.2, whose row numbers stand at the branches below.
-Not implemented: growing the map (it is reserved large at opening; row 1, 2), named databases (row 13), write
-access by several processes (the directory has one owner).
+Not implemented: growing the map (reserved large at opening; row 1, 2), named databases (row 13), several writers.
 """
 
 from __future__ import annotations
@@ -166,6 +162,7 @@ class Environment:
         "__weakref__",
         "_begin",
         "_begin_write",
+        "_bytes_max",
         "_close_token",
         "_engine",
         "_forked",
@@ -181,7 +178,13 @@ class Environment:
     )
 
     def __init__(
-        self, path: Path, engine: lmdb.Environment, sync: Sync, read_only: bool, disk_bytes_max: int | None
+        self,
+        path: Path,
+        engine: lmdb.Environment,
+        sync: Sync,
+        read_only: bool,
+        disk_bytes_max: int | None,
+        bytes_max: int | None = None,
     ) -> None:
         """Use `open`."""
         self.path = path
@@ -199,14 +202,13 @@ class Environment:
         self._live_pages_max = (0, 0)  # (for everybody, for reclaiming transactions); 0 = no bound
         self._close_token = [None]
         self._forked = False
-        if disk_bytes_max is not None:
+        self._bytes_max = 0
+        if bytes_max is not None and bytes_max >= DISK_BYTES_MIN:
+            self._bytes_max = bytes_max
             page_bytes = engine.stat()["psize"]
             low, high = RECLAIM_RESERVE_BYTES
-            reserve_bytes = min(max(disk_bytes_max // RECLAIM_RESERVE_SHARE, low), high)
-            self._live_pages_max = (
-                (disk_bytes_max - reserve_bytes) // page_bytes,
-                disk_bytes_max // page_bytes,
-            )
+            reserve_bytes = min(max(bytes_max // RECLAIM_RESERVE_SHARE, low), high)
+            self._live_pages_max = ((bytes_max - reserve_bytes) // page_bytes, bytes_max // page_bytes)
         _environments[id(self)] = self
 
     @classmethod
@@ -255,7 +257,9 @@ class Environment:
                 # A power loss must not leave half of the engine's two first pages: such a file cannot be opened again.
                 engine.sync(True)
                 filesystem.sync_directory(path)
-            environment = cls(path, engine, sync, read_only, disk_bytes_max)
+            # A map the user made small is a bound as well: without a reserve a full one could not even be deleted from.
+            bytes_max = map_bytes if disk_bytes_max is None else disk_bytes_max
+            environment = cls(path, engine, sync, read_only, disk_bytes_max, bytes_max)
             environment.release_stale_readers()
         except BaseException:
             engine.close()
@@ -410,10 +414,10 @@ class Environment:
         pages = live_pages(stat)  # type: ignore[arg-type]
         if pages > self._live_pages_max[reclaiming]:
             raise StoreFullError(
-                f"{self.path} holds {pages * stat['psize']} bytes; disk_bytes_max is {self.disk_bytes_max}, "
+                f"{self.path} holds {pages * stat['psize']} bytes; disk_bytes_max (or map_bytes) is {self._bytes_max}, "
                 "what is left is kept for deleting. Shorten retention, delete records or topics, or raise it",
                 path=str(self.path),
-                disk_bytes_max=self.disk_bytes_max,
+                disk_bytes_max=self._bytes_max,
             )
 
     def _snapshot_after(self, error: lmdb.Error) -> Snapshot:

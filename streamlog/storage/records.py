@@ -72,7 +72,9 @@ def read_records(
                 if lone is not None:
                     append(lone)
                 elif len(value) <= _ATTRIBUTES_LOW or not value[_ATTRIBUTES_LOW] & _CONTROL:
-                    decoded = records_of(value, topic, partition, start_offset, check_crcs, BATCH_START, found_offset)
+                    decoded = records_of(
+                        value, topic, partition, start_offset, check_crcs, BATCH_START, found_offset
+                    )
                     if records:
                         records += decoded
                     else:

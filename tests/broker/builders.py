@@ -41,9 +41,16 @@ class Ledger(TurnOwner):
 
     LOG_ID = 9
 
-    def __init__(self, path: Path, runtime: Runtime | None = None, requests_max: int = 10_000, **options: Any) -> None:
+    def __init__(
+        self, path: Path, runtime: Runtime | None = None, requests_max: int = 10_000, **options: Any
+    ) -> None:
         options.setdefault("sync", "off")
-        super().__init__("the ledger", Environment.open(path / "ledger", **options), runtime or ThreadedRuntime(), requests_max)
+        super().__init__(
+            "the ledger",
+            Environment.open(path / "ledger", **options),
+            runtime or ThreadedRuntime(),
+            requests_max,
+        )
         self.values: tuple[Any, ...] = ()
         self.applied = 0
         self.stopped_with: BaseException | None = None
@@ -138,7 +145,9 @@ def in_thread(run: Callable[[], Any]) -> Running:
 
 def opened(path: Path, runtime: Runtime | None = None, sync: str = "off", **options: Any) -> BrokerCluster:
     """A broker cluster in a directory. The caller closes it."""
-    return BrokerCluster(ClusterDirectory.open(path), None, sync, ClusterConfig.from_options(options), runtime)
+    return BrokerCluster(
+        ClusterDirectory.open(path), None, sync, ClusterConfig.from_options(options), runtime
+    )
 
 
 def batch_of(*values: bytes, timestamp: int | None = None, keys: list[bytes | None] | None = None) -> Batch:
@@ -154,7 +163,9 @@ def produce(cluster: BrokerCluster, topic: str, number: int, *values: bytes, **o
     return produced
 
 
-def values_of(cluster: BrokerCluster, topic: str, number: int, offset: int | None = None) -> list[tuple[int, bytes]]:
+def values_of(
+    cluster: BrokerCluster, topic: str, number: int, offset: int | None = None
+) -> list[tuple[int, bytes]]:
     """(offset, value) of everything visible."""
     partition = cluster.partition(topic, number)
     found: list[tuple[int, bytes]] = []

@@ -1,6 +1,7 @@
 """Interrupts where they hurt: at a chosen bytecode of the library, or at random from another thread.
 
-`interrupted_at(n, act)` runs `act` and raises KeyboardInterrupt at the n-th place inside `streamlog/` where CPython looks for
+`interrupted_at(n, act)` runs `act` and raises KeyboardInterrupt at the n-th place inside `streamlog/` where
+CPython looks for
 signals and asynchronous exceptions. Sweeping n over all places of an operation tries every interrupt it can meet, the one
 between the engine's commit and the next step included.
 """
@@ -25,7 +26,9 @@ class Interrupt(KeyboardInterrupt):
 
 
 def _is_struck(name: str) -> bool:
-    """Whether CPython looks for interrupts right behind this bytecode: behind calls, loops and at the start of a function."""
+    """Whether CPython looks for interrupts right behind this bytecode: behind calls, loops and at the
+    start of a function.
+    """
     return name.startswith("CALL") or name == "RESUME" or "JUMP_BACKWARD" in name or name == "JUMP_ABSOLUTE"
 
 
@@ -67,7 +70,11 @@ class _Tracer:
             self._previous[id(frame)] = frame.f_lasti
             code = frame.f_code
             # The tracer raises at the bytecode to come, CPython at the one before: only where that is the same.
-            if last >= 0 and self._bytecode[code][last] in _STRUCK and _handler(code, last) == _handler(code, frame.f_lasti):
+            if (
+                last >= 0
+                and self._bytecode[code][last] in _STRUCK
+                and _handler(code, last) == _handler(code, frame.f_lasti)
+            ):
                 self.seen += 1
                 if self.seen == self.strike_at:
                     place = f"{frame.f_code.co_filename.rsplit('/', 1)[1]}:{frame.f_lineno} {frame.f_code.co_name}"

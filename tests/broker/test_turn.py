@@ -52,7 +52,10 @@ def test_deferred_requests_keep_their_order(ledger: Ledger) -> None:
         turn.reply(pending, len(owner.turns))
         return None
 
-    ledger._apply = lambda turn: (ledger.turns.append([]), setattr(ledger, "values", turn.staged.get("values", ledger.values)))  # type: ignore[method-assign]
+    ledger._apply = lambda turn: (
+        ledger.turns.append([]),
+        setattr(ledger, "values", turn.staged.get("values", ledger.values)),
+    )  # type: ignore[method-assign]
     pendings = [ledger.enqueue(Do(once_a_turn)) for _ in range(4)]
     ledger.advance()
     assert [pending.result() for pending in pendings] == [0, 1, 2, 3]
@@ -433,7 +436,9 @@ def test_contended_callers_are_all_served_long(ledger: Ledger) -> None:
 def test_the_runner_serves_others_only_for_some_turns(ledger: Ledger) -> None:
     """A caller that others keep busy is let go; who waits runs the next turn."""
     go = threading.Event()
-    served = in_thread(lambda: ledger.call(Do(lambda owner, turn, pending: (go.wait(10), turn.reply(pending, None))[1])))
+    served = in_thread(
+        lambda: ledger.call(Do(lambda owner, turn, pending: (go.wait(10), turn.reply(pending, None))[1]))
+    )
     others = [in_thread(lambda: [ledger.call(Add(0)) for _ in range(50)]) for _ in range(3)]
     go.set()
     served.result()
@@ -457,7 +462,9 @@ def sweep(ledger: Ledger, count: int) -> None:
         where = interrupted_at(place, lambda token=token: ledger.call(Add(token)))
         assert where is not None, place
         after = ("after", place)
-        assert in_thread(lambda after=after: ledger.call(Add(after))).result() == len(ledger.values) - 1, where
+        assert in_thread(lambda after=after: ledger.call(Add(after))).result() == len(ledger.values) - 1, (
+            where
+        )
         assert ledger.values in ((*before, token, after), (*before, after)), where
         ledger.check()
 
@@ -471,7 +478,9 @@ def test_a_turn_interrupted_at_every_bytecode_is_whole_or_did_not_happen(ledger:
     sweep(ledger, 10**9)
 
 
-@pytest.mark.parametrize("reached", [False, True], ids=["before the engine's commit", "after the engine's commit"])
+@pytest.mark.parametrize(
+    "reached", [False, True], ids=["before the engine's commit", "after the engine's commit"]
+)
 def test_an_interrupt_in_the_commit_has_either_outcome_exactly(ledger: Ledger, reached: bool) -> None:
     ledger.call(Add("first"))
     strikes = [1]

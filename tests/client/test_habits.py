@@ -67,7 +67,7 @@ def test_what_is_suggested_by_name_exists() -> None:
 
 
 def test_names_nobody_knows_show_what_there_is(owners: dict[str, object]) -> None:
-    with pytest.raises(UnknownNameError, match="it has: .*send") as caught:
+    with pytest.raises(UnknownNameError, match=r"it has: .*send") as caught:
         owners["Producer"].zzzzzz  # type: ignore[attr-defined]  # noqa: B018
     assert caught.value.suggestion is None
 

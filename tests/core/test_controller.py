@@ -185,7 +185,9 @@ steps = st.lists(st.tuples(st.sampled_from(["create", "grow", "delete", "config"
 
 
 @given(steps)
-def test_replay_and_checkpoint_give_the_image_that_decisions_gave(history: list[tuple[str, str, int]]) -> None:
+def test_replay_and_checkpoint_give_the_image_that_decisions_gave(
+    history: list[tuple[str, str, int]],
+) -> None:
     image, log = image_with(brokers=2), [BrokerRegistered(0, "i"), BrokerRegistered(1, "i")]
     records: list[MetadataRecord] = list(log)
     for number, (verb, name, count) in enumerate(history):

@@ -97,7 +97,9 @@ def check_data(cluster: Any, said: Said) -> int:
     for thread in range(PRODUCERS):
         for number in range(PARTITIONS):
             acked = sorted(
-                (sequence, place[1]) for (of, sequence), place in said.acked.items() if of == thread and place[0] == number
+                (sequence, place[1])
+                for (of, sequence), place in said.acked.items()
+                if of == thread and place[0] == number
             )
             offsets = [offset for _, offset in acked]
             assert offsets == sorted(set(offsets)), f"thread {thread}, partition {number}: out of order"

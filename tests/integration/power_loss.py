@@ -54,9 +54,23 @@ def strace_works() -> str:
 
 def record(command: list[str], trace: Path, acks: Path, **options: object) -> None:
     """Run a command under strace, its standard output in the file `acks`."""
-    tracing = ["strace", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "100000000", "-e", f"trace={CALLS}", "-o", str(trace)]
+    tracing = [
+        "strace",
+        "-f",
+        "--seccomp-bpf",
+        "-y",
+        "-xx",
+        "-s",
+        "100000000",
+        "-e",
+        f"trace={CALLS}",
+        "-o",
+        str(trace),
+    ]
     with open(acks, "wb") as out:
-        done = subprocess.run([*tracing, *command], stdout=out, stderr=subprocess.PIPE, timeout=120, **options)  # type: ignore[call-overload]
+        done = subprocess.run(
+            [*tracing, *command], stdout=out, stderr=subprocess.PIPE, timeout=120, **options
+        )  # type: ignore[call-overload]
     assert done.returncode == 0, done.stderr.decode()[-2000:]
 
 
@@ -119,7 +133,11 @@ class Recording:
             data = b"".join(_strings(arguments))
             assert len(data) == result, (name, len(data), result, "a write was cut short, or strace cut it")
             if name.startswith("p"):
-                offset = int(re.sub(r", (RWF_\w+|0)$", "", arguments).rsplit(", ", 1)[1]) if name == "pwritev2" else int(arguments.rsplit(", ", 1)[1])
+                offset = (
+                    int(re.sub(r", (RWF_\w+|0)$", "", arguments).rsplit(", ", 1)[1])
+                    if name == "pwritev2"
+                    else int(arguments.rsplit(", ", 1)[1])
+                )
             else:
                 offset = self._positions.get(number, 0)
                 self._positions[number] = offset + result
@@ -145,7 +163,10 @@ class Recording:
             (target / relative).chmod(0o600)
 
     def _pages_after(self, file: str, index: int, chance: random.Random) -> dict[int, bytes]:
-        synced = max((event.began for event in self.events[:index] if isinstance(event, Sync) and event.file == file), default=0)
+        synced = max(
+            (event.began for event in self.events[:index] if isinstance(event, Sync) and event.file == file),
+            default=0,
+        )
         # How much of the unsynced is there differs from cut to cut: all, nothing, any part.
         share = chance.choice((0.0, 0.2, 0.5, 0.8, 1.0))
         pages: dict[int, bytes] = {}
@@ -169,7 +190,8 @@ class Recording:
     def last_sync_began(self, index: int, name: str) -> int:
         """Before which event the last completed sync of a file began."""
         return max(
-            (event.began for event in self.events[:index] if isinstance(event, Sync) and name in event.file), default=0
+            (event.began for event in self.events[:index] if isinstance(event, Sync) and name in event.file),
+            default=0,
         )
 
     def first_open_index(self) -> int:

@@ -111,7 +111,9 @@ def contend(path: Path | str, producers: int, each: int, sync: str) -> None:
 
         def produce(number: int) -> list[tuple[int, int]]:
             with cluster.producer(linger_ms=number % 3) as producer:
-                metadata = [producer.send("t", b"%d-%d" % (number, n), partition=n % 4).result() for n in range(each)]
+                metadata = [
+                    producer.send("t", b"%d-%d" % (number, n), partition=n % 4).result() for n in range(each)
+                ]
             return [(m.partition, m.offset) for m in metadata]
 
         consuming = [in_thread(lambda index=index: consume(index)) for index in (0, 1)]

@@ -1,6 +1,7 @@
 """SIGKILL at random moments, in each sync mode, the same directory again and again (issue 2, "Crash").
 
-Every acknowledged record is there once, at its offset, in order; offsets have no gaps; nothing is half-written; topics and
+Every acknowledged record is there once, at its offset, in order; offsets have no gaps; nothing is
+half-written; topics and
 committed offsets are as acknowledged; reopening takes less than a second; leftovers of deletions are cleared away.
 """
 
@@ -32,7 +33,9 @@ def run_and_kill(path: Path, sync: str, number: int, chance: random.Random, said
     """One round: start a writer, hear it for a while, kill it at any moment."""
     command = [sys.executable, str(WRITER), str(path), sync, str(SEED + number), str(number)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=ROOT) as writer:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=ROOT
+    ) as writer:
         assert writer.stdout is not None and writer.stderr is not None
         pipe, heard = writer.stdout.fileno(), b""
         lines_wanted = chance.randrange(LINES_BEFORE_KILL_MAX)
@@ -62,7 +65,9 @@ def rounds(path: Path, sync: str, count: int) -> None:
     for number in range(count):
         run_and_kill(path, sync, number, chance, said)
         records = judge(path, said)
-    print(f"seed {SEED}, sync={sync}: {count} rounds, {records} records, {len(said.acked)} acknowledged one by one")
+    print(
+        f"seed {SEED}, sync={sync}: {count} rounds, {records} records, {len(said.acked)} acknowledged one by one"
+    )
     assert len(said.acked) > 20 * count and said.commit_acked > 0 and said.topics
 
 

@@ -315,7 +315,8 @@ class Storm:
 
     def produce_many(self, number: int) -> None:
         values = [f"many-{number}-{index}".encode() for index in range(5)]
-        for value, metadata in zip(values, self.producer.send_many("t", [(value, value) for value in values]).result()):
+        sent = self.producer.send_many("t", [(value, value) for value in values]).result()
+        for value, metadata in zip(values, sent, strict=True):
             self.acked[value] = (metadata.partition, metadata.offset)
 
     def create(self, number: int) -> None:
@@ -386,7 +387,9 @@ class Storm:
         self.stopping = True
         for thread in threads:
             thread.join(10)
-            assert not thread.is_alive(), f"{thread.name} hangs: {traceback.format_stack(sys._current_frames()[thread.ident])[-4:]}"
+            assert not thread.is_alive(), (
+                f"{thread.name} hangs: {traceback.format_stack(sys._current_frames()[thread.ident])[-4:]}"
+            )
 
     def judge(self) -> None:
         assert not self.errors, self.errors
@@ -460,7 +463,10 @@ def sigint(path: Path, seconds: float) -> None:
             raise AssertionError("the worker hangs") from None
     assert worker.returncode == 0, errors
     facts = json.loads(output)
-    print({name: facts[name] for name in ("attempted", "interrupts", "members", "generation")}, len(facts["acked"]))
+    print(
+        {name: facts[name] for name in ("attempted", "interrupts", "members", "generation")},
+        len(facts["acked"]),
+    )
     assert facts["interrupts"] > 10 * seconds
     assert (facts["members"], facts["lost"], facts["generation"]) == (1, 0, 1), facts
     with streamlog.open(path) as cluster:

@@ -1,7 +1,8 @@
 """Power loss, modelled: writes and syncs of the data files recorded with strace, replayed up to random cuts.
 
 `sync="full"`    what was acknowledged before the cut is there, everything else is sound
-`sync="normal"`  the store is sound and holds a prefix; what was acknowledged before the last completed sync began is there
+`sync="normal"`  the store is sound and holds a prefix, with what was acknowledged before the last
+                 completed sync began
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ pytestmark = [
 
 def recorded(tmp_path: Path, sync: str, limits: dict[str, int]) -> Recording:
     directory, trace, acks = tmp_path / "written", tmp_path / "trace", tmp_path / "acks"
-    command = python(str(ROOT / "tests/integration/writer.py"), str(directory), sync, str(SEED), "0", json.dumps(limits))
+    command = python(
+        str(ROOT / "tests/integration/writer.py"), str(directory), sync, str(SEED), "0", json.dumps(limits)
+    )
     record(command, trace, acks, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT)
     recording = Recording(trace, directory, acks)
     assert {Path(file).parent.name for file in recording.files} == {"broker-0", "metadata"}
@@ -120,7 +123,9 @@ def test_the_model_can_lose(tmp_path: Path) -> None:
     """Taking away what a sync promised is noticed: the judge is not blind."""
     recording: Any = recorded(tmp_path, "full", LIMITS)
     recording.events = [event for event in recording.events if not isinstance(event, Sync)]
-    recording.events = [event._replace(is_durable=False) if isinstance(event, Write) else event for event in recording.events]
+    recording.events = [
+        event._replace(is_durable=False) if isinstance(event, Write) else event for event in recording.events
+    ]
     chance, noticed = random.Random(SEED), 0
     for index in cuts(recording, 6, chance):
         said = Said()

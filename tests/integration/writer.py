@@ -45,7 +45,9 @@ class Writer:
         self.limits = limits
         self.stopping = False
         cluster.create_topic("data", partitions=PARTITIONS, exist_ok=True)
-        cluster.create_topic("short", partitions=1, config={"retention.bytes": SHORT_RETENTION_BYTES}, exist_ok=True)
+        cluster.create_topic(
+            "short", partitions=1, config={"retention.bytes": SHORT_RETENTION_BYTES}, exist_ok=True
+        )
 
     def produce(self, thread: int) -> None:
         """Values are numbered per thread, a million numbers a round: no value is sent twice."""
@@ -62,7 +64,11 @@ class Writer:
                 else:
                     futures = [producer.send("data", value, partition=partition) for value in values]
                 acked = [future.result() for future in futures]
-                say("\n".join(f"A {thread} {sequence + i} {a.partition} {a.offset}" for i, a in enumerate(acked)))
+                say(
+                    "\n".join(
+                        f"A {thread} {sequence + i} {a.partition} {a.offset}" for i, a in enumerate(acked)
+                    )
+                )
                 sequence += count
 
     def produce_short(self) -> None:

@@ -144,7 +144,9 @@ def test_law_2_nothing_of_the_users_runs_inside(caplog: pytest.LogCaptureFixture
                 producer.flush()
                 assert called.wait(10)
             group = cluster.consumer_group("g", ["t"])
-            with group.consumer(on_assigned=lambda _: note("listener"), on_revoked=lambda _: note("listener")) as consumer:
+            with group.consumer(
+                on_assigned=lambda _: note("listener"), on_revoked=lambda _: note("listener")
+            ) as consumer:
                 assert consumer.poll(5)
         finally:
             logging.getLogger("streamlog").removeHandler(handler)
@@ -268,7 +270,11 @@ def test_law_6_decisions_see_an_overlay_that_is_dropped_on_abort(cluster: Broker
 
     def fails(turn: turns.Turn) -> None:
         seen.append(turn.staged[partition].log_end_offset)
-        assert partition.state.log_end_offset == 0 and partition.view is not None and partition.view.log_end_offset == 0
+        assert (
+            partition.state.log_end_offset == 0
+            and partition.view is not None
+            and partition.view.log_end_offset == 0
+        )
         del broker._before_commit
         raise streamlog.errors.StorageError("EIO")
 
@@ -288,7 +294,11 @@ def test_law_6_a_dropped_turn_forgets_no_deadline_and_parks_nobody(tmp_path: Pat
     clock = ManualClock(1_000_000)
     cluster = opened(tmp_path / "c", ThreadedRuntime(clock))
     join = events.JoinGroup(
-        token=0, client_id="c", session_timeout_ms=60_000, rebalance_timeout_ms=30_000, protocols=(("range", b""),)
+        token=0,
+        client_id="c",
+        session_timeout_ms=60_000,
+        rebalance_timeout_ms=30_000,
+        protocols=(("range", b""),),
     )
     cluster.call_group("g", join)
     coordinator, broker = cluster.coordinator, cluster.broker
@@ -314,7 +324,9 @@ def test_law_6_a_dropped_turn_forgets_no_deadline_and_parks_nobody(tmp_path: Pat
 # -- law 7 ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reached", [False, True], ids=["not committed: run again", "committed: applied from its own list"])
+@pytest.mark.parametrize(
+    "reached", [False, True], ids=["not committed: run again", "committed: applied from its own list"]
+)
 def test_law_7_a_turn_cut_short_in_the_commit(cluster: BrokerCluster, reached: bool) -> None:
     strikes = [1]
     environment = cluster.broker.environment
@@ -438,7 +450,9 @@ def test_a_turn_ends_by_publishing_an_immutable_view(cluster: BrokerCluster) -> 
 
 
 @pytest.mark.parametrize("change", ["epoch", "start", "truncation"])
-def test_if_the_view_differs_after_opening_the_snapshot_the_reader_tries_again(cluster: BrokerCluster, change: str) -> None:
+def test_if_the_view_differs_after_opening_the_snapshot_the_reader_tries_again(
+    cluster: BrokerCluster, change: str
+) -> None:
     for value in (b"a", b"b", b"c"):
         produce(cluster, "t", 0, value)
     partition, reader = cluster.partition("t", 0), cluster.broker.reader
@@ -480,7 +494,9 @@ def test_an_append_in_between_does_not_make_the_reader_try_again(cluster: Broker
     reader = type(cluster.broker.reader)(Appending())  # type: ignore[arg-type]
     view, batches = reader.read(partition, 0, 1 << 20)
     assert opened_ == [1]
-    assert view.log_end_offset == 1 and [batch.last_offset for batch in batches] == [0], "nothing beyond the view"
+    assert view.log_end_offset == 1 and [batch.last_offset for batch in batches] == [0], (
+        "nothing beyond the view"
+    )
 
 
 def test_a_partition_that_is_not_served_has_no_view(cluster: BrokerCluster) -> None:

@@ -86,14 +86,18 @@ def test_a_batch_that_reaches_beyond_the_end_is_not_read(environment: Environmen
     assert answer.next_offset == 1
 
 
-def test_the_first_batch_comes_however_large_and_the_others_within_the_limit(environment: Environment) -> None:
+def test_the_first_batch_comes_however_large_and_the_others_within_the_limit(
+    environment: Environment,
+) -> None:
     end = store(environment, *[lone(number) for number in range(10)])
     assert len(found(environment, 0, end, bytes_max=1).records) == 1
     two = lone(0).size_bytes * 2
     assert len(found(environment, 0, end, bytes_max=two).records) == 2
 
 
-def test_control_batches_are_stepped_over_and_the_position_behind_them_is_told(environment: Environment) -> None:
+def test_control_batches_are_stepped_over_and_the_position_behind_them_is_told(
+    environment: Environment,
+) -> None:
     marker = control_batch(ControlType.COMMIT, producer_id=1, producer_epoch=0, timestamp=5)
     end = store(environment, lone(0), marker, lone(2), marker)
     answer = found(environment, 0, end)
