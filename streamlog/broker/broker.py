@@ -392,30 +392,12 @@ class Broker(TurnOwner):
             if type(pending.request) is not api.Produce:
                 continue
             for index, (name, _, batch) in enumerate(pending.request.entries):
-                of_topic = by_topic.get(name)
+                meters = by_topic.get(name) or everything
                 error = failure if value is None else value[index].error
-                if error is not None:
-                    self._count_refused(everything, of_topic, error, batch.size_bytes)
-                    continue
-                records, size_bytes = batch.last_offset_delta + 1, batch.size_bytes
-                everything.produce_requests.count += 1
-                everything.messages_in.count += records
-                everything.bytes_in.count += size_bytes
-                if of_topic is not None:
-                    of_topic.produce_requests.count += 1
-                    of_topic.messages_in.count += records
-                    of_topic.bytes_in.count += size_bytes
-                if times is not None:
-                    times.written.count += 1
-
-    def _count_refused(
-        self, everything: TopicMeters, of_topic: TopicMeters | None, error: BaseException, size_bytes: int
-    ) -> None:
-        for meters in (everything,) if of_topic is None else (everything, of_topic):
-            meters.produce_requests.count += 1
-            meters.refused(error, size_bytes)
-        if self.request_times is not None:
-            self.request_times.produced.failed(error)
+                if error is None:
+                    meters.written(batch.last_offset_delta + 1, batch.size_bytes, times)
+                else:
+                    meters.not_written(error, batch.size_bytes, times)
 
     # -- deadlines ---------------------------------------------------------------------------------------------------
 

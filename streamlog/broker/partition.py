@@ -71,6 +71,27 @@ class TopicMeters:
         self.everything = everything
         self.times = times
 
+    def written(self, messages: int, size_bytes: int, times: RequestTimes | None) -> None:
+        """Count one batch of a Produce. Only turns call it."""
+        self.produce_requests.count += 1
+        self.messages_in.count += messages
+        self.bytes_in.count += size_bytes
+        everything = self.everything
+        if everything is not None:
+            everything.produce_requests.count += 1
+            everything.messages_in.count += messages
+            everything.bytes_in.count += size_bytes
+        if times is not None:
+            times.written.count += 1
+
+    def not_written(self, error: BaseException, size_bytes: int, times: RequestTimes | None) -> None:
+        """Count one refused batch of a Produce."""
+        for meters in (self,) if self.everything is None else (self, self.everything):
+            meters.produce_requests.count += 1
+            meters.refused(error, size_bytes)
+        if times is not None:
+            times.produced.failed(error)
+
     def begin_fetch(self) -> int:
         """The time a fetch begins, for `fetched`."""
         return 0 if self.times is None else self.times.fetches.clock_us()

@@ -34,6 +34,7 @@ from streamlog.errors import (
     FencedInstanceIdError,
     IllegalGenerationError,
     MemberIdRequiredError,
+    RebalanceInProgressError,
     StreamlogError,
     UnknownMemberIdError,
 )

@@ -368,8 +368,6 @@ class Environment:
         if self._forked:
             self._refuse()
 
-    # -- private -----------------------------------------------------------------------------------
-
     def named(self, error: lmdb.Error) -> Exception:
         """The streamlog error for an engine error."""
         return named(error, self.path, self.path / DATA_FILE)
@@ -407,17 +405,14 @@ class Environment:
         raise ReadOnlyError(f'{self.path} is open for reading only (mode="r")', path=str(self.path))
 
     def _check_room(self, reclaiming: bool) -> None:
-        """Row 1: `disk_bytes_max` is the map's size, so the engine holds it; this keeps pages for
-        deleting.
-        """
+        """Row 1: `disk_bytes_max` is the map's size, so the engine holds it; this keeps pages for deleting."""
         stat = self._live_engine().stat()
         pages = live_pages(stat)  # type: ignore[arg-type]
         if pages > self._live_pages_max[reclaiming]:
             raise StoreFullError(
                 f"{self.path} holds {pages * stat['psize']} bytes; disk_bytes_max (or map_bytes) is {self._bytes_max}, "
                 "what is left is kept for deleting. Shorten retention, delete records or topics, or raise it",
-                path=str(self.path),
-                disk_bytes_max=self._bytes_max,
+                **{"path": str(self.path), "disk_bytes_max": self._bytes_max},
             )
 
     def _snapshot_after(self, error: lmdb.Error) -> Snapshot:
@@ -432,9 +427,6 @@ class Environment:
             return Snapshot(self, self._begin(None, None, False, True), self._readers)
         except EngineError as again:
             raise self.named(again) from again
-
-
-# -- opening ---------------------------------------------------------------------------------------
 
 
 def _open_engine(
@@ -482,9 +474,7 @@ def _check_complete(path: Path, engine: lmdb.Environment) -> None:
 
 
 def verify_file(path: Path) -> list[str]:
-    """Walk the pages of an environment nobody writes to, without the engine: what is wrong with them (row
-    21).
-    """
+    """Walk the pages of an environment nobody writes to, without the engine: what is wrong with them (row 21)."""
     from lmdb.verify import VerifyError, verify
 
     try:
@@ -494,15 +484,11 @@ def verify_file(path: Path) -> list[str]:
         return [str(error)]
 
 
-# -- fork ------------------------------------------------------------------------------------------
-
 _environments: weakref.WeakValueDictionary[int, Environment] = weakref.WeakValueDictionary()
 
 
 def _mark_forked() -> None:
-    """Row 5: in a child the engine would silently work, and closing it there would free the parent's reader
-    slots.
-    """
+    """Row 5: in a child the engine would silently work, and closing it there would free the parent's reader slots."""
     for environment in list(_environments.values()):
         environment._forked = True
         environment._begin = environment._begin_write = environment._refuse
