@@ -3,8 +3,8 @@
 .PHONY: check test long bench format ci
 
 check:
-	ruff format --check streamlog tests
-	ruff check streamlog tests
+	ruff format --check streamlog tests examples benchmarks docs
+	ruff check streamlog tests examples docs
 	mypy --strict streamlog
 	pytest -q
 
@@ -18,8 +18,8 @@ bench:
 	pytest -q benchmarks -m "benchmark or not benchmark" --benchmark-only
 
 format:
-	ruff check --fix streamlog tests
-	ruff format streamlog tests
+	ruff check --fix streamlog tests examples docs
+	ruff format streamlog tests examples benchmarks docs
 
 ci:
 	.ci/run

@@ -262,6 +262,10 @@ class Broker(TurnOwner):
                 raise TypeError(f"a broker does not know {type(request).__name__}")
         return None
 
+    def _on_dropped(self, turn: Turn) -> None:
+        for partition in turn.staged:
+            partition.is_cutting = False
+
     def _frees(self, request: object) -> bool:
         return type(request) is not api.Produce and type(request) is not GroupRequest
 
@@ -304,6 +308,7 @@ class Broker(TurnOwner):
             self.transaction(turn, reclaiming=True), partition.log_id, request.from_offset
         )
         if cut.batches:
+            partition.is_cutting = True
             turn.staged[partition] = truncated(
                 state, max(cut.log_end_offset, state.log_start_offset), cut.bytes, cut.max_timestamp
             )

@@ -95,10 +95,16 @@ class Deletions:
     def trim_to_size(
         self, turn: Turn, partition: Partition, state: ReplicaState, retention_bytes: int
     ) -> ReplicaState:
-        """Retention by bytes goes along with the append that exceeds it: the file does not outgrow the live bytes."""
+        """Retention by bytes goes along with the append that exceeds it: the file does not outgrow the live bytes.
+
+        What goes is below the start that an earlier turn published; what this turn raises it over goes with the next.
+        """
         from streamlog.storage import cleaner
 
         transaction = self._broker.transaction(turn)
+        cut = log.delete_head(transaction, partition.log_id, partition.state.log_start_offset, SLICE_BYTES)
+        if cut.batches:
+            state = turn.staged[partition] = head_deleted(state, state.log_start_offset, cut.bytes)
         target = cleaner.size_retention_target(
             transaction,
             partition.log_id,
@@ -107,10 +113,8 @@ class Deletions:
             state.high_watermark,
             SLICE_BYTES,
         )
-        if target is None or target <= state.log_start_offset:
-            return state
-        cut = log.delete_head(transaction, partition.log_id, target, SLICE_BYTES)
-        state = turn.staged[partition] = head_deleted(state, target, cut.bytes)
+        if target is not None and target > state.log_start_offset:
+            state = turn.staged[partition] = head_deleted(state, target, 0)
         return state
 
     def _after(self, now_ms: int, note: Callable[[], object] | None) -> Callable[[], None]:

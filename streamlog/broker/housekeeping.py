@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from streamlog.broker.broker import Broker
-from streamlog.broker.partition import Partition
+from streamlog.broker.partition import Partition, is_untrimmed
 from streamlog.broker.runner import Service
-from streamlog.broker.upkeep import RaiseLogStart, SaveCleanerCheckpoint, SwapCompacted
+from streamlog.broker.upkeep import RaiseLogStart, SaveCleanerCheckpoint, SwapCompacted, TrimHead
 from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC
 from streamlog.errors import ClosedError, StreamlogError, UnknownTopicOrPartitionError
 from streamlog.storage.log import iterate_headers
@@ -169,6 +169,9 @@ class Housekeeping:
         with snapshot:
             if partition in broker.deletions.trimming or partition.view is not view:
                 return False  # its size still counts what is being deleted: the next run looks again
+            if is_untrimmed(snapshot, partition.log_id, view.log_start_offset):
+                broker.post(TrimHead(partition))
+                return False
             start = cleaner.plan_retention(
                 iterate_headers(snapshot, partition.log_id, view.log_start_offset),
                 now_ms=self._cluster.runtime.clock.wall_ms(),

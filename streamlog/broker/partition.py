@@ -147,6 +147,7 @@ class Partition(Source):
         "state",
         "view",
         "generation",
+        "is_cutting",
         "meters",
         "__weakref__",
     )
@@ -169,6 +170,7 @@ class Partition(Source):
         self.config = config
         self.state = state
         self.view: ReplicaState | None = state
+        self.is_cutting = False
         # Counts truncations: a compaction planned before one must not be applied after it.
         self.generation = 0
         self.meters = meters
@@ -186,6 +188,7 @@ class Partition(Source):
         self.state = state
         if self.view is not None:
             self.view = state
+            self.is_cutting = False
             if self.subscriptions:
                 self.notify()
 
@@ -267,10 +270,11 @@ def load_state(environment: Environment, log_id: int, leader_epoch: int) -> tupl
             checkpoint.size_bytes,
             checkpoint.max_timestamp,
         )
-        return state, _is_untrimmed(snapshot, log_id, state.log_start_offset)
+        return state, is_untrimmed(snapshot, log_id, state.log_start_offset)
 
 
-def _is_untrimmed(snapshot: Snapshot, log_id: int, log_start_offset: int) -> bool:
+def is_untrimmed(snapshot: Snapshot, log_id: int, log_start_offset: int) -> bool:
+    """Whether there are whole batches below the start."""
     if log_start_offset == 0:
         return False
     try:

@@ -6,6 +6,10 @@
 
 The snapshot was opened between two equal views, so it holds at least what the view promises, and nothing that was cut
 off in between. No snapshot outlives the call.
+
+A truncation takes bytes away that the view still promises until it is published. So its partition says `is_cutting` from
+before the commit until after the publishing, and readers try again meanwhile. Bytes at the head are deleted in a later
+turn than the one that published the start above them.
 """
 
 from __future__ import annotations
@@ -68,7 +72,8 @@ class LogReader:
         while True:
             view = view_of(partition)
             snapshot = self._environment.snapshot()
-            if same_log(view, partition.view):
+            # In this order: once it is not cutting any more, the new view is there to be seen.
+            if not partition.is_cutting and same_log(view, partition.view):
                 return view, snapshot
             snapshot.close()
 

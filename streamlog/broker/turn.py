@@ -102,6 +102,9 @@ class TurnOwner:
         """Whether the request is there to free room: it is not told that somebody else's write found none."""
         return False
 
+    def _on_dropped(self, turn: Turn) -> None:
+        """A turn was not committed and is forgotten."""
+
     def _on_stop(self, refusal: StreamlogError) -> None:
         """No turn will run any more: answer what is parked."""
 
@@ -366,6 +369,8 @@ class TurnOwner:
             turn.transaction.abort()
         if turn.transaction_id and self.environment.last_transaction_id() >= turn.transaction_id:
             turn.committed = True
+        else:
+            self._on_dropped(turn)
 
     def _decide_all(self, turn: Turn) -> None:
         try:

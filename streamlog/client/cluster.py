@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from streamlog.broker.cluster import BrokerCluster
 from streamlog.broker.runner import new_lock
 from streamlog.client.assignment import checked_topics
+from streamlog.client.brokers import BrokerHandle, refuse
 from streamlog.client.consumer import Consumer
 from streamlog.client.delivery import attach
 from streamlog.client.habits import unknown_name
@@ -101,9 +102,22 @@ class Cluster:
         return self._backend.directory.path
 
     @property
-    def brokers(self) -> list[Any]:
+    def brokers(self) -> list[BrokerHandle]:
         """The brokers, by id."""
-        return list(self._backend.brokers)
+        return [BrokerHandle(broker.id) for broker in self._backend.brokers]
+
+    @property
+    def network(self) -> Any:
+        """The network between brokers; there is none yet. Raises UnsupportedOperationError."""
+        refuse("cluster.network")
+
+    def add_broker(self) -> BrokerHandle:
+        """Raises UnsupportedOperationError: this version runs one broker."""
+        refuse("add_broker()")
+
+    def reassign(self, topic: str, assignment: Any) -> None:
+        """Raises UnsupportedOperationError: this version runs one broker."""
+        refuse("reassign()")
 
     # -- topics ------------------------------------------------------------------------------------------------------
 

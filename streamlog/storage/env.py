@@ -412,7 +412,8 @@ class Environment:
             raise StoreFullError(
                 f"{self.path} holds {pages * stat['psize']} bytes; disk_bytes_max (or map_bytes) is {self._bytes_max}, "
                 "what is left is kept for deleting. Shorten retention, delete records or topics, or raise it",
-                **{"path": str(self.path), "disk_bytes_max": self._bytes_max},
+                path=str(self.path),
+                disk_bytes_max=self._bytes_max,
             )
 
     def _snapshot_after(self, error: lmdb.Error) -> Snapshot:

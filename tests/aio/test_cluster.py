@@ -18,7 +18,7 @@ from tests.aio.loops import in_loop, until, watched
 
 LATE_OR_MISSING = {
     # Names of the blocking classes that have no twin here, and why.
-    "Cluster": {"brokers"},  # fault injection comes with replication
+    "Cluster": {"add_broker", "brokers", "network", "reassign"},  # they come with replication
     "Topic": set(),
     "Partition": set(),
     "Producer": set(),

@@ -548,3 +548,56 @@ def test_log_ids_are_never_used_twice(tmp_path: Path) -> None:
     seen += [partition.log_id for partition in cluster.create_topic("again", 2, 1, {}).partitions]
     cluster.close()
     assert len(set(seen)) == len(seen)
+
+
+def test_a_truncation_is_not_read_between_its_commit_and_its_publishing(cluster: BrokerCluster) -> None:
+    """The bytes are gone already, and the old view still promises them: the reader must not take that for a hole."""
+    for value in (b"a", b"b", b"c"):
+        produce(cluster, "t", 0, value)
+    partition = cluster.partition("t", 0)
+    reading: list[Any] = []
+    publish = type(partition).publish
+
+    class Slow(type(partition)):  # type: ignore[misc]
+        __slots__ = ()
+
+        def publish(self, state: Any) -> None:
+            reading.append(in_thread(lambda: cluster.broker.reader.read(partition, 0, 1 << 20)))
+            reading[0].thread.join(0.05)
+            assert reading[0].thread.is_alive(), "it did not wait for the publishing"
+            publish(self, state)
+
+    partition.__class__ = Slow
+    cluster.broker.call(api.TruncateTail("t", 0, 1))
+    view, batches = reading[0].result()
+    assert view.log_end_offset == 1 and [batch.last_offset for batch in batches] == [0]
+
+
+def test_a_truncation_that_is_not_committed_leaves_the_partition_readable(cluster: BrokerCluster) -> None:
+    for value in (b"a", b"b"):
+        produce(cluster, "t", 0, value)
+
+    def fails(turn: turns.Turn) -> None:
+        del cluster.broker._before_commit
+        raise streamlog.errors.StorageError("EIO")
+
+    cluster.broker._before_commit = fails  # type: ignore[method-assign]
+    with pytest.raises(streamlog.errors.StorageError):
+        cluster.broker.call(api.TruncateTail("t", 0, 1))
+    assert in_thread(lambda: values_of(cluster, "t", 0)).result(5) == [(0, b"a"), (1, b"b")]
+
+
+def test_bytes_at_the_head_go_in_a_later_turn_than_the_start_above_them(tmp_path: Path) -> None:
+    cluster = opened(tmp_path / "r")
+    cluster.create_topic("small", 1, 1, {"retention.bytes": "500"})
+    partition = cluster.partition("small", 0)
+    for _ in range(12):
+        start = partition.state.log_start_offset
+        produce(cluster, "small", 0, b"x" * 100)
+        from streamlog.storage import log
+
+        with cluster.broker.environment.snapshot() as snapshot:
+            first = log.first_batch(snapshot, partition.log_id)
+        assert first is not None and first.batch.base_offset <= start, "a reader of the former view misses records"
+    assert partition.state.log_start_offset > 4
+    cluster.close()
