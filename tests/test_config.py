@@ -15,7 +15,8 @@ import pytest
 from streamlog.cluster_config import TOPIC_DEFAULTS
 from streamlog.config import ClusterConfig, ConsumerConfig, ProducerConfig, TopicConfig, describe
 from streamlog.errors import ConfigError
-from streamlog.option_rules import INT32_MAX, INT64_MAX, Role
+from streamlog.option_rules import INT32_MAX, INT64_MAX
+from streamlog.options import Role
 
 ROLES: dict[str, type[Role]] = {
     "cluster": ClusterConfig,

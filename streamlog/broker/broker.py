@@ -60,8 +60,7 @@ if TYPE_CHECKING:
     from streamlog.broker.measuring import GroupCounters
     from streamlog.metrics import Timer
 
-TICK_LOOK_MS: Final = 10
-"""How often the broker's thread looks whether the tick it posted was run by somebody."""
+TICK_LOOK_MS: Final = 10  # how often the broker's thread looks whether somebody has run the tick it posted
 TOPIC_METRICS: Final = "kafka.server:type=BrokerTopicMetrics,name="
 
 
@@ -375,11 +374,8 @@ class Broker(TurnOwner):
     def _apply(self, turn: Turn) -> None:
         for partition, state in turn.staged.items():
             partition.publish(state)
-        if (
-            turn.transaction is not None
-            and not self.environment_syncs_itself
-            and self._unsynced_since_ms is None
-        ):
+        is_unsynced = turn.transaction is not None and not self.environment_syncs_itself
+        if is_unsynced and self._unsynced_since_ms is None:
             self._unsynced_since_ms = turn.now_ms
             self._plan_service(turn.now_ms)
         elif (

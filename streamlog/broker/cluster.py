@@ -48,6 +48,10 @@ from streamlog.storage.directory import ClusterDirectory
 from streamlog.storage.env import Environment
 
 CONTROLLER_ID: Final = 0
+ALLOCATOR_HINT_BYTES: Final = 16 * 1024 * 1024
+"""Freeing one block of this size raises glibc's dynamic mmap threshold for good. Without it every batch of about 128 KiB
+lives in freshly mapped, zeroed pages: measured, `send_many` of 1 KiB records ran at a third of its speed.
+"""
 READERS_WAIT_MS: Final = 1000
 OFFSETS_TOPIC_CONFIG: Final[Mapping[str, str]] = {"cleanup.policy": "compact", "retention.ms": "-1"}
 
@@ -63,6 +67,7 @@ class BrokerCluster:
         config: ClusterConfig,
         runtime: Runtime | None = None,
     ) -> None:
+        bytes(ALLOCATOR_HINT_BYTES)
         self.runtime: Runtime = ThreadedRuntime() if runtime is None else runtime
         self.directory = directory
         self.config = config

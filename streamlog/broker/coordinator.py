@@ -196,6 +196,8 @@ class Coordinator:
         ) as error:  # the group cannot be read: that is the trouble of who asks for it, only
             turn.fail(pending, error)
             return None
+        known = self._hosted.get(request.group_id)
+        was_idle = known is not None and known.is_idle
         with self._load_lock:
             hosted = self._hosted_or_new(request.group_id, partition)
         if hosted in turn.staged_machines:
@@ -216,7 +218,7 @@ class Coordinator:
         if not is_answered:
             turn.reply(pending, None)
         if type(event) is events.ExpireOffsets:
-            turn.effects.append(lambda: self._forget_idle(hosted))
+            turn.effects.append(lambda: self._forget_idle(hosted, was_idle))
         return None
 
     def on_tick(self, turn: Turn) -> None:
@@ -301,15 +303,11 @@ class Coordinator:
         hosted.publish()
         self._note_deadline(hosted)
 
-    def _forget_idle(self, hosted: HostedGroup) -> None:
+    def _forget_idle(self, hosted: HostedGroup, was_idle: bool) -> None:
         """Drop a group nobody would miss and nobody has asked for since the last time."""
-        if not hosted.machine.is_vacant or hosted.subscriptions:
-            hosted.is_idle = False
-        elif hosted.is_idle:
-            if self._hosted.get(hosted.group_id) is hosted:
-                del self._hosted[hosted.group_id]
-        else:
-            hosted.is_idle = True
+        hosted.is_idle = hosted.machine.is_vacant and not hosted.subscriptions
+        if hosted.is_idle and was_idle:
+            self._hosted.pop(hosted.group_id, None)
 
     # -- deadlines ---------------------------------------------------------------------------------------------------
 

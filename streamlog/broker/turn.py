@@ -57,8 +57,7 @@ TURNS_FOR_OTHERS_MAX: Final = 4
 STRANDED_WAIT_MS: Final = 50
 """A waiter looks up this often: an interrupt may have struck its runner between two steps of the hand-over."""
 APPLICATIONS_MAX: Final = 3
-FULL_INBOX_LOOK_MS: Final = 1
-"""Who finds the inbox full helps; while somebody else runs the turn, it looks again after this."""
+FULL_INBOX_LOOK_MS: Final = 1  # who finds the inbox full helps, or looks again after this
 
 
 class TurnOwner:
@@ -103,7 +102,7 @@ class TurnOwner:
         return False
 
     def _on_dropped(self, turn: Turn) -> None:
-        """A turn was not committed and is forgotten."""
+        """A turn that was not committed is forgotten."""
 
     def _on_stop(self, refusal: StreamlogError) -> None:
         """No turn will run any more: answer what is parked."""
@@ -259,8 +258,7 @@ class TurnOwner:
     def _run_turns(self, lock: TurnLock, only_unfinished: bool = False) -> None:
         turns = 0
         while (self._unfinished is not None or (self._inbox and not only_unfinished)) and lock.acquire(False):
-            # No `try` in here: its first instruction would be outside of it, with the lock held.
-            self._run_turn()
+            self._run_turn()  # no `try` around it: its first instruction would be outside of it, with the lock held
             lock.release()
             turns += 1
             if turns > TURNS_FOR_OTHERS_MAX and self._hand_over():
@@ -426,10 +424,8 @@ class TurnOwner:
             return
         if isinstance(error, StorageError):
             # Disk full, map full, an I/O error: whoever wanted to write is told, who frees room may try alone.
-            at_fault = [
-                pending for pending in turn.requests if not self._frees(pending.request)
-            ] or turn.requests
-            for pending in at_fault:
+            at_fault = [pending for pending in turn.requests if not self._frees(pending.request)]
+            for pending in at_fault or turn.requests:
                 pending.poison = pending.poison or error
         elif not any(pending.poison is error for pending in turn.requests):
             for pending in turn.requests:

@@ -41,7 +41,7 @@ from streamlog.errors import (
 from streamlog.storage import filesystem
 from streamlog.storage.backup import copy_into
 from streamlog.storage.failure import named
-from streamlog.storage.statistics import EnvironmentStats, live_pages, read_stats
+from streamlog.storage.statistics import EnvironmentStats, is_being_read, live_pages, read_stats
 
 if TYPE_CHECKING:
     Cursor = lmdb.Cursor[memoryview]
@@ -359,7 +359,7 @@ class Environment:
             raise self.named(error) from error
         finally:
             self.closing = True
-            if force or not self._readers or not self._is_being_read():
+            if force or not self._readers or not is_being_read(self._engine):
                 self._close_engine()
         return self.closed
 
@@ -372,19 +372,15 @@ class Environment:
         """The streamlog error for an engine error."""
         return named(error, self.path, self.path / DATA_FILE)
 
-    def _is_being_read(self) -> bool:
-        """Whether a snapshot of this process is open, whatever `_readers` says: an interrupt may have cost
-        its close.
-        """
-        rows = [row.split() for row in self._engine.readers().splitlines()]
-        return any(len(row) == 3 and row[0] == str(os.getpid()) and row[2] != "-" for row in rows)
-
     def _close_engine(self) -> None:
         try:
             self._close_token.pop()  # of several threads that come here, one goes on
+            self._engine.close()
         except IndexError:
             return
-        self._engine.close()
+        except BaseException:
+            self._close_token.append(None)  # interrupted: calling again goes on
+            raise
         self.closed = True
 
     def _live_engine(self) -> lmdb.Environment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ def read_stats(engine: Any, path: Path, disk_bytes_max: int | None, snapshots: i
         reader_slots=len(transactions),
         oldest_reader_transactions=info["last_txnid"] - min(transactions) if transactions else 0,
     )
+
+
+def is_being_read(engine: Any) -> bool:
+    """Whether this process has a snapshot open, as the engine sees it: an interrupt may have kept us from counting one."""
+    rows = [line.split() for line in engine.readers().splitlines()]
+    return any(len(row) == 3 and row[0] == str(os.getpid()) and row[2] != "-" for row in rows)
 
 
 def live_pages(stat: dict[str, int]) -> int:

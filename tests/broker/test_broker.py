@@ -115,7 +115,9 @@ def test_retention_by_bytes_goes_along_with_the_append(cluster: BrokerCluster) -
     for _ in range(20):
         produce(cluster, "small", 0, b"x" * 200)
     state = cluster.partition("small", 0).state
-    assert 1000 <= state.size_bytes < 2000 and state.log_start_offset > 10, "never below; one batch waits for the next turn"
+    assert 1000 <= state.size_bytes < 2000 and state.log_start_offset > 10, (
+        "never below; one batch waits for the next turn"
+    )
     assert len(values_of(cluster, "small", 0)) == 20 - state.log_start_offset
 
 
@@ -138,14 +140,10 @@ def test_orphans_of_a_crash_between_the_metadata_commit_and_the_drop_are_deleted
     cluster.close()
 
 
-def test_a_topic_made_while_orphans_are_looked_for_is_not_one(cluster: BrokerCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_topic_made_while_orphans_are_looked_for_is_not_one(
+    cluster: BrokerCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The store is looked at before the image: whatever is in it must be known, or be gone from the image."""
-    stored = log.log_ids
-
-    def meanwhile(snapshot: Any) -> list[int]:
-        found = stored(snapshot)
-        return found
-
     image_ids = type(cluster.metadata.image).log_ids
 
     def created_in_between(image: Any) -> Any:
@@ -155,7 +153,6 @@ def test_a_topic_made_while_orphans_are_looked_for_is_not_one(cluster: BrokerClu
             produce(cluster, "fresh", 0, b"acknowledged")
         return iter(found)
 
-    monkeypatch.setattr(log, "log_ids", meanwhile)
     monkeypatch.setattr(type(cluster.metadata.image), "log_ids", created_in_between)
     cluster.broker.delete_orphans()
     monkeypatch.undo()
@@ -190,9 +187,13 @@ def test_small_requests(cluster: BrokerCluster) -> None:
     cluster.broker.call(SaveCleanerCheckpoint(partition, partition.generation, cleaner.CleanerCheckpoint(1)))
     with cluster.broker.environment.snapshot() as snapshot:
         assert cleaner.load_cleaner_checkpoint(snapshot, partition.log_id) == cleaner.CleanerCheckpoint(1)
-    cluster.broker.call(SaveCleanerCheckpoint(partition, partition.generation + 1, cleaner.CleanerCheckpoint(0)))
+    cluster.broker.call(
+        SaveCleanerCheckpoint(partition, partition.generation + 1, cleaner.CleanerCheckpoint(0))
+    )
     with cluster.broker.environment.snapshot() as snapshot:
-        assert cleaner.load_cleaner_checkpoint(snapshot, partition.log_id) == cleaner.CleanerCheckpoint(1), "void"
+        assert cleaner.load_cleaner_checkpoint(snapshot, partition.log_id) == cleaner.CleanerCheckpoint(1), (
+            "void"
+        )
     cluster.broker.call(TrimHead(partition))
     with pytest.raises(TypeError):
         cluster.broker.call("nonsense")
@@ -247,7 +248,9 @@ def test_an_earlier_deadline_of_a_group_reaches_a_thread_that_sleeps_for_a_later
 
     def join(group: str, timeout_ms: int) -> None:
         protocols = (("range", b""),)
-        event = events.JoinGroup(token=0, session_timeout_ms=timeout_ms, rebalance_timeout_ms=timeout_ms, protocols=protocols)
+        event = events.JoinGroup(
+            token=0, session_timeout_ms=timeout_ms, rebalance_timeout_ms=timeout_ms, protocols=protocols
+        )
         cluster.call_group(group, event)
 
     join("slow", 60_000)

@@ -1,203 +1,426 @@
-"""The coordinator: machines are the fold of their partition's log, and change with a committed turn only."""
+"""The host of groups: loading, parking, deadlines, folds and their checkpoints, deletions, expiry, closing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from streamlog.broker import coordinator as coordinators
+from streamlog.broker import api, coordinator
 from streamlog.broker.api import GroupRequest
 from streamlog.broker.cluster import BrokerCluster
 from streamlog.broker.coordinator import FOLD_KIND, LATE_MS_MAX
-from streamlog.broker.turn import Pending
+from streamlog.broker.runner import ThreadedRuntime
+from streamlog.broker.turn import Tick, Turn
+from streamlog.clock import ManualClock
 from streamlog.core import group_events as events
-from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC
-from streamlog.errors import ClosedError, StoreFullError
+from streamlog.core.group import group_partition
+from streamlog.core.group_state import State
+from streamlog.errors import ClosedError, CorruptStoreError, StorageError
 from streamlog.record import OffsetAndMetadata, TopicPartition
 from streamlog.storage import log
-from tests.broker.threadless import opened_still, tick_after
+from tests.broker.builders import batch_of, in_thread, opened, produce
+from tests.broker.interrupting import Interrupt
 
-SESSION_MS = 10_000
+T0 = TopicPartition("t", 0)
+
+
+def commit(cluster: BrokerCluster, group: str, offset: int, partition: TopicPartition = T0) -> None:
+    reply = cluster.call_group(
+        group, events.OffsetCommit(token=0, offsets={partition: OffsetAndMetadata(offset)})
+    )
+    assert reply.errors == {partition: None}
+
+
+def committed(cluster: BrokerCluster, group: str) -> dict[TopicPartition, int]:
+    return {tp: offset.offset for tp, offset in cluster.coordinator.committed(group, None).items()}
+
+
+def join(cluster: BrokerCluster, group: str, **options: Any) -> events.JoinGroupReply:
+    options = {"session_timeout_ms": 10_000, "rebalance_timeout_ms": 30_000, **options}
+    event = events.JoinGroup(token=0, protocols=(("range", b""),), incarnation=cluster.incarnation, **options)
+    reply: events.JoinGroupReply = cluster.call_group(group, event)
+    return reply
+
+
+def sync(cluster: BrokerCluster, group: str, joined: events.JoinGroupReply) -> None:
+    event = events.SyncGroup(
+        token=0,
+        member_id=joined.member_id,
+        generation=joined.generation,
+        assignments=((joined.member_id, b"all"),),
+    )
+    cluster.call_group(group, event)
+
+
+class Clocked:
+    """A cluster on a clock the test moves."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        self.clock = ManualClock(1_000_000)
+        self.cluster = opened(path, ThreadedRuntime(self.clock), **options)
+        self.cluster.create_topic("t", 1, 1, {})
+
+    def tick(self, ms: int) -> None:
+        self.clock.advance(ms)
+        self.cluster.broker.call(Tick())
 
 
 @pytest.fixture
-def still(tmp_path: Path) -> Iterator[BrokerCluster]:
-    cluster = opened_still(tmp_path / "cluster")
-    cluster.create_topic("t", 2, 1, {})
-    yield cluster
+def clocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("streamlog.broker.runner.Service.wake", lambda self: None)
+    clocked = Clocked(tmp_path / "c")
+    yield clocked
+    clocked.cluster.close()
+
+
+def two_groups_of_one_partition() -> tuple[str, str]:
+    first = "g0"
+    return first, next(
+        f"g{n}" for n in range(1, 10_000) if group_partition(f"g{n}") == group_partition(first)
+    )
+
+
+# -- storing and loading -------------------------------------------------------------------------------------------------
+
+
+def test_commits_survive_reopening(tmp_path: Path) -> None:
+    cluster = opened(tmp_path / "c")
+    cluster.create_topic("t", 1, 1, {})
+    for number in range(20):
+        commit(cluster, f"group {number}", number)
+    cluster.close()
+    cluster = opened(tmp_path / "c")
+    assert [committed(cluster, f"group {number}")[T0] for number in range(20)] == list(range(20))
+    assert [hosted.group_id for hosted in cluster.coordinator.groups()] == sorted(
+        f"group {n}" for n in range(20)
+    )
+    assert cluster.coordinator.group("unheard of") is None and committed(cluster, "unheard of") == {}
     cluster.close()
 
 
-def commit(cluster: BrokerCluster, group_id: str, offset: int, number: int = 0) -> None:
-    cluster.call_group(group_id, commit_of(offset, number))
+def test_a_group_loads_once_however_many_ask(tmp_path: Path) -> None:
+    cluster = opened(tmp_path / "c")
+    cluster.create_topic("t", 1, 1, {})
+    commit(cluster, "g", 5)
+    cluster.close()
+    cluster = opened(tmp_path / "c")
+    assert {
+        id(thread.result())
+        for thread in [in_thread(lambda: cluster.coordinator.group("g")) for _ in range(8)]
+    } == {id(cluster.coordinator.group("g"))}
+    cluster.close()
 
 
-def commit_of(offset: int, number: int = 0) -> events.OffsetCommit:
-    return events.OffsetCommit(token=0, offsets={TopicPartition("t", number): OffsetAndMetadata(offset)})
+def test_folds_are_saved_and_equal_the_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator, "FOLD_CHECKPOINT_EVERY_RECORDS", 3)
+    cluster = opened(tmp_path / "c")
+    cluster.create_topic("t", 1, 1, {})
+    for offset in range(8):
+        commit(cluster, "g", offset)
+    partition = cluster.coordinator.group("g").partition
+    with cluster.broker.environment.snapshot() as snapshot:
+        assert log.get_extra(snapshot, partition.log_id, FOLD_KIND) is not None
+    cluster.close()
+    cluster = opened(tmp_path / "c")
+    assert committed(cluster, "g") == {T0: 7}
+    cluster.close()
 
 
-def committed(cluster: BrokerCluster, group_id: str) -> dict[Any, int]:
-    found = cluster.coordinator.committed(group_id, None)
-    return {partition.partition: position.offset for partition, position in found.items()}
-
-
-def join(cluster: BrokerCluster, group_id: str, member_id: str = "") -> Pending:
-    event = events.JoinGroup(
-        token=0,
-        member_id=member_id,
-        session_timeout_ms=SESSION_MS,
-        protocols=(("range", b""),),
-        incarnation=cluster.incarnation,
-    )
-    return cluster.post_group(group_id, event)
-
-
-def joined(cluster: BrokerCluster, group_id: str) -> str:
-    """A member alone in a stable group."""
-    reply = join(cluster, group_id).result()
-    cluster.call_group(
-        group_id,
-        events.SyncGroup(
-            token=0,
-            member_id=reply.member_id,
-            generation=reply.generation,
-            assignments=((reply.member_id, b"all"),),
-        ),
-    )
-    return str(reply.member_id)
-
-
-def is_member(cluster: BrokerCluster, group_id: str) -> bool:
-    return bool(cluster.coordinator.group(group_id).view.state.name != "EMPTY")
-
-
-def test_commits_are_the_fold_of_the_log(still: BrokerCluster, tmp_path: Path) -> None:
-    for offset in (1, 5, 3):
-        commit(still, "g", offset)
-    commit(still, "g", 9, number=1)
-    commit(still, "other", 2)
-    assert committed(still, "g") == {0: 3, 1: 9}
-    assert committed(still, "never") == {}
-    still.close()
-    again = opened_still(tmp_path / "cluster")
-    assert committed(again, "g") == {0: 3, 1: 9} and committed(again, "other") == {0: 2}
-    assert [hosted.group_id for hosted in again.coordinator.groups()] == ["g", "other"]
-    again.close()
-
-
-def test_a_checkpoint_and_the_records_behind_it_give_what_the_whole_log_gives(
-    still: BrokerCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_fold_saved_with_two_groups_of_one_turn_holds_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordinators, "FOLD_CHECKPOINT_EVERY_RECORDS", 4)
-    for offset in range(6):
-        commit(still, "g", offset, number=offset % 2)
-    hosted = still.coordinator.group("g")
-    with still.broker.environment.snapshot() as snapshot:
-        saved = log.get_extra(snapshot, hosted.partition.log_id, FOLD_KIND)
-    assert saved is not None
-    still.close()
-    loaded = opened_still(tmp_path / "cluster")
-    assert committed(loaded, "g") == {0: 4, 1: 5}
-    # Damage the cache: all of the log is replayed instead.
-    transaction = loaded.broker.environment.write()
-    log.put_extra(transaction, hosted.partition.log_id, FOLD_KIND, b"\xc1")
+    """The checkpoint covers the offsets of the whole turn, so it must hold the records of all of it."""
+    monkeypatch.setattr(coordinator, "FOLD_CHECKPOINT_EVERY_RECORDS", 2)
+    first, second = two_groups_of_one_partition()
+    cluster = opened(tmp_path / "c")
+    cluster.create_topic("t", 1, 1, {})
+    cluster.ensure_offsets_topic()
+    requests = [
+        cluster.broker.enqueue(
+            GroupRequest(group, events.OffsetCommit(token=0, offsets={T0: OffsetAndMetadata(offset)}))
+        )
+        for group, offset in ((first, 1), (second, 2))
+    ]
+    before = cluster.broker.turns_total
+    cluster.broker.advance()
+    assert all(request.error is None for request in requests) and cluster.broker.turns_total == before + 1
+    cluster.close()
+    cluster = opened(tmp_path / "c")
+    assert (committed(cluster, first), committed(cluster, second)) == ({T0: 1}, {T0: 2})
+    cluster.close()
+
+
+def test_a_damaged_fold_is_only_a_cache(tmp_path: Path) -> None:
+    cluster = opened(tmp_path / "c")
+    cluster.create_topic("t", 1, 1, {})
+    commit(cluster, "g", 5)
+    log_id = cluster.coordinator.group("g").partition.log_id
+    transaction = cluster.broker.environment.write()
+    log.put_extra(transaction, log_id, FOLD_KIND, b"\xc1 nonsense")
     transaction.commit()
-    loaded.close()
-    replayed = opened_still(tmp_path / "cluster")
-    assert committed(replayed, "g") == {0: 4, 1: 5}
-    replayed.close()
+    cluster.close()
+    cluster = opened(tmp_path / "c")
+    assert committed(cluster, "g") == {T0: 5}
+    cluster.close()
 
 
-def test_one_decision_per_group_a_turn_and_many_groups_share_one(still: BrokerCluster) -> None:
-    for group_id in ("a", "b", "c"):
-        commit(still, group_id, 0)
-    broker = still.broker
-    before = broker.environment.last_transaction_id()
-    pendings = [broker.enqueue(GroupRequest(group_id, commit_of(1))) for group_id in ("a", "b", "c")]
-    broker.advance()
-    assert all(pending.done for pending in pendings)
-    assert broker.environment.last_transaction_id() == before + 1
-    pendings = [broker.enqueue(GroupRequest("a", commit_of(offset))) for offset in (2, 3, 4)]
-    broker.advance()
-    assert all(pending.done for pending in pendings)
-    assert broker.environment.last_transaction_id() == before + 4
-    assert committed(still, "a") == {0: 4}
+def test_members_of_a_killed_process_are_dropped_at_load(tmp_path: Path) -> None:
+    cluster = opened(tmp_path / "c")
+    cluster.create_topic("t", 1, 1, {})
+    sync(cluster, "g", join(cluster, "g"))
+    assert len(cluster.coordinator.group("g").view.members) == 1
+    cluster.close()
+    cluster = opened(tmp_path / "c")
+    assert cluster.coordinator.group("g").view.members == ()
+    assert join(cluster, "g").generation > 1
+    cluster.close()
 
 
-def test_a_dropped_turn_changes_no_machine(still: BrokerCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit(still, "g", 1)
+def test_a_group_that_cannot_be_read_troubles_only_who_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = opened(tmp_path / "c")
+    cluster.create_topic("t", 1, 1, {})
+    cluster.ensure_offsets_topic()
 
-    def full(turn: object) -> None:
-        raise StoreFullError("full")
+    def corrupt(*_: object) -> None:
+        raise CorruptStoreError("torn")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(still.coordinator, "before_commit", full)
-        with pytest.raises(StoreFullError):
-            commit(still, "g", 2)
-        with pytest.raises(StoreFullError):
-            joined(still, "g")
-    assert committed(still, "g") == {0: 1}
-    assert still.coordinator.next_deadline_ms() is None
-    assert not is_member(still, "g")
-    joined(still, "g")
-    assert is_member(still, "g")
-
-
-def test_a_parked_join_is_answered_once_by_a_later_decision(still: BrokerCluster) -> None:
-    told: list[Pending] = []
-    first = joined(still, "g")
-    second = join(still, "g")
-    second.on_done = told.append
-    assert not second.done and still.coordinator.parked_count == 1
-    again = join(still, "g", first)
-    assert again.done and second.done and still.coordinator.parked_count == 0
-    assert told == [second]
-    assert again.result().generation == second.result().generation == 2
-    assert len({again.result().member_id, second.result().member_id}) == 2
+    monkeypatch.setattr(cluster.coordinator, "_load", corrupt)
+    good = cluster.broker.enqueue(api.Produce([("t", 0, batch_of(b"a"))]))
+    bad = cluster.broker.enqueue(GroupRequest("g", events.DeleteGroup(token=0)))
+    cluster.broker.advance()
+    assert good.result()[0].error is None
+    with pytest.raises(CorruptStoreError):
+        bad.result()
+    cluster.close()
 
 
-def test_closing_answers_who_is_parked(still: BrokerCluster) -> None:
-    joined(still, "g")
-    parked = join(still, "g")
-    still.close()
+# -- turns ---------------------------------------------------------------------------------------------------------------
+
+
+def test_requests_of_one_group_in_one_round_keep_their_order(clocked: Clocked) -> None:
+    cluster = clocked.cluster
+    cluster.ensure_offsets_topic()
+    requests = [
+        cluster.broker.enqueue(
+            GroupRequest("g", events.OffsetCommit(token=0, offsets={T0: OffsetAndMetadata(offset)}))
+        )
+        for offset in (1, 2, 3)
+    ]
+    cluster.broker.advance()
+    assert all(request.error is None for request in requests)
+    assert committed(cluster, "g") == {T0: 3}
+
+
+def test_a_parked_join_is_answered_by_a_later_decision(clocked: Clocked) -> None:
+    cluster = clocked.cluster
+    first = join(cluster, "g")
+    sync(cluster, "g", first)
+    protocols = (("range", b""),)
+    parked = cluster.post_group(
+        "g", events.JoinGroup(token=0, session_timeout_ms=10_000, protocols=protocols)
+    )
+    assert not parked.done and len(cluster.coordinator._parked) == 1
+    again = join(cluster, "g", member_id=first.member_id)
+    assert parked.done and parked.result().generation == again.generation == 2
+    assert cluster.coordinator._parked == {}
+
+
+def test_a_request_whose_turn_failed_is_not_parked(clocked: Clocked) -> None:
+    cluster, broker = clocked.cluster, clocked.cluster.broker
+    cluster.ensure_offsets_topic()
+    cluster.coordinator.hosted("g")
+
+    def fails(turn: Turn) -> None:
+        del broker._before_commit
+        raise StorageError("EIO")
+
+    broker._before_commit = fails  # type: ignore[method-assign]
+    with pytest.raises(StorageError):
+        join(cluster, "g")
+    assert cluster.coordinator._parked == {} and cluster.coordinator.group("g").view.members == ()
+    assert join(cluster, "g").generation == 1
+
+
+def test_applying_a_deletion_twice_is_applying_it_once(clocked: Clocked) -> None:
+    """An interrupt between applying and answering: the machine has been replaced by a fresh one already."""
+    cluster = clocked.cluster
+    for offset in range(3):
+        commit(cluster, "g", offset)
+    publish, strikes = type(cluster.partition("__consumer_offsets", 0)).publish, [1]
+
+    def interrupted(partition: Any, state: Any) -> None:
+        if partition.internal and strikes:
+            strikes.clear()
+            raise Interrupt
+        publish(partition, state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streamlog.broker.partition.Partition.publish", interrupted)
+        with pytest.raises(Interrupt):
+            cluster.call_group("g", events.DeleteGroup(token=0))
+    assert committed(cluster, "g") == {}
+    commit(cluster, "g", 9)
+    assert committed(cluster, "g") == {T0: 9}
+
+
+# -- deadlines -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_silent_member_is_dropped_at_its_deadline_not_before(clocked: Clocked) -> None:
+    cluster = clocked.cluster
+    sync(cluster, "g", join(cluster, "g"))
+    clocked.tick(9_999)
+    assert len(cluster.coordinator.group("g").view.members) == 1
+    clocked.tick(1)
+    assert cluster.coordinator.group("g").view.state is State.EMPTY
+
+
+def test_heartbeats_do_not_fill_the_heap(clocked: Clocked) -> None:
+    cluster = clocked.cluster
+    joined = join(cluster, "g")
+    sync(cluster, "g", joined)
+    for _ in range(200):
+        clocked.clock.advance(100)
+        cluster.call_group(
+            "g", events.Heartbeat(token=0, member_id=joined.member_id, generation=joined.generation)
+        )
+        cluster.broker.call(Tick())
+    assert len(cluster.coordinator._deadlines) <= 3
+    clocked.tick(10_000)
+    assert cluster.coordinator.group("g").view.members == ()
+
+
+def test_many_groups_whose_time_has_come_are_decided_in_several_turns(
+    clocked: Clocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator, "TICK_GROUPS_MAX", 3)
+    cluster = clocked.cluster
+    names = [f"g{number}" for number in range(8)]
+    for name in names:
+        sync(cluster, name, join(cluster, name))
+    alive = lambda: sum(len(cluster.coordinator.group(name).view.members) for name in names)  # noqa: E731
+    clocked.tick(10_000)
+    assert alive() == 5 and cluster.coordinator.next_deadline_ms() <= clocked.clock.monotonic_ms()
+    clocked.tick(0), clocked.tick(0)
+    assert alive() == 0
+
+
+def test_a_judge_that_was_late_itself_extends_sessions_instead(clocked: Clocked) -> None:
+    cluster = clocked.cluster
+    joined = join(cluster, "g")
+    sync(cluster, "g", joined)
+    clocked.tick(10_000 + LATE_MS_MAX + 1)
+    assert len(cluster.coordinator.group("g").view.members) == 1, "fenced for the judge's own sleep"
+    clocked.tick(5_999)
+    assert len(cluster.coordinator.group("g").view.members) == 1
+    clocked.tick(1_000)
+    assert cluster.coordinator.group("g").view.members == (), "it had time enough to say that it lives"
+
+
+# -- deleted topics, expired offsets, dead groups ------------------------------------------------------------------------
+
+
+def test_deleting_a_topic_forgets_what_was_committed_for_it(clocked: Clocked) -> None:
+    cluster = clocked.cluster
+    cluster.create_topic("u", 1, 1, {})
+    commit(cluster, "g", 5), commit(cluster, "g", 7, TopicPartition("u", 0)), commit(cluster, "other", 1)
+    cluster.delete_topic("t")
+    assert committed(cluster, "g") == {TopicPartition("u", 0): 7} and committed(cluster, "other") == {}
+
+
+def test_offsets_of_a_topic_deleted_right_before_a_crash_are_forgotten_at_load(tmp_path: Path) -> None:
+    cluster = opened(tmp_path / "c")
+    cluster.create_topic("t", 1, 1, {}), cluster.create_topic("u", 1, 1, {})
+    commit(cluster, "g", 5), commit(cluster, "g", 7, TopicPartition("u", 0))
+    cluster.metadata.call(api.DeleteTopic("t"))
+    cluster.close()
+    cluster = opened(tmp_path / "c")
+    cluster.coordinator.group("g")
+    cluster.broker.advance()
+    assert committed(cluster, "g") == {TopicPartition("u", 0): 7}
+    cluster.create_topic("t", 1, 1, {})
+    cluster.close()
+    cluster = opened(tmp_path / "c")
+    assert committed(cluster, "g") == {TopicPartition("u", 0): 7}, "forgotten for good"
+    cluster.close()
+
+
+def test_expired_offsets_and_their_groups_are_forgotten(clocked: Clocked) -> None:
+    cluster = clocked.cluster
+    commit(cluster, "old", 5)
+    minute_ms = 60_000
+    clocked.clock.advance(cluster.config.offsets_retention_minutes * minute_ms - 1)
+    commit(cluster, "young", 5)
+    cluster.coordinator.expire_offsets()
+    assert committed(cluster, "old") == {T0: 5}
+    clocked.clock.advance(1)
+    cluster.coordinator.expire_offsets()
+    assert committed(cluster, "old") == {} and committed(cluster, "young") == {T0: 5}
+    assert cluster.coordinator.group("old") is not None, "somebody may have looked it up just now"
+    cluster.coordinator.expire_offsets(), cluster.coordinator.expire_offsets()
+    assert cluster.coordinator.group("old") is None
+    commit(cluster, "old", 6)
+    assert committed(cluster, "old") == {T0: 6}
+
+
+def test_a_group_somebody_listens_to_is_kept(clocked: Clocked) -> None:
+    cluster = clocked.cluster
+    cluster.ensure_offsets_topic()
+    hosted = cluster.coordinator.hosted("g")
+    cluster.listener().subscribe(hosted, None)
+    for _ in range(4):
+        cluster.coordinator.expire_offsets()
+    assert cluster.coordinator.group("g") is hosted
+
+
+def test_a_change_of_the_group_is_news_also_when_its_publishing_was_interrupted(
+    clocked: Clocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = clocked.cluster
+    cluster.ensure_offsets_topic()
+    hosted, listener = cluster.coordinator.hosted("g"), cluster.listener()
+    listener.subscribe(hosted, None), listener.take()
+    notify, strikes = type(hosted).notify, [1]
+
+    def interrupted(source: Any) -> None:
+        if strikes:
+            strikes.clear()
+            raise Interrupt
+        notify(source)
+
+    monkeypatch.setattr(type(hosted), "notify", interrupted)
+    with pytest.raises(Interrupt):
+        join(cluster, "g")
+    assert listener.take() is not None
+
+
+# -- closing -------------------------------------------------------------------------------------------------------------
+
+
+def test_closing_answers_parked_joins(tmp_path: Path) -> None:
+    cluster = opened(tmp_path / "c")
+    first = join(cluster, "g")
+    sync(cluster, "g", first)
+    waiting = in_thread(lambda: join(cluster, "g"))
+    while not cluster.coordinator._parked:
+        pass
+    cluster.close()
     with pytest.raises(ClosedError):
-        parked.result()
+        waiting.result()
 
 
-def test_a_silent_member_is_judged_at_its_deadline_not_before(still: BrokerCluster) -> None:
-    joined(still, "g")
-    tick_after(still, SESSION_MS - 1)
-    assert is_member(still, "g")
-    tick_after(still, 1)
-    assert not is_member(still, "g")
-    assert still.coordinator.next_deadline_ms() is None
-
-
-def test_a_judge_that_comes_late_blames_nobody(still: BrokerCluster) -> None:
-    joined(still, "g")
-    tick_after(still, SESSION_MS + LATE_MS_MAX + 1)
-    assert is_member(still, "g")
-    deadline_ms = still.coordinator.next_deadline_ms()
-    assert deadline_ms is not None and deadline_ms > still.runtime.clock.monotonic_ms()
-
-
-def test_members_of_a_killed_process_do_not_outlive_it(still: BrokerCluster, tmp_path: Path) -> None:
-    commit(still, "g", 7)
-    joined(still, "g")
-    still.close()
-    again = opened_still(tmp_path / "cluster")
-    # A new process draws another incarnation.
-    again.coordinator._incarnation = "another"
-    assert not is_member(again, "g")
-    assert committed(again, "g") == {0: 7}
-    again.close()
-
-
-def test_offsets_of_a_topic_deleted_are_forgotten(still: BrokerCluster) -> None:
-    commit(still, "g", 7)
-    still.delete_topic("t")
-    assert committed(still, "g") == {}
-    assert CONSUMER_OFFSETS_TOPIC in still.topics
+def test_the_log_of_a_group_is_compacted_without_loss(tmp_path: Path) -> None:
+    cluster = opened(tmp_path / "c")
+    cluster.create_topic("t", 1, 1, {})
+    for offset in range(30):
+        commit(cluster, "g", offset)
+    produce(cluster, "t", 0, b"x")
+    assert cluster.housekeeping.run_now().compacted >= 1
+    cluster.close()
+    cluster = opened(tmp_path / "c")
+    assert committed(cluster, "g") == {T0: 29}
+    cluster.close()

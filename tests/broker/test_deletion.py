@@ -73,7 +73,9 @@ def test_a_deleted_topics_log_goes_with_its_checkpoints(cluster: BrokerCluster) 
         assert not set(ids) & set(log.log_ids(snapshot))
 
 
-def test_deleting_a_topic_while_its_head_is_trimmed_ends(cluster: BrokerCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deleting_a_topic_while_its_head_is_trimmed_ends(
+    cluster: BrokerCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A partition that is not served any more must not stay in `trimming`: the thread would spin for ever."""
     monkeypatch.setattr(deletion, "SLICE_BATCHES", 1)
     cluster.delete_records("t", 0, 12)

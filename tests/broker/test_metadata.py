@@ -142,9 +142,7 @@ def test_log_ids_are_never_used_twice(reopen: Open) -> None:
         metadata = reopen()
 
 
-def test_the_image_is_saved_every_so_many_records(
-    reopen: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_image_is_saved_every_so_many_records(reopen: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamlog.broker.metadata.CHECKPOINT_EVERY_RECORDS", 4)
     metadata = started(reopen)
     metadata.call(api.CreateTopic("a"))

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from streamlog.broker import api
 from streamlog.broker.cluster import BrokerCluster
 from streamlog.broker.runner import Task, ThreadedRuntime
 from streamlog.broker.turn import Tick
 from streamlog.clock import ManualClock
-from tests.broker.builders import opened
+from tests.broker.builders import opened, produce
 
 START_MS = 1_700_000_000_000
 
@@ -25,10 +26,8 @@ class NeverRun:
 class ThreadlessRuntime(ThreadedRuntime):
     """Locks and waiters as ever, a manual clock, and no background threads; `spawned` names those asked for."""
 
-    clock: ManualClock
-
-    def __init__(self, now_ms: int = START_MS) -> None:
-        super().__init__(ManualClock(now_ms), seed=1)
+    def __init__(self, now_ms: int = START_MS, seed: int = 1) -> None:
+        super().__init__(ManualClock(now_ms), seed)
         self.spawned: list[str] = []
 
     def spawn(self, name: str, run: Callable[[], None]) -> Task:
@@ -43,5 +42,12 @@ def opened_still(path: Path, runtime: ThreadlessRuntime | None = None, **options
 
 def tick_after(cluster: BrokerCluster, ms: int) -> None:
     """Let time pass, and run what is due."""
-    cluster.runtime.clock.advance(ms)  # type: ignore[attr-defined]
+    clock = cluster.runtime.clock
+    assert isinstance(clock, ManualClock)
+    clock.advance(ms)
     cluster.broker.call(Tick())
+
+
+def produce_now(cluster: BrokerCluster, topic: str, number: int, *values: bytes) -> api.Produced:
+    """One batch into one partition, stamped by the cluster's own clock."""
+    return produce(cluster, topic, number, *values, timestamp=cluster.runtime.clock.wall_ms())

@@ -598,6 +598,8 @@ def test_bytes_at_the_head_go_in_a_later_turn_than_the_start_above_them(tmp_path
 
         with cluster.broker.environment.snapshot() as snapshot:
             first = log.first_batch(snapshot, partition.log_id)
-        assert first is not None and first.batch.base_offset <= start, "a reader of the former view misses records"
+        assert first is not None and first.batch.base_offset <= start, (
+            "a reader of the former view misses records"
+        )
     assert partition.state.log_start_offset > 4
     cluster.close()
