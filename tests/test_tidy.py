@@ -92,8 +92,6 @@ TESTED_ELSEWHERE = {
     "option_rules.py": ("test_config.py", "every rule is met by a row of the options table"),
     "cluster_config.py": ("test_config.py", "one row per option of all four roles"),
     "storage/checkpoints.py": ("storage/test_log.py", "a checkpoint is judged by the log it belongs to"),
-    "broker/pending.py": ("broker/test_turn.py", "the two values a turn passes around"),
-    "broker/upkeep.py": ("broker/test_broker.py", "plain values; the broker answers them"),
     "broker/backup.py": ("client/test_backup.py", "a copy is judged by opening it"),
     "client/opening.py": ("client/test_cluster.py", "what opens is judged by the cluster it gives"),
     "broker/following.py": ("client/test_reader_cluster.py", "the parts of one reader beside an owner"),

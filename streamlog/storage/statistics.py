@@ -51,7 +51,7 @@ def read_stats(engine: Any, path: Path, disk_bytes_max: int | None, snapshots: i
 
 
 def is_being_read(engine: Any) -> bool:
-    """Whether this process has a snapshot open, as the engine sees it: an interrupt may have kept us from counting one."""
+    """Whether this process has a snapshot open, as the engine sees it: an interrupt may keep us from counting."""
     rows = [line.split() for line in engine.readers().splitlines()]
     return any(len(row) == 3 and row[0] == str(os.getpid()) and row[2] != "-" for row in rows)
 

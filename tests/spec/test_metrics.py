@@ -434,7 +434,9 @@ def test_every_producer_has_its_own_until_it_is_closed(cluster: streamlog.Cluste
 
 def test_fetch_metrics_and_lag(cluster: streamlog.Cluster) -> None:
     cluster.topic("orders").add_partitions(2)
-    with cluster.producer() as producer:
+    with cluster.producer(
+        linger_ms=60_000
+    ) as producer:  # one batch a partition, however slow this machine is
         for partition, count in ((0, 10), (1, 30)):
             producer.send_many(
                 "orders", [streamlog.Record(value=b"%100d" % n, partition=partition) for n in range(count)]
