@@ -34,6 +34,7 @@ from streamlog import Record, TopicPartition
 LINES, TOTALS = "lines", "totals"
 PARTITIONS = 4
 LINES_PER_SEND = 1000
+SEVERITY = ("trace", "debug", "info", "notice", "warn", "error", "severe", "fatal", "critical", "other")
 LEVEL = re.compile(rb"\b(trace|debug|info|notice|warn|error|severe|fatal|critical)(?:ing)?\b", re.IGNORECASE)
 
 
@@ -188,7 +189,7 @@ def run(
 
 
 def show(totals: dict[str, Counter[str]]) -> None:
-    levels = [level for level, _ in sum(totals.values(), Counter()).most_common()]
+    levels = sorted(sum(totals.values(), Counter()), key=SEVERITY.index)
     width = max((len(Path(file).name) for file in totals), default=4)
     print(f"{'file':{width}}  {'lines':>8}" + "".join(f"  {level:>8}" for level in levels))
     for file, counts in sorted(totals.items()):

@@ -20,7 +20,7 @@ from streamlog.batch import (
     records_of,
     seal_v2,
 )
-from streamlog.errors import CorruptRecordError, InvalidRecordError
+from streamlog.errors import CorruptRecordError, InvalidRecordError, UnsupportedCompressionTypeError
 from streamlog.record import Record
 from tests.batch_samples import BAD, SEALERS, T, both_layouts, counts, forge, sample, seal
 
@@ -227,8 +227,8 @@ def test_random_body_with_a_right_crc(body: bytes, magic: int, codec: int, count
     )
     try:
         assert len(records_of(data, "t", 0)) == count
-    except InvalidRecordError:
-        pass
+    except (InvalidRecordError, UnsupportedCompressionTypeError):
+        pass  # the second: snappy and lz4 where the extra is not installed
 
 
 def test_import_is_light() -> None:
