@@ -13,8 +13,6 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-COMING = {ROOT / "docs" / "performance.md"}
-"""Pages that may still be missing: written at the end, from measurements."""
 CODE = re.compile(r"`([^`\n]+)`")
 
 
@@ -38,8 +36,6 @@ def broken_links(page: Path) -> list[str]:
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
         if not target.exists():
-            if target in COMING:
-                continue
             broken.append(f"{link}: no such file")
         elif anchor and anchor not in anchors(target):
             broken.append(f"{link}: no such heading")
