@@ -179,10 +179,18 @@ class Coordinator:
             self._broker.post(GroupRequest(hosted.group_id, events.ExpireOffsets()))
 
     def forget_topic(self, topic: str) -> None:
-        """A topic was deleted: one of the same name, later, must not be read from the middle."""
-        for hosted in self.groups():
-            if any(partition.topic == topic for partition in hosted.machine.all_committed()):
-                self._broker.post(GroupRequest(hosted.group_id, events.TopicsDeleted((topic,))))
+        """A topic was deleted: one of the same name, later, must not be read from the middle.
+
+        Returns when it is done: another thread may be running the turns. A group that cannot be written now forgets
+        when it is loaded next.
+        """
+        posted = [
+            self._broker.post(GroupRequest(hosted.group_id, events.TopicsDeleted((topic,))))
+            for hosted in self.groups()
+            if any(partition.topic == topic for partition in hosted.machine.all_committed())
+        ]
+        for pending in posted:
+            self._broker.wait(pending)
 
     # -- inside the turn ---------------------------------------------------------------------------------------------
 
