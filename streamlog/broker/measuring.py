@@ -110,7 +110,6 @@ class RequestTimes:
         self.fetches = self.by_name["FetchConsumer"]
         self.produced = self.by_name["Produce"]
         self.written = self.produced.errors["NONE"]
-        self._monotonic_ns = clock.monotonic_ns
 
     def count(self, replies: Sequence[tuple[Pending, Any, BaseException | None]]) -> None:
         """Count the replies of a finished turn."""

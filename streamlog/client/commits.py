@@ -77,11 +77,6 @@ class Commits:
             return None
         return max(1, self._due_ms - self._clock.monotonic_ms())
 
-    def note_progress(self) -> None:
-        """Nothing to do: positions are read when they are committed. Kept as the place where lag would be
-        told.
-        """
-
     def maybe_auto_commit(self, *, force: bool = False, leaving: bool = False) -> None:
         """Commit the positions if it is time (or `force`). A rebalance or a lost membership is left to the
         next poll.

@@ -319,7 +319,6 @@ class Consumer(ConsumerAssignment):
                 listener.mark(subscription)
             if assigned.buffer:
                 return assigned
-            self._commits.note_progress()
         return None
 
     def _on_unserved(self, assigned: AssignedPartition) -> None:
