@@ -44,9 +44,29 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         options.setdefault("allow_abbrev", False)
         super().__init__(*args, **options)
+        self._given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Also a subcommand's parser names what it does not know: only it knows what was meant."""
+        self._given = args or ()
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._told_unknown(unknown))
+        return namespace, unknown
+
+    def _told_unknown(self, unknown: Sequence[str]) -> str:
+        option = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
+        if option is None:
+            return f"{' '.join(unknown)!r} is more than this command takes"
+        near = closest(option, [name for name in self._option_string_actions if name.startswith("--")])
+        return f"there is no option {option!r}" + (f"; did you mean {near!r}?" if near else "")
 
     def error(self, message: str) -> NoReturn:
         told = _with_suggestion(message)
+        if "required" in message:  # what is missing may be there, misspelt
+            given = [word for word in self._given if word.startswith("--") and word != "--"]
+            unknown = [word for word in given if word.partition("=")[0] not in self._option_string_actions]
+            told = self._told_unknown(unknown) if unknown else told
         raise UsageError(
             f"{told}{'' if told.endswith('?') else '.'} `{self.prog} --help` shows how it is used"
         )
