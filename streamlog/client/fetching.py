@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from streamlog.client.measuring import ConsumerTraffic
 
 UNKNOWN_OFFSET: Final = -1
+FIRST_FETCH_BYTES: Final = 64 * 1024
+"""The first fetch after an assignment or a seek asks for so much, each one after it for four times more: the first record
+need not wait for ten thousand others to be decoded.
+"""
 
 Deserializer = Callable[[Any], Any]
 
@@ -35,7 +39,7 @@ class AssignedPartition:
     __slots__ = (
         "tp", "partition", "subscription", "position", "fetch_offset", "buffer", "next_index", "paused", "end_offset",
         "revoking", "lag_end", "committed_position", "reset_position", "is_resetting",
-        "traffic",
+        "traffic", "_next_fetch_bytes",
     )  # fmt: skip
 
     def __init__(self, tp: TopicPartition, partition: Partition) -> None:
@@ -57,6 +61,7 @@ class AssignedPartition:
         # Out of range, and the reset has not found a place yet: what is committed is of no use.
         self.is_resetting = False
         self.traffic: ConsumerTraffic | None = None
+        self._next_fetch_bytes = FIRST_FETCH_BYTES
 
     def __repr__(self) -> str:
         return f"AssignedPartition({self.tp}, position={self.position}, buffered={self.buffered})"
@@ -72,6 +77,7 @@ class AssignedPartition:
         self.is_resetting = False
         self.buffer = []
         self.next_index = 0
+        self._next_fetch_bytes = FIRST_FETCH_BYTES
 
     def fetch(self, reader: LogReader, bytes_max: int, isolation_level: str, check_crcs: bool) -> bool:
         """Decode what is there at the fetch offset into the empty buffer. Returns whether there may be more behind it.
@@ -94,7 +100,7 @@ class AssignedPartition:
                 self.tp.partition,
                 offset,
                 end,
-                bytes_max,
+                min(bytes_max, self._next_fetch_bytes),
                 check_crcs,
             )
         except OffsetOutOfRangeError as error:
@@ -108,6 +114,8 @@ class AssignedPartition:
         took_us = meters.fetched(len(found.records), found.size_bytes, begun_us)
         if self.traffic is not None:
             self.traffic.fetched(self.tp.topic, len(found.records), found.size_bytes, took_us / 1_000)
+        if self._next_fetch_bytes < bytes_max:
+            self._next_fetch_bytes *= 4
         # Nothing found: compaction left nothing between here and the end.
         self.fetch_offset = offset = end if found.next_offset is None else found.next_offset
         self.buffer = found.records

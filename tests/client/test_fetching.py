@@ -7,7 +7,7 @@ import random
 import pytest
 
 from streamlog import Cluster, Topic, TopicPartition
-from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
+from streamlog.client.fetching import FIRST_FETCH_BYTES, UNKNOWN_OFFSET, AssignedPartition
 from streamlog.errors import DeserializationError, OffsetOutOfRangeError
 
 
@@ -52,6 +52,25 @@ def test_at_the_end_there_is_nothing_and_behind_it_an_error(
     with pytest.raises(OffsetOutOfRangeError):
         fetch(cluster, assigned)
     assert (assigned.position, assigned.fetch_offset) == (101, 101)
+
+
+def test_fetches_begin_small_and_grow_to_what_is_allowed(cluster: Cluster, single: Topic) -> None:
+    size = FIRST_FETCH_BYTES // 2
+    with cluster.producer(linger_ms=0) as producer:
+        for _ in range(16):
+            producer.send("single", b"v" * size).result()
+    assigned = AssignedPartition(TopicPartition("single", 0), cluster._backend.partition("single", 0))
+
+    def batches_fetched(bytes_max: int) -> int:
+        fetch(cluster, assigned, bytes_max)
+        return len(assigned.take(99, None, None))
+
+    assigned.seek(0)
+    assert [batches_fetched(8 * size) for _ in range(3)] == [1, 7, 7]
+    assigned.seek(0)  # somebody waits for a first record again
+    assert [batches_fetched(1 << 30) for _ in range(3)] == [1, 7, 8]
+    assigned.seek(0)
+    assert [batches_fetched(1) for _ in range(3)] == [1, 1, 1]
 
 
 def test_any_sequence_of_steps_hands_out_each_record_once(
