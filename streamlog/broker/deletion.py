@@ -99,13 +99,13 @@ class Deletions:
 
         What goes is below the start that an earlier turn published; what this turn raises it over goes with the next.
         """
-        from streamlog.storage import cleaner
+        from streamlog.storage import retention
 
         transaction = self._broker.transaction(turn)
         cut = log.delete_head(transaction, partition.log_id, partition.state.log_start_offset, SLICE_BYTES)
         if cut.batches:
             state = turn.staged[partition] = head_deleted(state, state.log_start_offset, cut.bytes)
-        target = cleaner.size_retention_target(
+        target = retention.size_retention_target(
             transaction,
             partition.log_id,
             state.size_bytes,

@@ -4,9 +4,9 @@
     every log.cleaner.backoff.ms            compaction: recode outside from a snapshot, swap in a turn
     every offsets.retention.check.interval  groups forget offsets that have expired
 
-The decisions are `storage.cleaner`'s and `core.replica`'s; this module only knows when, for which partitions, and how
-to hand the result to the broker. A compaction whose partition moved on in the meantime is thrown away. What is wrong with
-one partition (a corrupt batch) does not keep the others from being cleaned.
+The decisions are `storage.retention`'s, `storage.cleaner`'s and `core.replica`'s; this module only knows when, for which
+partitions, and how to hand the result to the broker. A compaction whose partition moved on in the meantime is thrown
+away. What is wrong with one partition (a corrupt batch) does not keep the others from being cleaned.
 
 Sources: Kafka LogManager.cleanupLogs, LogCleanerManager.grabFilthiestCompactedLog.
 """
@@ -23,7 +23,6 @@ from streamlog.broker.runner import Service
 from streamlog.broker.upkeep import RaiseLogStart, SaveCleanerCheckpoint, SwapCompacted, TrimHead
 from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC
 from streamlog.errors import ClosedError, StreamlogError, UnknownTopicOrPartitionError
-from streamlog.storage.log import iterate_headers
 
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
@@ -163,7 +162,7 @@ class Housekeeping:
         view, config = partition.view, partition.config
         if view is None or not config.deletes or view.log_start_offset == view.log_end_offset:
             return False
-        from streamlog.storage import cleaner
+        from streamlog.storage import retention
 
         view, snapshot = broker.reader.open(partition)
         with snapshot:
@@ -172,8 +171,8 @@ class Housekeeping:
             if is_untrimmed(snapshot, partition.log_id, view.log_start_offset):
                 broker.post(TrimHead(partition))
                 return False
-            start = cleaner.plan_retention(
-                iterate_headers(snapshot, partition.log_id, view.log_start_offset),
+            start = retention.plan_retention(
+                retention.iterate_outlines(snapshot, partition.log_id, view.log_start_offset),
                 now_ms=self._cluster.runtime.clock.wall_ms(),
                 retention_ms=config.retention_ms,
                 retention_bytes=config.retention_bytes,

@@ -1,11 +1,9 @@
-"""Retention and compaction of one log: planned from snapshots, outside every turn; applied in a turn.
+"""Compaction of one log: planned from snapshots, outside every turn; applied in a turn.
 
-    retention    plan_retention(headers) -> new log start offset; `log.delete_head` then deletes in slices
-    compaction   1. cleanable_end_offset, measure_dirty, needs_compaction     whether, and how far
-                 2. Compaction(environment, log id, CompactionWork).plans()   a pass, as a sequence of plans
-                 3. apply_compaction(transaction, log id, plan)               each in a turn, generation
-                    checked
-                 4. save_cleaner_checkpoint                                   where the next pass begins
+    1. cleanable_end_offset, measure_dirty, needs_compaction     whether, and how far
+    2. Compaction(environment, log id, CompactionWork).plans()   a pass, as a sequence of plans
+    3. apply_compaction(transaction, log id, plan)               each in a turn, generation checked
+    4. save_cleaner_checkpoint                                   where the next pass begins
 
     log start            first dirty          map end          uncleanable
         [ cleaned before ) [ offsets of keys  ) [ map was full ) [ head: open transactions, young, newest
@@ -22,14 +20,14 @@ Invariants:
  4. Memory: `map_bytes_max` for the offsets of keys, `slice_bytes_max` for batches. No transaction is held
     between two slices.
 
-Sources: SEMANTICS 3.7; Kafka Cleaner, LogCleanerManager, CleanedTransactionMetadata,
-UnifiedLog.deleteOldSegments; KIP-58 (min lag), KIP-354 (max lag), KIP-534 (delete horizon), KIP-98 (markers).
+Sources: SEMANTICS 3.7; Kafka Cleaner, LogCleanerManager, CleanedTransactionMetadata; KIP-58 (min lag), KIP-354 (max lag),
+KIP-534 (delete horizon), KIP-98 (markers).
 Not implemented: merging small batches into larger ones; legacy message formats' tombstones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -49,7 +47,6 @@ from streamlog.storage.keys import (
 )
 from streamlog.storage.log import (
     Reader,
-    StoredHeader,
     get_extra,
     iterate_headers,
     last_batch,
@@ -57,7 +54,6 @@ from streamlog.storage.log import (
     read,
 )
 
-UNLIMITED: Final = -1
 MAP_ENTRY_BYTES: Final = 192
 """One key of the offset map: key or digest (about 56 bytes), offset (32), dict slot (about 100)."""
 SLICE_REPLACEMENTS_MAX: Final = 1000
@@ -118,63 +114,6 @@ class CompactionPlan(msgspec.Struct, frozen=True, gc=False):
     """A slice of a pass, small enough for a turn."""
 
     replacements: tuple[Replacement, ...]
-
-
-# -- retention ---------------------------------------------------------------------------------------
-
-
-def plan_retention(
-    headers: Iterable[StoredHeader],
-    *,
-    now_ms: int,
-    retention_ms: int,
-    retention_bytes: int,
-    size_bytes: int,
-    log_start_offset: int,
-    high_watermark: int,
-) -> int:
-    """The log start offset after retention; `log_start_offset` if nothing is to go.
-
-    headers:      from `iterate_headers(reader, log_id, log_start_offset)`; read up to the first survivor.
-    retention_*:  -1 = unlimited. A compact-only topic passes -1 for both (SEMANTICS 3.7.7).
-    Source        SEMANTICS 1.1 "retention", "guard"; scenarios R1 to R5 with "batch" for "segment".
-    """
-    start_offset = log_start_offset
-    by_time = retention_ms != UNLIMITED
-    excess_bytes = size_bytes - retention_bytes if retention_bytes != UNLIMITED else -1
-    for stored in headers:
-        header = stored.header
-        if header.next_offset > high_watermark:
-            break
-        # Kafka falls back to the file's time for a segment without timestamps; we, to the log's running
-        # maximum.
-        newest = header.max_timestamp if header.max_timestamp >= 0 else stored.running_max_timestamp
-        by_time = by_time and newest >= 0 and now_ms - newest > retention_ms
-        if not by_time and excess_bytes < header.size_bytes:
-            break
-        excess_bytes -= header.size_bytes
-        start_offset = header.next_offset
-    return start_offset
-
-
-def size_retention_target(
-    reader: Reader, log_id: int, size_bytes: int, retention_bytes: int, high_watermark: int, bytes_max: int
-) -> int | None:
-    """The log start offset that brings a log down to `retention_bytes`, never below; None: nothing is to go.
-
-    bytes_max:  look at about so many bytes only, one slice of deleting.
-    """
-    target, seen_bytes = None, 0
-    for stored in iterate_headers(reader, log_id):
-        header = stored.header
-        if header.next_offset > high_watermark or size_bytes - retention_bytes < header.size_bytes:
-            break
-        target = header.next_offset
-        size_bytes -= header.size_bytes
-        seen_bytes += header.size_bytes
-        if seen_bytes >= bytes_max:
-            break
-    return target
 
 
 # -- compaction: whether and how far -----------------------------------------------------------------

@@ -252,3 +252,14 @@ def test_the_error_survives_pickling(cluster: streamlog.Cluster, tmp_path: Path)
     with pytest.raises(CorruptRecordError) as caught:
         cluster.topic("t")[0].read()
     check_facts(pickle.loads(pickle.dumps(caught.value)), 0, 4)
+
+
+def test_producers_and_retention_go_on_over_a_damaged_oldest_header(cluster: streamlog.Cluster) -> None:
+    """Retention by size rides along with appends: damage at the head must not make every append fail."""
+    cluster.topic("t").alter_config({"retention.bytes": 700})
+    flip(cluster, 3, 16)  # the magic
+    with cluster.producer() as producer:
+        for _ in range(20):
+            producer.send("t", b"v" * 50, partition=0).result(10)
+    assert cluster.topic("t")[0].log_start_offset > 4
+    assert [record.value for record in cluster.topic("t")[0].read()][-1] == b"v" * 50

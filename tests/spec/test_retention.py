@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from streamlog.storage import cleaner, log
+from streamlog.storage import retention
 from streamlog.storage.env import Environment
 from tests.storage.builders import OwnedLog, seal, sized
 
@@ -16,8 +16,8 @@ def plan(
 ) -> int:
     checkpoint = owned.checkpoint
     with owned.environment.snapshot() as snapshot:
-        return cleaner.plan_retention(
-            log.iterate_headers(snapshot, owned.log_id, checkpoint.log_start_offset),
+        return retention.plan_retention(
+            retention.iterate_outlines(snapshot, owned.log_id, checkpoint.log_start_offset),
             now_ms=now_ms,
             retention_ms=retention_ms,
             retention_bytes=retention_bytes,
@@ -150,9 +150,10 @@ def test_a_batch_without_timestamps_lives_as_long_as_its_predecessors(environmen
 
 def test_the_plan_reads_no_further_than_the_first_survivor(environment: Environment) -> None:
     owned = log_of(environment, [10, 20, 90, 90, 90])
-    headers = iter(owned.headers())
-    start = cleaner.plan_retention(
-        headers,
+    with environment.snapshot() as snapshot:
+        outlines = iter(list(retention.iterate_outlines(snapshot, owned.log_id)))
+    start = retention.plan_retention(
+        outlines,
         now_ms=100,
         retention_ms=60,
         retention_bytes=-1,
@@ -160,7 +161,7 @@ def test_the_plan_reads_no_further_than_the_first_survivor(environment: Environm
         log_start_offset=0,
         high_watermark=5,
     )
-    assert (start, len(list(headers))) == (2, 2)
+    assert (start, len(list(outlines))) == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_retention_by_size_along_with_an_append(
     owned = log_of(environment, [0, 0, 0, 0])
     with environment.snapshot() as snapshot:
         assert (
-            cleaner.size_retention_target(snapshot, 7, 400, retention_bytes, high_watermark, bytes_max)
+            retention.size_retention_target(snapshot, 7, 400, retention_bytes, high_watermark, bytes_max)
             == target
         )
     if target:
