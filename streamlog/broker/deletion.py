@@ -76,18 +76,20 @@ class Deletions:
             )
 
     def _trim(self, turn: Turn, partition: Partition) -> None:
-        state = turn.staged.get(partition) or partition.state
         if partition.view is None:  # its topic is gone, and its log is doomed
             turn.effects.append(self._after(turn.now_ms, lambda: self.trimming.pop(partition, None)))
             return
         transaction = self._broker.transaction(turn, reclaiming=True)
-        cut = log.delete_head(transaction, partition.log_id, state.log_start_offset, *self._slice())
+        # What this very turn raises the start over goes in a later one: readers do not know of it yet.
+        published = partition.state.log_start_offset
+        cut = log.delete_head(transaction, partition.log_id, published, *self._slice())
+        state = turn.staged.get(partition) or partition.state
         if cut.batches:
-            turn.staged[partition] = head_deleted(state, state.log_start_offset, cut.bytes)
+            turn.staged[partition] = head_deleted(state, published, cut.bytes)
 
         def note() -> None:
             self.trimming.pop(partition, None)
-            if not cut.done:
+            if not cut.done or state.log_start_offset > published:
                 self.trimming[partition] = None  # behind the others: they take turns
 
         turn.effects.append(self._after(turn.now_ms, note))

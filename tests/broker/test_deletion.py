@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from streamlog.broker import deletion
+from streamlog.broker import api, deletion
 from streamlog.broker.cluster import BrokerCluster
+from streamlog.broker.partition import Partition
 from streamlog.broker.turn import Pending, Tick, Turn
+from streamlog.core.replica import ReplicaState
 from streamlog.errors import StoreFullError
 from streamlog.storage import log
 from tests.broker.builders import opened, produce, values_of
@@ -61,6 +63,29 @@ def test_partitions_take_turns(cluster: BrokerCluster, monkeypatch: pytest.Monke
     ids = [cluster.partition("t", number).log_id for number in (0, 1)]
     cluster.broker.call(Tick()), cluster.broker.call(Tick())
     assert [stored(cluster, log_id) for log_id in ids] == [6, 6]
+
+
+def test_a_turn_that_raises_the_start_deletes_nothing_that_readers_may_still_ask_for(
+    cluster: BrokerCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader between the commit and the new view would find a gap, and step over it."""
+    broker, partition = cluster.broker, cluster.partition("t", 0)
+    cluster.delete_records("t", 0, 4)
+    publish, seen = Partition.publish, []
+
+    def read_then_publish(self: Partition, state: ReplicaState) -> None:
+        if self is partition:
+            seen.append(values_of(cluster, "t", 0)[0])
+        publish(self, state)
+
+    monkeypatch.setattr(Partition, "publish", read_then_publish)
+    broker.enqueue(api.DeleteRecords("t", 0, 10))
+    broker.enqueue(Tick())
+    broker.advance()
+    assert seen == [(4, b"4")]
+    while broker.deletions.trimming:
+        broker.call(Tick())
+    assert stored(cluster, partition.log_id) == 2
 
 
 def test_a_deleted_topics_log_goes_with_its_checkpoints(cluster: BrokerCluster) -> None:
