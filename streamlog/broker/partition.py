@@ -221,11 +221,12 @@ class Partition(Source):
             return batch.with_log_append_time(now_ms)
         latest = now_ms + config.message_timestamp_after_max_ms
         earliest = now_ms - config.message_timestamp_before_max_ms
-        if batch.max_timestamp > latest or batch.base_timestamp < earliest:
-            self._refuse_timestamp(batch, earliest, latest)
+        # The header tells the youngest record only: for the oldest, all have to be looked at.
+        if batch.max_timestamp > latest or earliest > 0:
+            self._check_timestamps(batch, earliest, latest)
         return batch
 
-    def _refuse_timestamp(self, batch: Batch, earliest: int, latest: int) -> None:
+    def _check_timestamps(self, batch: Batch, earliest: int, latest: int) -> None:
         for timestamp in batch.columns().timestamps:
             if not earliest <= timestamp <= latest:
                 raise InvalidTimestampError(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from streamlog.batch import seal_columnar
 from streamlog.broker import api
 from streamlog.broker.cluster import BrokerCluster
 from streamlog.broker.partition import load_state
@@ -41,6 +42,16 @@ def test_timestamps_out_of_range_are_refused(cluster: BrokerCluster) -> None:
             produce(cluster, "t", 0, b"a", timestamp=wrong)
         assert caught.value.timestamp == wrong
     produce(cluster, "t", 0, b"a", timestamp=now_ms)
+
+
+def test_one_record_too_old_refuses_its_batch_wherever_it_stands(cluster: BrokerCluster) -> None:
+    cluster.create_topic("t", 1, 1, {"message.timestamp.before.max.ms": "1000"})
+    now_ms = cluster.runtime.clock.wall_ms()
+    batch = seal_columnar(None, [b"now", b"old", b"now"], timestamps=[now_ms, now_ms - 60_000, now_ms])
+    [produced] = cluster.broker.call(api.Produce([("t", 0, batch)]))
+    assert isinstance(produced.error, InvalidTimestampError)
+    assert produced.error.timestamp == now_ms - 60_000
+    assert values_of(cluster, "t", 0) == []
 
 
 def test_log_append_time_replaces_the_producers(cluster: BrokerCluster) -> None:
