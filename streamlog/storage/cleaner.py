@@ -57,6 +57,8 @@ from streamlog.storage.log import (
 MAP_ENTRY_BYTES: Final = 192
 """One key of the offset map: key or digest (about 56 bytes), offset (32), dict slot (about 100)."""
 SLICE_REPLACEMENTS_MAX: Final = 1000
+DELETE_HORIZON_MS_MAX: Final = 1 << 62
+"""Later is never: a horizon is an i64, and so are the timestamps against it."""
 _DIGEST_BYTES: Final = 16
 
 
@@ -311,7 +313,9 @@ class Compaction:
             if batch.last_offset == self._last_kept_offset or self._is_last_of_producer(batch):
                 return batch.retain(()) if batch.record_count else batch
             return None
-        stamp_ms = work.now_ms + work.delete_retention_ms if expiring and horizon_ms is None else None
+        stamp_ms = None
+        if expiring and horizon_ms is None:
+            stamp_ms = min(work.now_ms + work.delete_retention_ms, DELETE_HORIZON_MS_MAX)
         if expiring:
             due_ms = stamp_ms if stamp_ms is not None else horizon_ms
             if due_ms is not None and not 0 <= self.next_delete_horizon_ms <= due_ms:

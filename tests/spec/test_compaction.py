@@ -188,6 +188,17 @@ def test_4_the_first_pass_stamps_the_horizon_and_a_later_pass_removes(owned: Own
     assert owned.offsets() == [1, 2]
 
 
+def test_4_tombstones_may_be_kept_for_ever(owned: OwnedLog) -> None:
+    """delete.retention.ms may be Long.MAX_VALUE; a horizon is an i64 as well."""
+    owned.append((b"a", None, 7))
+    owned.append(FILLER)
+    for now_ms in (1_700_000_000_000, 1 << 61):
+        compaction = owned.compact(now_ms=now_ms, delete_retention_ms=2**63 - 1)
+        assert compaction.next_delete_horizon_ms > 1 << 61
+        assert owned.records()[0] == (0, b"a", None)
+    assert owned.batches()[0].records("t", 0)[0].timestamp == 7
+
+
 def test_4_a_horizon_makes_a_pass_due_though_nothing_is_dirty(owned: OwnedLog) -> None:
     """Beyond Kafka, which waits for the next dirty records."""
     nothing = cleaner.Dirtiness(100, 0, -1)
