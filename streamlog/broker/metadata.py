@@ -116,6 +116,11 @@ class MetadataLog(TurnOwner):
                         "somebody else wrote in between",
                         expected_offset=request.expected_offset,
                     )
+                if request.controller_epoch > self.image.controller_epoch:
+                    raise NotControllerError(
+                        f"nobody was elected in controller epoch {request.controller_epoch}; the current one is "
+                        f"{self.image.controller_epoch}"
+                    )
                 if request.controller_epoch < self.image.controller_epoch:
                     raise FencedLeaderEpochError(
                         f"controller epoch {request.controller_epoch} is over; the current one is "
