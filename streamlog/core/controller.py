@@ -331,8 +331,14 @@ def decide_create_topic(
 def decide_add_partitions(
     image: ClusterImage, name: str, total: int, live_brokers: Sequence[int]
 ) -> PartitionsAdded:
-    """Grow a topic to `total` partitions. Raises InvalidPartitionsError unless that is more than it has."""
+    """Grow a topic to `total` partitions. Raises InvalidPartitionsError unless that is more than it has,
+    InvalidRequestError for an internal topic.
+    """
     topic = image.topic(name)
+    if topic.internal:  # Kafka allows it, and from then on looks for every group in another partition
+        raise InvalidRequestError(
+            f"topic {name!r} is internal: what it holds is found by its number of partitions", topic=name
+        )
     have = len(topic.partitions)
     if isinstance(total, bool) or not isinstance(total, int) or total <= have:
         raise InvalidPartitionsError(

@@ -158,6 +158,13 @@ def test_what_is_unknown_or_internal_cannot_be_deleted() -> None:
         decide_delete_topic(image, "nix")
 
 
+def test_an_internal_topic_does_not_grow() -> None:
+    """A group lives in the partition its name hashes to: another number of partitions would lose all of them."""
+    image = image_with(CONSUMER_OFFSETS_TOPIC)
+    with pytest.raises(InvalidRequestError, match="internal"):
+        decide_add_partitions(image, CONSUMER_OFFSETS_TOPIC, 60, [0])
+
+
 def test_log_ids_run_out_with_a_clear_error() -> None:
     image = image_with()
     image.next_log_id = controller.LOG_ID_MAX - 1
