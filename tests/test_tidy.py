@@ -56,7 +56,7 @@ BESIDE = "testing"  # may import all; nobody imports it
 
 # Module -> the places that may import it (a file, or a folder ending in "/"), and why nobody else.
 IMPORT_ONLY_IN = {
-    "time": (["clock.py"], "take now_ms or a Clock"),
+    "time": (["clock.py", "testing/"], "take now_ms or a Clock"),
     "threading": (["broker/runner.py", "testing/"], "locks and waiters come from the runtime"),
     "_thread": (["broker/runner.py", "testing/"], "locks and waiters come from the runtime"),
     "lmdb": (["storage/env.py"], "bytes go through storage.env"),

@@ -108,6 +108,7 @@ class BrokerCluster:
         self.heartbeats = Heartbeats(self.runtime)
         self.housekeeping = Housekeeping(self)
         self.housekeeping.start()
+        self.runtime.attach(self)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self.brokers)} brokers, {len(self.topics)} topics"
@@ -216,6 +217,7 @@ class BrokerCluster:
             except Exception as error:
                 first_error = first_error or error
         self._released = True
+        self.runtime.detach(self)
         if first_error is not None:
             raise first_error
 

@@ -79,6 +79,15 @@ class Runtime(Protocol):
     def caller(self) -> int:
         """The identity of the running thread."""
 
+    def attach(self, cluster: object) -> None:
+        """A cluster was opened under this runtime."""
+
+    def detach(self, cluster: object) -> None:
+        """It was closed."""
+
+    def may_help(self) -> bool:
+        """Whether a caller that waits for other brokers may do their work itself."""
+
 
 class ThreadWaiter:
     """A latch over one C-level lock: set and wait cost a lock operation each."""
@@ -139,6 +148,15 @@ class ThreadedRuntime:
 
     def caller(self) -> int:
         return threading.get_ident()
+
+    def attach(self, cluster: object) -> None:
+        pass
+
+    def detach(self, cluster: object) -> None:
+        pass
+
+    def may_help(self) -> bool:
+        return True
 
 
 def new_lock() -> Lock:
