@@ -11,7 +11,7 @@ Invariants:
  2. One decision with records per machine a turn: a second request for it is deferred to the next turn.
  3. A parked request is answered by its token, exactly once, by whatever later decision names it.
  4. A checkpoint holds the newest value of every live key at its offset: replaying it and the records behind it
-    gives the same machines as replaying the log from its start.
+    gives the same machines as replaying the log from its start. Compaction, which takes tombstones away, deletes it.
 
 Sources: Kafka CoordinatorRuntime, GroupCoordinatorShard.
 Not implemented: transaction coordinators (they will be hosted the same way).

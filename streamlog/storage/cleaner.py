@@ -42,6 +42,7 @@ from streamlog.storage.keys import (
     CHECKPOINT_VERSION,
     CLEANER_CHECKPOINT,
     CheckpointKind,
+    checkpoint_key,
     pack_key,
     unpack_key,
 )
@@ -381,6 +382,9 @@ def apply_compaction(transaction: WriteTransaction, log_id: int, plan: Compactio
                 # The running maximum stays: it bounds what was ever below this offset.
                 transaction.put(key, bytes(value[:BATCH_START]) + replacement.batch.encode())
                 change_bytes += replacement.batch.size_bytes - header.size_bytes
+        # A fold's checkpoint may know values whose tombstones went just now: replayed over what is left of the log, they
+        # would live again. It is a cache.
+        transaction.delete(checkpoint_key(log_id, CheckpointKind.FOLD))
     except EngineError as error:
         raise transaction.environment.named(error) from error
     return change_bytes

@@ -424,3 +424,27 @@ def test_the_log_of_a_group_is_compacted_without_loss(tmp_path: Path) -> None:
     cluster = opened(tmp_path / "c")
     assert committed(cluster, "g") == {T0: 29}
     cluster.close()
+
+
+def test_what_was_deleted_stays_deleted_when_its_tombstone_is_compacted_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fold's checkpoint from before the tombstone knows the offset still; the log has forgotten both."""
+    monkeypatch.setattr(coordinator, "FOLD_CHECKPOINT_EVERY_RECORDS", 4)
+    clocked = Clocked(tmp_path / "c")
+    cluster = clocked.cluster
+    for offset in range(4):
+        commit(cluster, "g", offset)
+        commit(cluster, "g", offset, TopicPartition("t", 1))
+    cluster.call_group("g", events.OffsetDelete(token=0, partitions=(T0,)))
+    commit(cluster, "g", 9, TopicPartition("t", 1))
+    retention_ms = cluster.broker.coordinator.group("g").partition.config.delete_retention_ms  # type: ignore[union-attr]
+    for _ in range(2):
+        cluster.housekeeping.run_now()
+        clocked.clock.advance(retention_ms + 1)
+    want = committed(cluster, "g")
+    assert T0 not in want
+    cluster.close()
+    again = opened(tmp_path / "c")
+    assert committed(again, "g") == want
+    again.close()

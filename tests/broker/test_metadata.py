@@ -84,7 +84,12 @@ def test_records_behind_the_checkpoint_are_folded_over_it(reopen: Open) -> None:
 
 @pytest.mark.parametrize(
     ("controller_epoch", "expected_offset", "refusal"),
-    [(3, -1, FencedLeaderEpochError), (5, -1, NotControllerError), (4, 1, NotControllerError), (4, 3, NotControllerError)],
+    [
+        (3, -1, FencedLeaderEpochError),
+        (5, -1, NotControllerError),
+        (4, 1, NotControllerError),
+        (4, 3, NotControllerError),
+    ],
 )
 def test_a_deposed_or_outrun_controller_changes_nothing(
     reopen: Open, controller_epoch: int, expected_offset: int, refusal: type[Exception]
