@@ -18,12 +18,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from streamlog.broker import api
 from streamlog.broker.api import GroupRequest
-from streamlog.broker.backup import backup_environments
 from streamlog.broker.broker import Broker
 from streamlog.broker.heartbeats import Heartbeats
 from streamlog.broker.housekeeping import Housekeeping
@@ -46,6 +44,10 @@ from streamlog.errors import (
 from streamlog.metrics import MetricsRegistry
 from streamlog.storage.directory import ClusterDirectory
 from streamlog.storage.env import Environment
+from streamlog.storage.filesystem import device
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CONTROLLER_ID: Final = 0
 ALLOCATOR_HINT_BYTES: Final = 16 * 1024 * 1024
@@ -112,11 +114,11 @@ class BrokerCluster:
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self.brokers)} brokers, {len(self.topics)} topics"
-        return f"BrokerCluster({str(self.directory.path)!r}, {state})"
+        return f"BrokerCluster({self.directory.location!r}, {state})"
 
     # -- opening and closing -----------------------------------------------------------------------------------------
 
-    def _open_environment(self, path: Path) -> Environment:
+    def _open_environment(self, path: str) -> Environment:
         # A power loss must not take back a topic whose records survive in a broker's store: its log ids would be given to
         # the next topic, and the records with them. Changes of topics are rare, so they are always durable at once.
         is_metadata = path == self.directory.metadata_path
@@ -126,7 +128,9 @@ class BrokerCluster:
             map_bytes=self.config.map_bytes,
             disk_bytes_max=self.config.disk_bytes_max,
             max_readers=self.config.max_readers,
-            allow_network_fs=self.config.allow_network_fs,
+            # The directory's own file system was looked at already; what is not there yet will be made on it.
+            allow_network_fs=self.config.allow_network_fs
+            or device(path) in (None, device(self.directory.location)),
         )
         self._environments.append(environment)
         return environment
@@ -137,7 +141,7 @@ class BrokerCluster:
         if known:
             if brokers is not None and brokers != len(known):
                 raise ConfigError(
-                    f"brokers={brokers}: {self.directory.path} has {len(known)}; leave the option "
+                    f"brokers={brokers}: {self.directory.location} has {len(known)}; leave the option "
                     "out, or grow with add_broker()",
                     option="brokers",
                     value=brokers,
@@ -190,7 +194,7 @@ class BrokerCluster:
 
     def refuse_closed(self) -> NoReturn:
         raise ClosedError(
-            f"the cluster at {self.directory.path} is closed; open it again with streamlog.open(...)"
+            f"the cluster at {self.directory.location} is closed; open it again with streamlog.open(...)"
         )
 
     def close(self) -> None:
@@ -235,6 +239,8 @@ class BrokerCluster:
 
     def backup(self, path: Path) -> None:
         """Copy the cluster into a new directory while it is in use. Raises StorageError; then there is no copy."""
+        from streamlog.broker.backup import backup_environments
+
         self.check_usable()
         brokers = {broker.id: broker.environment for broker in self.brokers}
         backup_environments(self.directory, brokers, self.metadata.environment, path)

@@ -8,7 +8,6 @@ folding the metadata log of a snapshot, which a reader does again whenever it gr
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -72,7 +71,7 @@ def visible_commit(environment: Environment) -> int:
 def open_stores(directory: ClusterDirectory, config: ClusterConfig) -> Stores:
     opened: list[Environment] = []
 
-    def open_one(path: Path) -> Environment:
+    def open_one(path: str) -> Environment:
         opened.append(
             Environment.open(
                 path, read_only=True, max_readers=config.max_readers, allow_network_fs=config.allow_network_fs

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from re import Pattern
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -33,6 +32,8 @@ from streamlog.errors import (
 from streamlog.metrics import Metrics
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from typing_extensions import Self
 
     from streamlog.broker.housekeeping import CleanerReport
@@ -267,6 +268,8 @@ class Cluster:
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the cluster into a new directory while it is in use. Raises StorageError if that exists."""
         self._check_open()
+        from pathlib import Path
+
         self._backend.backup(Path(path))
 
     def close(self) -> None:
@@ -348,7 +351,7 @@ def close_all() -> None:
                 _say(f"a streamlog cluster that nobody closed: {type(error).__name__}: {error}")
         if pending:
             _say(
-                f"the streamlog cluster at {opened.backend.directory.path} was not closed and "
+                f"the streamlog cluster at {opened.backend.directory.location} was not closed and "
                 f"{pending} records were still on "
                 "their way; they were sent now. Use `with`, or close()"
             )

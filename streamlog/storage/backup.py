@@ -14,10 +14,11 @@ from streamlog.errors import StorageError
 from streamlog.storage.filesystem import DIRECTORY_MODE, FILE_MODE, sync_directory
 
 
-def copy_into(engine: Any, path: Path, data_file: str) -> None:
+def copy_into(engine: Any, path: str | os.PathLike[str], data_file: str) -> None:
     """Copy what the engine (an lmdb.Environment) holds into a new or empty directory; complete, or not
     there.
     """
+    path = Path(path)
     made = not path.exists()
     path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
     if any(path.iterdir()):

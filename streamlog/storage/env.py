@@ -24,7 +24,6 @@ import errno
 import os
 import weakref
 from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 import lmdb
@@ -39,11 +38,12 @@ from streamlog.errors import (
     StoreFullError,
 )
 from streamlog.storage import filesystem
-from streamlog.storage.backup import copy_into
 from streamlog.storage.failure import named
 from streamlog.storage.statistics import EnvironmentStats, is_being_read, live_pages, read_stats
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     Cursor = lmdb.Cursor[memoryview]
     Transaction = lmdb.Transaction[memoryview]
 
@@ -55,9 +55,7 @@ MAP_BYTES: Final = (1 << 40, 1 << 38, 1 << 34, 1 << 30)
 DISK_BYTES_MIN: Final = 1 << 20
 RECLAIM_RESERVE_SHARE: Final = 16
 RECLAIM_RESERVE_BYTES: Final = (1 << 18, 1 << 26)
-"""Of `disk_bytes_max`, 1/16 but between these two is kept for deleting: copy-on-write needs pages to free
-pages.
-"""
+"""Of `disk_bytes_max`, 1/16 but between these two is kept for deleting: copy-on-write needs pages to free pages."""
 
 EngineError = lmdb.Error
 
@@ -172,14 +170,14 @@ class Environment:
         "closed",
         "closing",
         "disk_bytes_max",
-        "path",
+        "location",
         "read_only",
         "sync_mode",
     )
 
     def __init__(
         self,
-        path: Path,
+        location: str,
         engine: lmdb.Environment,
         sync: Sync,
         read_only: bool,
@@ -187,7 +185,7 @@ class Environment:
         bytes_max: int | None = None,
     ) -> None:
         """Use `open`."""
-        self.path = path
+        self.location = location
         self.sync_mode: Sync = sync
         self.read_only = read_only
         self.disk_bytes_max = disk_bytes_max
@@ -214,7 +212,7 @@ class Environment:
     @classmethod
     def open(
         cls,
-        path: Path,
+        path: str | os.PathLike[str],
         *,
         sync: Sync = "full",
         read_only: bool = False,
@@ -232,7 +230,7 @@ class Environment:
         Raises          NotAStreamlogDirectoryError, NetworkFileSystemError, UnsupportedFormatError,
                         CorruptStoreError, IllegalStateError (open in this process already), StorageError.
         """
-        path = Path(path)
+        path = os.fspath(path)
         if disk_bytes_max is not None and disk_bytes_max < DISK_BYTES_MIN:
             raise ConfigError(
                 f"disk_bytes_max={disk_bytes_max} is too small: a store needs at least {DISK_BYTES_MIN}",
@@ -240,16 +238,14 @@ class Environment:
                 value=disk_bytes_max,
             )
         if sync not in ("full", "normal", "off"):
-            raise ConfigError(
-                f'sync={sync!r}: allowed are "full", "normal", "off"', option="sync", value=sync
-            )
+            raise ConfigError(f'sync={sync!r}: allowed: "full", "normal", "off"', option="sync", value=sync)
         filesystem.prepare_directory(path, DATA_FILE, read_only)
         if not allow_network_fs:
             filesystem.refuse_network_file_system(path)  # row 18
         candidates = (map_bytes,) if map_bytes is not None else MAP_BYTES
         if disk_bytes_max is not None:
             candidates = (min(disk_bytes_max, candidates[0]) & ~4095, *candidates[1:])
-        is_new = not read_only and sync != "off" and not (path / DATA_FILE).exists()
+        is_new = not read_only and sync != "off" and not os.path.exists(os.path.join(path, DATA_FILE))
         engine = _open_engine(path, candidates, sync, read_only, max_readers)
         try:
             _check_complete(path, engine)
@@ -265,6 +261,13 @@ class Environment:
             engine.close()
             raise
         return environment
+
+    @property
+    def path(self) -> Path:
+        """The directory. Inside the library `location` is used: importing pathlib takes milliseconds."""
+        from pathlib import Path
+
+        return Path(self.location)
 
     # -- transactions ------------------------------------------------------------------------------
 
@@ -325,17 +328,19 @@ class Environment:
         """Free the reader slots of killed processes (row 7); how many there were."""
         return self._live_engine().reader_check()
 
-    def backup(self, path: Path) -> None:
-        """Copy the environment, as the newest commit left it and without free pages, into a new or empty
-        directory. Others may read and write meanwhile. Raises StorageError."""
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy it, as the newest commit left it and without free pages, into a new or empty directory, while it is in
+        use. Raises StorageError."""
+        from streamlog.storage.backup import copy_into
+
         try:
-            copy_into(self._live_engine(), Path(path), DATA_FILE)
+            copy_into(self._live_engine(), path, DATA_FILE)
         except EngineError as error:
-            raise named(error, path, path / DATA_FILE) from error
+            raise named(error, os.fspath(path), DATA_FILE) from error
 
     def stats(self) -> EnvironmentStats:
         """What it holds and how far it may grow."""
-        return read_stats(self._live_engine(), self.path, self.disk_bytes_max, len(self._readers))
+        return read_stats(self._live_engine(), self.location, self.disk_bytes_max, len(self._readers))
 
     def close(self, *, force: bool = False) -> bool:
         """Refuse everything from now on and close the file; True if it is closed when this returns.
@@ -370,7 +375,7 @@ class Environment:
 
     def named(self, error: lmdb.Error) -> Exception:
         """The streamlog error for an engine error."""
-        return named(error, self.path, self.path / DATA_FILE)
+        return named(error, self.location, DATA_FILE)
 
     def _close_engine(self) -> None:
         try:
@@ -391,14 +396,14 @@ class Environment:
     def _refuse(self, *_: object) -> NoReturn:
         if self._forked:
             raise StoreForkedError(
-                f"{self.path} was opened before this process was forked from its parent. Open it after the "
+                f"{self.location} was opened before this process was forked from its parent. Open it after the "
                 "fork, use the 'spawn' start method, or connect through the parent's listener",
-                path=str(self.path),
+                path=self.location,
             )
-        raise ClosedError(f"the store {self.path} is closed", path=str(self.path))
+        raise ClosedError(f"the store {self.location} is closed", path=self.location)
 
     def _refuse_write(self, *_: object) -> NoReturn:
-        raise ReadOnlyError(f'{self.path} is open for reading only (mode="r")', path=str(self.path))
+        raise ReadOnlyError(f'{self.location} is open for reading only (mode="r")', path=self.location)
 
     def _check_room(self, reclaiming: bool) -> None:
         """Row 1: `disk_bytes_max` is the map's size, so the engine holds it; this keeps pages for deleting."""
@@ -406,9 +411,9 @@ class Environment:
         pages = live_pages(stat)  # type: ignore[arg-type]
         if pages > self._live_pages_max[reclaiming]:
             raise StoreFullError(
-                f"{self.path} holds {pages * stat['psize']} bytes; disk_bytes_max (or map_bytes) is {self._bytes_max}, "
-                "what is left is kept for deleting. Shorten retention, delete records or topics, or raise it",
-                path=str(self.path),
+                f"{self.location} holds {pages * stat['psize']} bytes; disk_bytes_max (or map_bytes) is "
+                f"{self._bytes_max}, the rest is kept for deleting. Shorten retention, delete records or raise it",
+                path=self.location,
                 disk_bytes_max=self._bytes_max,
             )
 
@@ -427,12 +432,12 @@ class Environment:
 
 
 def _open_engine(
-    path: Path, candidates: tuple[int, ...], sync: Sync, read_only: bool, max_readers: int
+    path: str, candidates: tuple[int, ...], sync: Sync, read_only: bool, max_readers: int
 ) -> lmdb.Environment:
     for index, map_bytes in enumerate(candidates):
         try:
             return lmdb.Environment(
-                str(path),
+                path,
                 map_size=map_bytes,
                 readonly=read_only,
                 sync=sync != "off",
@@ -449,33 +454,32 @@ def _open_engine(
             no_memory = isinstance(error, lmdb.MemoryError) or error.code == errno.ENOMEM
             if no_memory and index + 1 < len(candidates):
                 continue
-            raise named(error, path, path / DATA_FILE) from error
+            raise named(error, path, DATA_FILE) from error
     raise AssertionError("no candidate for the size of the map")
 
 
-def _check_complete(path: Path, engine: lmdb.Environment) -> None:
+def _check_complete(path: str, engine: lmdb.Environment) -> None:
     """A file that lost its tail would kill the process with SIGBUS at the first touch of a lost page."""
     file_bytes_expected = (engine.info()["last_pgno"] + 1) * engine.stat()["psize"]
-    if (path / DATA_FILE).stat().st_size >= file_bytes_expected:
+    file = os.path.join(path, DATA_FILE)
+    if os.stat(file).st_size >= file_bytes_expected:
         return
-    # Pages at the end that were allocated and freed in one transaction are never written: only a walk can
-    # tell.
+    # Pages at the end that were allocated and freed in one transaction are never written: only a walk can tell.
     problems = verify_file(path)
     if problems:
         raise CorruptStoreError(
-            f"{path / DATA_FILE} is torn: it should have {file_bytes_expected} bytes ({problems[0]}). "
-            "Restore a backup",
-            path=str(path),
+            f"{file} is torn: it should have {file_bytes_expected} bytes ({problems[0]}). Restore a backup",
+            path=path,
             problems=problems[:10],
         )
 
 
-def verify_file(path: Path) -> list[str]:
+def verify_file(path: str | os.PathLike[str]) -> list[str]:
     """Walk the pages of an environment nobody writes to, without the engine: what is wrong with them (row 21)."""
     from lmdb.verify import VerifyError, verify
 
     try:
-        problems: list[object] = verify(str(path / DATA_FILE), subdir=False)  # type: ignore[no-untyped-call]
+        problems: list[object] = verify(os.path.join(path, DATA_FILE), subdir=False)  # type: ignore[no-untyped-call]
         return [str(problem) for problem in problems]
     except (VerifyError, OSError) as error:
         return [str(error)]

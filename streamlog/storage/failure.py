@@ -8,7 +8,7 @@ Sources: lmdb.h "Return Codes"; ECOSYSTEM 3.2, whose row numbers stand at the br
 from __future__ import annotations
 
 import errno
-from pathlib import Path
+import os
 from typing import Final
 
 from streamlog.errors import (
@@ -31,44 +31,45 @@ _DISK_CODES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REFUSED_CODES: Final = frozenset({errno.EACCES, errno.EROFS, errno.EPERM})
 
 
-def named(error: Exception, path: Path, file: Path) -> Exception:
-    """The streamlog error for an engine error of the environment `path`, whose data file is `file`."""
-    name, text, place = type(error).__name__, str(error), str(path)
+def named(error: Exception, path: str, data_file: str) -> Exception:
+    """The streamlog error for an engine error of the environment `path`, whose file is `data_file`."""
+    name, text = type(error).__name__, str(error)
+    file = os.path.join(path, data_file)
     code: int = getattr(error, "code", 0)
     if name in _FULL:  # row 1
         return StoreFullError(
             f"the store {path} is full (its map or disk_bytes_max is used up); nothing of it is stored."
             " Shorten retention, delete records or topics, or raise disk_bytes_max",
-            path=place,
+            path=path,
         )
     if name == "ReadersFullError":  # row 6
         return ReadersFullError(
-            f"all reader slots of {path} are taken: raise max_readers, or find who keeps them", path=place
+            f"all reader slots of {path} are taken: raise max_readers, or find who keeps them", path=path
         )
     if name == "MapResizedError":  # row 3
-        return StorageError(f"another process grew {path}; try again", path=place, retriable=True)
+        return StorageError(f"another process grew {path}; try again", path=path, retriable=True)
     if code in _DISK_CODES or (code == errno.EIO and filesystem.is_full(path, file)):  # row 17
         return DiskFullError(
             f"no space left for {file} ({text}); nothing of this write is stored, nothing before it is lost",
-            path=place,
+            path=path,
             errno=code,
         )
     if name == "ReadonlyError" or code in _REFUSED_CODES:
-        return ReadOnlyError(f"{path}: {text}", path=place)
+        return ReadOnlyError(f"{path}: {text}", path=path)
     if name in _FOREIGN:  # row 22
         return UnsupportedFormatError(
-            f"{file} is not in the format this version reads (LMDB 0.9): {text}", path=place
+            f"{file} is not in the format this version reads (LMDB 0.9): {text}", path=path
         )
     if name == "BadTxnError":
-        return IllegalStateError(f"{path}: the transaction failed or ended before: {text}", path=place)
+        return IllegalStateError(f"{path}: the transaction failed or ended before: {text}", path=path)
     if name in _CORRUPT:  # row 21
         return CorruptStoreError(
             f"{file} contradicts itself, or the engine gave up on it: {text}. Close it and run "
             "`streamlog verify`",
-            path=place,
+            path=path,
         )
     if "already open" in text:  # row 4
-        return IllegalStateError(f"{path} is open in this process: use the environment you have", path=place)
+        return IllegalStateError(f"{path} is open in this process: use the environment you have", path=path)
     if "closed" in text:
-        return ClosedError(f"the store {path}, or the transaction, is closed", path=place)
-    return StorageError(f"{path}: {text}", path=place, errno=code)
+        return ClosedError(f"the store {path}, or the transaction, is closed", path=path)
+    return StorageError(f"{path}: {text}", path=path, errno=code)

@@ -7,10 +7,12 @@ Not implemented: detection outside Linux (there `file_system_type` answers None,
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from streamlog.errors import NetworkFileSystemError, NotAStreamlogDirectoryError, ReadOnlyError, StorageError
+
+if TYPE_CHECKING:
+    AnyPath = str | os.PathLike[str]
 
 NETWORK_FILE_SYSTEMS: Final = frozenset(
     {
@@ -32,7 +34,7 @@ EIO.
 """
 
 
-def file_system_type(path: Path, mountinfo: str | None = None) -> str | None:
+def file_system_type(path: AnyPath, mountinfo: str | None = None) -> str | None:
     """The type of the file system that holds `path` ("ext4", "nfs4", "fuse.sshfs"); None where it cannot be
     told.
     """
@@ -58,6 +60,8 @@ def file_system_type(path: Path, mountinfo: str | None = None) -> str | None:
 
 
 def _unescape(mount_point: str) -> str:
+    if "\\" not in mount_point:
+        return mount_point
     for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         mount_point = mount_point.replace(escape, character)
     return mount_point
@@ -70,7 +74,7 @@ def is_network_file_system(kind: str | None) -> bool:
     return kind is not None and (kind in NETWORK_FILE_SYSTEMS or kind == "fuse" or kind.startswith("fuse."))
 
 
-def refuse_network_file_system(path: Path) -> None:
+def refuse_network_file_system(path: AnyPath) -> None:
     """Raise NetworkFileSystemError if `path` lies on a network file system."""
     kind = file_system_type(path)
     if is_network_file_system(kind):
@@ -82,7 +86,7 @@ def refuse_network_file_system(path: Path) -> None:
         )
 
 
-def free_bytes(path: Path) -> int | None:
+def free_bytes(path: AnyPath) -> int | None:
     """Bytes an unprivileged process may still write to the file system of `path`; None if unknown."""
     try:
         facts = os.statvfs(path)
@@ -91,7 +95,7 @@ def free_bytes(path: Path) -> int | None:
     return facts.f_bavail * facts.f_frsize
 
 
-def is_full(path: Path, file: Path) -> bool:
+def is_full(path: AnyPath, file: AnyPath) -> bool:
     """True if a failed write to `file` below `path` is explained by a full disk or this process's file size
     limit.
     """
@@ -102,12 +106,20 @@ def is_full(path: Path, file: Path) -> bool:
         import resource
 
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        return limit != resource.RLIM_INFINITY and file.stat().st_size + DISK_FULL_BYTES > limit
+        return limit != resource.RLIM_INFINITY and os.stat(file).st_size + DISK_FULL_BYTES > limit
     except (ImportError, OSError):
         return False
 
 
-def sync_directory(path: Path) -> None:
+def device(path: AnyPath) -> int | None:
+    """What tells one mounted file system from another; None if there is no such path."""
+    try:
+        return os.stat(path).st_dev
+    except OSError:
+        return None
+
+
+def sync_directory(path: AnyPath) -> None:
     """Make the names in a directory survive power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -116,22 +128,27 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def prepare_directory(path: Path, data_file: str, read_only: bool) -> None:
-    """Make the directory of an environment, for its owner only (row 26); to read it, it must be there.
-
-    Raises   NotAStreamlogDirectoryError, ReadOnlyError, StorageError.
-    """
-    if path.exists() and not path.is_dir():
-        raise NotAStreamlogDirectoryError(f"{path} is a file; a store is a directory", path=str(path))
-    if read_only:
-        if not (path / data_file).exists():
-            raise NotAStreamlogDirectoryError(f"there is no store in {path}", path=str(path))
-        return
+def make_directory(path: AnyPath) -> None:
+    """Make a directory, and those above it, for its owner only (row 26). Raises ReadOnlyError, StorageError."""
     try:
-        path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        os.makedirs(path, DIRECTORY_MODE, exist_ok=True)
     except PermissionError as error:
         raise ReadOnlyError(f"cannot create {path}: {error.strerror}", path=str(path)) from error
     except OSError as error:
         raise StorageError(
             f"cannot create {path}: {error.strerror}", path=str(path), errno=error.errno
         ) from error
+
+
+def prepare_directory(path: AnyPath, data_file: str, read_only: bool) -> None:
+    """Make the directory of an environment; to read it, it must be there.
+
+    Raises   NotAStreamlogDirectoryError, ReadOnlyError, StorageError.
+    """
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise NotAStreamlogDirectoryError(f"{path} is a file; a store is a directory", path=str(path))
+    if read_only:
+        if not os.path.exists(os.path.join(path, data_file)):
+            raise NotAStreamlogDirectoryError(f"there is no store in {path}", path=str(path))
+        return
+    make_directory(path)

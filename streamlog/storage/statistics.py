@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,14 +28,14 @@ class EnvironmentStats(msgspec.Struct, frozen=True, gc=False):
     )
 
 
-def read_stats(engine: Any, path: Path, disk_bytes_max: int | None, snapshots: int) -> EnvironmentStats:
+def read_stats(engine: Any, path: str, disk_bytes_max: int | None, snapshots: int) -> EnvironmentStats:
     """Ask the engine (an lmdb.Environment)."""
     info, stat = engine.info(), engine.stat()
     page_bytes = stat["psize"]
     # The engine's reader table: a heading, then lines of `pid thread transaction`.
     transactions = [int(line.split()[2]) for line in engine.readers().splitlines() if line[-1:].isdigit()]
     return EnvironmentStats(
-        path=str(path),
+        path=path,
         entries=stat["entries"],
         live_bytes=live_pages(stat) * page_bytes,
         file_bytes=(info["last_pgno"] + 1) * page_bytes,

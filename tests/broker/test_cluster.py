@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 
+from streamlog.broker import cluster as broker_cluster
 from streamlog.broker.cluster import BrokerCluster
 from streamlog.errors import (
     ClosedError,
     ClusterLockedError,
     ConfigError,
+    NetworkFileSystemError,
     StorageError,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
     UnsupportedOperationError,
 )
+from streamlog.storage import filesystem
 from streamlog.storage.directory import ClusterDirectory
 from streamlog.storage.env import Environment
 from tests.broker.builders import in_thread, opened, produce, values_of
@@ -38,6 +41,19 @@ def opened_config() -> Any:
     from streamlog.config import ClusterConfig
 
     return ClusterConfig.from_options({})
+
+
+def test_an_environment_mounted_from_elsewhere_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where it lies on the directory's own file system is it not asked again whether that is a network's."""
+    opened(tmp_path / "c").close()
+    metadata = str(tmp_path / "c" / "metadata")
+    monkeypatch.setattr(filesystem, "file_system_type", lambda path: "nfs" if path == metadata else "ext4")
+    opened(tmp_path / "c").close()
+    monkeypatch.setattr(broker_cluster, "device", lambda path: 2 if path == metadata else 1)
+    with pytest.raises(NetworkFileSystemError, match="metadata"):
+        opened(tmp_path / "c")
 
 
 def test_a_second_owner_is_refused_until_the_first_has_closed(tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ def test_a_new_directory_gets_a_format_and_a_lock(tmp_path: Path) -> None:
 
 def test_the_places_inside(tmp_path: Path) -> None:
     opened = ClusterDirectory.open(tmp_path)
-    assert opened.metadata_path == tmp_path / "metadata"
-    assert opened.broker_path(2) == tmp_path / "broker-2"
+    assert opened.metadata_path == str(tmp_path / "metadata")
+    assert opened.broker_path(2) == str(tmp_path / "broker-2")
     for name in ("broker-10", "broker-2", "broker-x", "metadata"):
         (tmp_path / name).mkdir()
     assert opened.brokers() == [2, 10]
@@ -224,10 +224,10 @@ def test_a_lock_file_removed_and_made_anew_is_not_mistaken_for_ours(
     """Between open and flock somebody may have removed the file we opened."""
     real, calls = directory._same_file, []
 
-    def race(descriptor: int, file: Path) -> bool:
+    def race(descriptor: int, file: str) -> bool:
         calls.append(file)
         if len(calls) == 1:
-            file.unlink()
+            os.unlink(file)
         return real(descriptor, file)
 
     monkeypatch.setattr(directory, "_same_file", race)
@@ -248,6 +248,21 @@ def test_announcing_a_listener(tmp_path: Path) -> None:
     opened.close()
 
 
+def test_what_lock_says_is_never_mixed_with_what_it_said(tmp_path: Path) -> None:
+    opened = ClusterDirectory.open(tmp_path)
+    opened.announce("a-long-name.example.org:65535", incarnation="f" * 16)
+    opened.announce("b:1", incarnation="")
+    assert [(owner.listener, owner.incarnation) for owner in [opened.owner()]] == [("b:1", "")]
+    assert "f" not in (tmp_path / "LOCK").read_text().split("listener")[1]
+    opened.close()
+
+
+@pytest.mark.parametrize("path", ["/a/b", "/a/b/", "/a//./b", "a/../b", "x"])
+def test_a_path_is_made_absolute_as_pathlib_does(path: str) -> None:
+    """Not as os.path.abspath does: `link/..` is where the link leads to."""
+    assert Path(directory._absolute(path)) == Path(path).absolute()
+
+
 def test_an_unreadable_lock_says_nothing(tmp_path: Path) -> None:
     assert read_owner(tmp_path).pid is None
     (tmp_path / "LOCK").write_bytes(b"\xff\xfe pid\n\npid x\n")
@@ -265,8 +280,8 @@ def test_memory_is_private_and_gone_when_closed(tmp_path: Path, monkeypatch: pyt
     assert first.path.name.endswith("-orders") and first.in_memory
     assert stat.S_IMODE(first.path.stat().st_mode) == 0o700
     assert read_format(first.path) is not None
-    (first.metadata_path).mkdir()
-    (first.metadata_path / "data.mdb").write_bytes(b"x")
+    os.mkdir(first.metadata_path)
+    Path(first.metadata_path, "data.mdb").write_bytes(b"x")
     first.close()
     assert not first.path.exists() and second.path.exists()
     second.close()
@@ -301,7 +316,7 @@ def test_a_small_shared_memory_is_not_used(tmp_path: Path, monkeypatch: pytest.M
 def test_leftovers_of_killed_processes_are_swept_and_the_living_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directory, "_memory_base", lambda shared_memory: Path(shared_memory))
+    monkeypatch.setattr(directory, "_memory_base", str)
     (tmp_path / "other").mkdir()
     holder = Holder("disk", tmp_path / f"{directory.MEMORY_PREFIX}{os.getuid()}-1-aaaa")
     dead = Holder("disk", tmp_path / f"{directory.MEMORY_PREFIX}{os.getuid()}-2-bbbb")
@@ -322,16 +337,16 @@ def test_leftovers_of_killed_processes_are_swept_and_the_living_left_alone(
 def test_a_sweep_between_making_and_locking_is_survived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directory, "_memory_base", lambda shared_memory: tmp_path)
+    monkeypatch.setattr(directory, "_memory_base", lambda shared_memory: str(tmp_path))
     real, calls = directory._lock, []
 
-    def swept(path: Path, create: bool = True) -> int:
+    def swept(path: str, create: bool = True) -> int:
         calls.append(path)
         if len(calls) == 1:
-            path.rmdir()
+            os.rmdir(path)
         return real(path, create)
 
     monkeypatch.setattr(directory, "_lock", swept)
     opened = memory_directory()
-    assert len(calls) == 2 and opened.path == calls[1]
+    assert len(calls) == 2 and opened.location == calls[1]
     opened.close()

@@ -49,7 +49,7 @@ ROWS = [
     ("error", "expected"), ROWS, ids=lambda value: getattr(value, "__name__", repr(value))
 )
 def test_every_engine_error_has_a_name(tmp_path: Path, error: lmdb.Error, expected: type[Exception]) -> None:
-    found = named(error, tmp_path, tmp_path / "data.mdb")
+    found = named(error, str(tmp_path), "data.mdb")
     assert type(found) is expected
     assert isinstance(found, errors.StreamlogError)
     assert str(tmp_path) in str(found)
@@ -58,9 +58,9 @@ def test_every_engine_error_has_a_name(tmp_path: Path, error: lmdb.Error, expect
 def test_an_io_error_on_a_full_disk_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine reports a short write as EIO."""
     monkeypatch.setattr(filesystem, "free_bytes", lambda path: 5000)
-    found = named(engine_error(lmdb.Error, "commit", errno.EIO), tmp_path, tmp_path / "data.mdb")
+    found = named(engine_error(lmdb.Error, "commit", errno.EIO), str(tmp_path), "data.mdb")
     assert type(found) is errors.DiskFullError and found.errno == errno.EIO
 
 
 def test_a_resized_map_may_be_tried_again(tmp_path: Path) -> None:
-    assert named(lmdb.MapResizedError("begin"), tmp_path, tmp_path).retriable  # type: ignore[attr-defined]
+    assert named(lmdb.MapResizedError("begin"), str(tmp_path), "data.mdb").retriable  # type: ignore[attr-defined]
