@@ -232,6 +232,7 @@ ADVICE = {
     "StreamlogError": "The root: never raised itself.",
     "StreamlogTimeoutError": "Look whether it was written before you write again.",
     "TopicAlreadyExistsError": "`exist_ok=True`, or another name.",
+    "TopicDeletionDisabledError": "Open the cluster with `delete_topic_enable=True`.",
     "UnknownMemberIdError": "As CommitFailedError, whose cause it is.",
     "UnknownNameError": "The message says what it is called here.",
     "UnknownTopicOrPartitionError": "`cluster.topics` lists what there is.",

@@ -22,8 +22,9 @@ Not implemented: zstd dictionaries; the broken lz4 header checksums of message f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from .errors import InvalidRecordError, UnsupportedCompressionTypeError
 
@@ -51,6 +52,12 @@ class Codec(IntEnum):
     LZ4 = 3
     ZSTD = 4
 
+
+CODECS: Final[Mapping[str, Codec | None]] = {
+    "none": Codec.NONE, "uncompressed": Codec.NONE, "gzip": Codec.GZIP, "snappy": Codec.SNAPPY,
+    "lz4": Codec.LZ4, "zstd": Codec.ZSTD, "producer": None,
+}  # fmt: skip
+"""What the options `compression` and `compression.type` name; None: as the producer chose."""
 
 _compressors: dict[int, list[zstandard.ZstdCompressor]] = {}
 _decompressors: list[zstandard.ZstdDecompressor] = []

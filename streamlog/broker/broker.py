@@ -199,6 +199,10 @@ class Broker(TurnOwner):
                 results.append(api.Produced(-1, -1, -1, error))
                 continue
             results.append(self.append(turn, partition, batch))
+        if (
+            not request.acks
+        ):  # Kafka answers nothing: nobody is told an offset, but failures are not kept quiet
+            results = [api.Produced(-1, -1, -1, result.error) for result in results]
         turn.reply(pending, results)
 
     def append(self, turn: Turn, partition: Partition, batch: Batch) -> api.Produced:
@@ -358,7 +362,7 @@ class Broker(TurnOwner):
         for number in range(len(topic.partitions)):
             partition = self.partitions.get((name, number))
             if partition is not None and partition.topic_id == topic.topic_id:
-                partition.config = config
+                partition.configure(config)
 
     # -- committing and applying -------------------------------------------------------------------------------------
 

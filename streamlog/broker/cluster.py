@@ -39,6 +39,7 @@ from streamlog.errors import (
     ConfigError,
     StoreForkedError,
     TopicAlreadyExistsError,
+    TopicDeletionDisabledError,
     UnsupportedOperationError,
 )
 from streamlog.metrics import MetricsRegistry
@@ -287,6 +288,11 @@ class BrokerCluster:
 
     def delete_topic(self, name: str) -> None:
         self.check_usable()
+        if not self.config.delete_topic_enable:
+            raise TopicDeletionDisabledError(
+                f"topic {name!r} is not deleted: this cluster was opened with delete_topic_enable=False",
+                topic=name,
+            )
         image = self.metadata.call(api.DeleteTopic(name))
         self.broker.call(DropTopic(image))
         if CONSUMER_OFFSETS_TOPIC in self.topics:

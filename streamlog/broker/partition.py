@@ -15,7 +15,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from streamlog.batch import Batch
+from streamlog.batch_header import CODEC_MASK
 from streamlog.broker.purgatory import Source
+from streamlog.compression import CODECS
 from streamlog.config import TopicConfig
 from streamlog.core.controller import PartitionImage, TopicImage
 from streamlog.core.replica import ReplicaState
@@ -144,6 +146,7 @@ class Partition(Source):
         "log_id",
         "internal",
         "config",
+        "codec",
         "state",
         "view",
         "generation",
@@ -167,7 +170,7 @@ class Partition(Source):
         self.topic_id = topic.topic_id
         self.log_id = image.log_id
         self.internal = topic.internal
-        self.config = config
+        self.configure(config)
         self.state = state
         self.view: ReplicaState | None = state
         self.is_cutting = False
@@ -181,6 +184,11 @@ class Partition(Source):
             f"Partition({self.topic}-{self.number}, start={state.log_start_offset}, "
             f"high_watermark={state.high_watermark}, end={state.log_end_offset})"
         )
+
+    def configure(self, config: TopicConfig) -> None:
+        """Take over the topic's options."""
+        self.config = config
+        self.codec = CODECS[config.compression_type]
 
     def publish(self, state: ReplicaState) -> None:
         """Make `state` current and visible, and tell who waits."""
@@ -198,7 +206,7 @@ class Partition(Source):
         self.notify()
 
     def admit(self, batch: Batch, now_ms: int) -> Batch:
-        """Check a client's batch against the topic's rules; the batch to store, perhaps stamped with the broker's time.
+        """Check a client's batch against the topic's rules; the batch to store, stamped and recoded as the topic says.
 
         now_ms:  wall clock.
         Raises   RecordTooLargeError, InvalidTimestampError, InvalidRecordError; nothing was written.
@@ -206,15 +214,12 @@ class Partition(Source):
         """
         config = self.config
         if batch.size_bytes > config.max_message_bytes:
-            raise RecordTooLargeError(
-                f"a batch of {batch.size_bytes} bytes for {self.topic}-{self.number} is larger than the topic's "
-                f"max.message.bytes={config.max_message_bytes}; send smaller records, lower "
-                "batch_size, or raise the option",
-                topic=self.topic,
-                partition=self.number,
-                size_bytes=batch.size_bytes,
-                allowed_bytes=config.max_message_bytes,
-            )
+            self._refuse_size(batch)
+        if self.codec is not None and batch.attributes & CODEC_MASK != self.codec:
+            # Producers of this process have asked before sealing; who has not pays for it here.
+            batch = batch.with_codec(self.codec)
+            if batch.size_bytes > config.max_message_bytes:
+                self._refuse_size(batch)
         if config.compacts:
             self._require_keys(batch)
         if config.message_timestamp_type == "LogAppendTime":
@@ -225,6 +230,17 @@ class Partition(Source):
         if batch.max_timestamp > latest or earliest > 0:
             self._check_timestamps(batch, earliest, latest)
         return batch
+
+    def _refuse_size(self, batch: Batch) -> None:
+        raise RecordTooLargeError(
+            f"a batch of {batch.size_bytes} bytes for {self.topic}-{self.number} is larger than the topic's "
+            f"max.message.bytes={self.config.max_message_bytes}; send smaller records, lower "
+            "batch_size, or raise the option",
+            topic=self.topic,
+            partition=self.number,
+            size_bytes=batch.size_bytes,
+            allowed_bytes=self.config.max_message_bytes,
+        )
 
     def _check_timestamps(self, batch: Batch, earliest: int, latest: int) -> None:
         for timestamp in batch.columns().timestamps:

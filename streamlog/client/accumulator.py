@@ -23,10 +23,9 @@ Source: Kafka RecordAccumulator.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from streamlog.batch import Batch, Codec, seal_columnar
+from streamlog.batch import Batch, seal_columnar
 from streamlog.broker import api
 from streamlog.broker.pending import Pending
 from streamlog.broker.runner import Service
@@ -35,6 +34,7 @@ from streamlog.client.delivery import OpenBatch
 from streamlog.client.gathering import TopicBuffer, check_size
 from streamlog.client.measuring import ProducerTraffic
 from streamlog.client.timeouts import milliseconds
+from streamlog.compression import CODECS, Codec
 from streamlog.config import ProducerConfig
 from streamlog.core.controller import validate_topic_name
 from streamlog.errors import (
@@ -51,9 +51,6 @@ if TYPE_CHECKING:
     from streamlog.core.controller import TopicImage
 
 FAILED_BATCHES_LOOK: Final = 64
-_CODECS: Final[Mapping[str, Codec]] = {
-    "none": Codec.NONE, "gzip": Codec.GZIP, "snappy": Codec.SNAPPY, "lz4": Codec.LZ4, "zstd": Codec.ZSTD
-}  # fmt: skip
 _STRANDED_CALLBACK_MS: Final = 50
 
 
@@ -75,7 +72,8 @@ class Accumulator:
         self._in_flight: deque[OpenBatch] = deque()
         self._failed: list[OpenBatch] = []
         self._buffered_bytes = 0
-        self._codec = _CODECS[config.compression]
+        self._codec = CODECS[config.compression] or Codec.NONE
+        self._topic_codecs: dict[str, Codec] = {}  # of topics whose compression.type is not "producer"
         self._closed = False
         # Between two steps of the thread that holds the lock: whoever gets in then is an interrupt of that
         # thread.
@@ -127,8 +125,13 @@ class Accumulator:
         return fresh
 
     def _new_buffer(self, image: TopicImage) -> TopicBuffer:
-        message_bytes_max = self._backend.topic_config(image.name).max_message_bytes
-        buffer = TopicBuffer(image, self.config, message_bytes_max, self._runtime.random)
+        config = self._backend.topic_config(image.name)
+        codec = CODECS[config.compression_type]
+        if codec is None:
+            self._topic_codecs.pop(image.name, None)
+        else:
+            self._topic_codecs[image.name] = codec
+        buffer = TopicBuffer(image, self.config, config.max_message_bytes, self._runtime.random)
         if buffer.large_bytes < self._usual_bytes_max:
             self._usual_bytes_max = buffer.large_bytes
             self._record_bytes_max = min(self._record_bytes_max, buffer.large_bytes)
@@ -179,14 +182,15 @@ class Accumulator:
             if not batch.values or batch.pending is not None or batch.error is not None:
                 self._detach(batch)
                 continue
+            codec = self._topic_codecs.get(batch.topic, self._codec)
             try:
                 encoded = seal_columnar(
                     batch.keys,
                     batch.values,
                     headers=None if batch.headers is None else batch.header_column(),
                     timestamps=batch.timestamps,
-                    codec=self._codec,
-                    level=self.config.compression_level,
+                    codec=codec,
+                    level=self.config.compression_level if codec is self._codec else None,
                 )
             except Exception as error:  # no memory, a codec that fails: the others of this round still travel
                 batch.fail(error)

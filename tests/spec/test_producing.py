@@ -103,6 +103,19 @@ def test_acks_other_than_0_1_all_are_refused(cluster: Cluster) -> None:
         cluster.producer(acks=acks).close()
 
 
+def test_acks_0_tells_no_offset_but_still_every_failure(cluster: Cluster, topic: Topic) -> None:
+    """Kafka answers nothing: the client sees offset -1. What fails is told all the same (differences from Kafka)."""
+    with cluster.producer(acks=0) as producer:
+        metadata = producer.send("t", b"x", partition=1, timestamp=7).result()
+        assert (metadata.topic, metadata.partition, metadata.offset, metadata.timestamp) == ("t", 1, -1, 7)
+        assert [sent.offset for sent in producer.send_many("t", [(b"k", b"v")] * 3).result()] == [-1] * 3
+        with pytest.raises(InvalidRecordError):
+            producer.send("keyed", b"no key").result()
+    assert sum(partition.log_end_offset for partition in topic.partitions) == 4
+    with cluster.producer(acks=1) as producer:
+        assert producer.send("t", b"x", partition=1).result().offset == topic[1].log_end_offset - 1
+
+
 def test_idempotence_conflicts(cluster: Cluster) -> None:
     assert cluster.producer().config.enable_idempotence
     assert not cluster.producer(acks=1).config.enable_idempotence
