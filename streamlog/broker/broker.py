@@ -20,6 +20,7 @@ from streamlog.batch import Batch
 from streamlog.broker import api
 from streamlog.broker.api import GroupRequest
 from streamlog.broker.deletion import FAILED_PAUSE_MS, Deletions
+from streamlog.broker.flushing import Flushing
 from streamlog.broker.metadata import MetadataLog
 from streamlog.broker.partition import Partition, TopicMeters, load_state
 from streamlog.broker.reading import LogReader
@@ -58,7 +59,6 @@ from streamlog.storage.env import Environment
 if TYPE_CHECKING:
     from streamlog.broker.coordinator import Coordinator
     from streamlog.broker.measuring import GroupCounters
-    from streamlog.metrics import Timer
 
 TICK_LOOK_MS: Final = 10  # how often the broker's thread looks whether somebody has run the tick it posted
 TOPIC_METRICS: Final = "kafka.server:type=BrokerTopicMetrics,name="
@@ -91,14 +91,11 @@ class Broker(TurnOwner):
         self._topic_meters: dict[str, TopicMeters] = {}
         self._all_topics = TopicMeters(lambda name: metrics.meter(TOPIC_METRICS + name))
         self.group_counters: GroupCounters | None = None
-        self.flushes: Timer | None = None
         self.deletions = Deletions(self)
-        self.sync_error: StorageError | None = None
-        self._unsynced_since_ms: int | None = None
+        self.flushing = Flushing(environment, runtime.clock, config.flush_ms)
         self._service_deadline_ms: int | None = None
         self._tick: Pending | None = None
         self._service = Service(runtime, f"streamlog-broker-{broker_id}", self._serve)
-        self.environment_syncs_itself = environment.sync_mode != "off"
 
     def __repr__(self) -> str:
         return f"Broker({self.id}, {len(self.partitions)} partitions loaded, {self.turns_total} turns)"
@@ -155,7 +152,9 @@ class Broker(TurnOwner):
             return partition
 
     def topic_config(self, topic: TopicImage) -> TopicConfig:
-        return TopicConfig.with_overrides(topic.config, self.config)
+        config = TopicConfig.with_overrides(topic.config, self.config)
+        self.flushing.learn(config)
+        return config
 
     def topic_meters(self, name: str) -> TopicMeters:
         meters = self._topic_meters.get(name)
@@ -376,14 +375,15 @@ class Broker(TurnOwner):
             log.put_checkpoint(turn.transaction or self.transaction(turn), partition.log_id, state)
 
     def _apply(self, turn: Turn) -> None:
+        flushing = self.flushing
+        is_unsynced = turn.transaction is not None and flushing.is_needed
+        if is_unsynced and flushing.has_topic_rules:
+            flushing.flush_full(turn)  # first: who reads a record of such a topic may rely on it
         for partition, state in turn.staged.items():
             partition.publish(state)
-        is_unsynced = turn.transaction is not None and not self.environment_syncs_itself
-        if is_unsynced and self._unsynced_since_ms is None:
-            self._unsynced_since_ms = turn.now_ms
-            self._plan_service(turn.now_ms)
-        elif (
-            self.deletions.trimming
+        if (
+            (is_unsynced and flushing.note(turn))
+            or self.deletions.trimming
             or self.deletions.doomed
             or (self._coordinator is not None and self._coordinator.deadline_changed)
         ):
@@ -418,11 +418,9 @@ class Broker(TurnOwner):
             self._service.wake()
 
     def _next_deadline_ms(self, now_ms: int) -> int | None:
-        deadlines = [self.deletions.deadline_ms()]
+        deadlines = [self.deletions.deadline_ms(), self.flushing.deadline_ms]
         if self._coordinator is not None:
             deadlines.append(self._coordinator.next_deadline_ms())
-        if self._unsynced_since_ms is not None:
-            deadlines.append(self._unsynced_since_ms + self.config.flush_ms)
         known = [deadline for deadline in deadlines if deadline is not None]
         return min(known) if known else None
 
@@ -432,8 +430,9 @@ class Broker(TurnOwner):
             return None
         self._service_deadline_ms = None
         failed = False
-        if self._unsynced_since_ms is not None and self._unsynced_since_ms + self.config.flush_ms <= now_ms:
-            failed = not self._flush()
+        sync_ms = self.flushing.deadline_ms
+        if sync_ms is not None and sync_ms <= now_ms:
+            failed = not self.flushing.flush()
         deadline_ms = self._next_deadline_ms(now_ms)
         if deadline_ms is not None and deadline_ms <= now_ms and not failed:
             if self._tick is None or self._tick.done:  # else the turn is taken, and ours waits already
@@ -450,22 +449,6 @@ class Broker(TurnOwner):
             deadline_ms = max(deadline_ms, now_ms + FAILED_PAUSE_MS)
         self._service_deadline_ms = deadline_ms
         return deadline_ms
-
-    def _flush(self) -> bool:
-        """`sync="off"`: what has been committed for `flush_ms` goes to the disk. Returns whether it did."""
-        since_ms, self._unsynced_since_ms = self._unsynced_since_ms, None
-        begun_us = self._clock.monotonic_us()
-        try:
-            self.environment.sync()
-            self.sync_error = None
-            if self.flushes is not None:
-                self.flushes.update((self._clock.monotonic_us() - begun_us) / 1_000)
-        except StorageError as error:
-            self.sync_error = error  # tried again, and told by closing if it never works
-            self._unsynced_since_ms = since_ms
-        except StreamlogError:
-            pass  # closed meanwhile: that syncs
-        return self._unsynced_since_ms is None or self.sync_error is None
 
     def _decide_tick(self, turn: Turn, pending: Pending) -> object:
         if self._coordinator is not None:

@@ -336,9 +336,9 @@ def measure(cluster: BrokerCluster) -> RequestTimes:
     for broker in cluster.brokers:
         broker.request_times = times
         broker.group_counters = groups
-        broker.flushes = registry.timer(FLUSHES)
-        if broker.environment_syncs_itself:
-            broker.commit_times = broker.flushes
+        broker.flushing.times = registry.timer(FLUSHES)
+        if not broker.flushing.is_needed:
+            broker.commit_times = broker.flushing.times
     registry.collect(times.read)
     registry.collect(groups.read)
     for reader in (read_partitions, read_controller, read_groups, read_purgatories, read_disk):

@@ -151,6 +151,7 @@ class Partition(Source):
         "view",
         "generation",
         "is_cutting",
+        "synced_offset",
         "meters",
         "__weakref__",
     )
@@ -174,6 +175,7 @@ class Partition(Source):
         self.state = state
         self.view: ReplicaState | None = state
         self.is_cutting = False
+        self.synced_offset = state.log_end_offset  # where `flush.messages` counts from
         # Counts truncations: a compaction planned before one must not be applied after it.
         self.generation = 0
         self.meters = meters

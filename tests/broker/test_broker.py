@@ -221,11 +221,11 @@ def test_sync_off_is_synced_after_flush_ms_and_again_when_that_fails(tmp_path: P
         broker._service.stop()
         now_ms = broker.runtime.clock.monotonic_ms() + 1_000
         calls.clear()
-        broker._unsynced_since_ms = 0
-        assert broker._serve(now_ms) == now_ms + 500 and isinstance(broker.sync_error, StorageError)
-        assert broker._unsynced_since_ms == 0, "it is still to be synced"
+        broker.flushing.deadline_ms = 1
+        assert broker._serve(now_ms) == now_ms + 500 and isinstance(broker.flushing.error, StorageError)
+        assert broker.flushing.deadline_ms == 1, "it is still to be synced"
         broker._serve(now_ms + 500)
-        assert len(calls) == 2 and broker._unsynced_since_ms is None and broker.sync_error is None
+        assert len(calls) == 2 and broker.flushing.deadline_ms is None and broker.flushing.error is None
     cluster.close()
 
 
