@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from streamlog.batch import Batch
 from streamlog.batch_header import CODEC_MASK
 from streamlog.broker.purgatory import Source
@@ -23,6 +25,7 @@ from streamlog.core.controller import PartitionImage, TopicImage
 from streamlog.core.replica import ReplicaState
 from streamlog.errors import (
     CorruptRecordError,
+    CorruptStoreError,
     InvalidRecordError,
     InvalidTimestampError,
     OffsetOutOfRangeError,
@@ -273,12 +276,7 @@ def load_state(environment: Environment, log_id: int, leader_epoch: int) -> tupl
     A log never written to is empty.
     """
     with environment.snapshot() as snapshot:
-        checkpoint = log.load_checkpoint(snapshot, log_id)
-        if checkpoint is None and log.last_batch(snapshot, log_id) is not None:
-            # A checkpoint is a cache: without it the log is walked once.
-            from streamlog.storage.verification import rebuild_checkpoint
-
-            checkpoint = rebuild_checkpoint(snapshot, log_id)
+        checkpoint = _load_checkpoint(snapshot, log_id)
         if checkpoint is None:
             return ReplicaState(leader_epoch=leader_epoch), False
         state = ReplicaState(
@@ -290,6 +288,36 @@ def load_state(environment: Environment, log_id: int, leader_epoch: int) -> tupl
             checkpoint.max_timestamp,
         )
         return state, is_untrimmed(snapshot, log_id, state.log_start_offset)
+
+
+def _load_checkpoint(snapshot: Snapshot, log_id: int) -> log.LogCheckpoint | None:
+    """The checkpoint; built anew, by walking the log, if it is missing or the newest batch contradicts it.
+
+    Appending behind a wrong end would overwrite batches. Raises CorruptStoreError where there is no batch to tell.
+    """
+    newest = log.newest_place(snapshot, log_id)
+    checkpoint = None
+    try:
+        checkpoint = log.load_checkpoint(snapshot, log_id)
+        if checkpoint is None and newest is None:
+            return None
+        if checkpoint is not None and checkpoint.fits(newest):
+            return checkpoint
+        if newest is None:
+            raise CorruptStoreError(
+                f"the checkpoint of log {log_id} contradicts itself: {checkpoint}", log_id=log_id
+            )
+    except CorruptStoreError:
+        if newest is None:
+            raise
+    from streamlog.storage.verification import rebuild_checkpoint
+
+    rebuilt = rebuild_checkpoint(snapshot, log_id)
+    if checkpoint is not None and rebuilt is not None:
+        start = checkpoint.log_start_offset
+        if rebuilt.log_start_offset <= start <= rebuilt.log_end_offset:
+            return msgspec.structs.replace(rebuilt, log_start_offset=start)
+    return rebuilt
 
 
 def is_untrimmed(snapshot: Snapshot, log_id: int, log_start_offset: int) -> bool:

@@ -41,6 +41,11 @@ class LogCheckpoint(msgspec.Struct, frozen=True, gc=False):
     max_timestamp: int = -1
     leader_epoch: int = -1
 
+    def fits(self, newest: tuple[int, int] | None) -> bool:
+        """Whether it can be true of a log with this newest batch (last offset, running maximum; None: no batch)."""
+        in_order = 0 <= self.log_start_offset <= self.high_watermark <= self.log_end_offset
+        return in_order and newest in (None, (self.log_end_offset - 1, self.max_timestamp))
+
 
 class CheckpointFields(Protocol):
     """What `put_checkpoint` reads."""

@@ -44,13 +44,12 @@ from streamlog.storage.keys import (
     CheckpointKind,
     checkpoint_key,
     pack_key,
-    unpack_key,
 )
 from streamlog.storage.log import (
     Reader,
     get_extra,
     iterate_headers,
-    last_batch,
+    newest_place,
     put_extra,
     read,
 )
@@ -144,10 +143,11 @@ def cleanable_end_offset(
     """The end of what may be cleaned: min(last stable offset, first young dirty batch, newest batch),
     exclusive.
     """
-    newest = last_batch(reader, log_id)
+    newest = newest_place(reader, log_id)
     if newest is None:
         return first_dirty
-    end_offset = min(last_stable_offset, newest.batch.base_offset)
+    [stored] = iterate_headers(reader, log_id, newest[0])
+    end_offset = min(last_stable_offset, stored.header.base_offset)
     if min_compaction_lag_ms > 0:
         for stored in iterate_headers(reader, log_id, first_dirty):
             if stored.header.base_offset >= end_offset:
@@ -248,7 +248,8 @@ class Compaction:
         """
         self.cleaned_end_offset = self._collect_latest()
         with self.environment.snapshot() as snapshot:
-            self._last_kept_offset = _last_offset_below(snapshot, self.log_id, self.cleaned_end_offset)
+            last_kept = newest_place(snapshot, self.log_id, self.cleaned_end_offset)
+        self._last_kept_offset = -1 if last_kept is None else last_kept[0]
         transactions = CleanedTransactions(self.work.aborted, self.work.log_start_offset)
         replacements: list[Replacement] = []
         for batches in self._slices(self.work.log_start_offset, self.cleaned_end_offset):
@@ -388,16 +389,6 @@ def apply_compaction(transaction: WriteTransaction, log_id: int, plan: Compactio
     except EngineError as error:
         raise transaction.environment.named(error) from error
     return change_bytes
-
-
-def _last_offset_below(reader: Reader, log_id: int, end_offset: int) -> int:
-    """Last offset of the newest batch that ends below `end_offset`; -1 if there is none."""
-    cursor = reader.cursor()
-    found = cursor.prev() if cursor.set_range(pack_key(log_id, end_offset)) else cursor.last()
-    if not found:
-        return -1
-    found_log_id, last_offset = unpack_key(cursor.key())
-    return last_offset if found_log_id == log_id else -1
 
 
 def _fingerprint(key: bytes) -> bytes:

@@ -69,7 +69,7 @@ def layout_struct(layout: tuple[Field, ...]) -> Struct:
 
 class CheckpointKind(IntEnum):
     """What stands at 2**63 + kind. Numbers are stored: never renumber. A checkpoint is a cache; deleting it
-    costs time.
+    costs time. Only the LOG checkpoint of a log whose batches are all deleted knows where that log ends.
     """
 
     LOG = 0  # LOG_CHECKPOINT_LAYOUT

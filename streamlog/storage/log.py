@@ -56,15 +56,8 @@ SLICE_BATCHES_MAX: Final = 4096
 """Small batches cost by number, not by bytes: 4,096 deletions take about 4 ms."""
 
 
-class StoredBatch(msgspec.Struct, frozen=True, gc=False):
-    """A batch and what the store adds to it."""
-
-    running_max_timestamp: int
-    batch: Batch
-
-
 class StoredHeader(msgspec.Struct, frozen=True, gc=False):
-    """The header of a stored batch, its body not read."""
+    """The header of a stored batch, its body not read, and what the store adds to it."""
 
     running_max_timestamp: int
     header: BatchHeader
@@ -158,22 +151,14 @@ def read(
     return batches
 
 
-def first_batch(reader: Reader, log_id: int) -> StoredBatch | None:
-    """The oldest stored batch; it may begin below the log start offset."""
+def newest_place(reader: Reader, log_id: int, below_offset: int = CHECKPOINT_BASE) -> tuple[int, int] | None:
+    """Last offset and running maximum of the newest batch that ends below an offset, whatever its header says."""
     try:
         cursor = reader.cursor()
-        if not cursor.set_range(pack_key(log_id, 0)):
+        if not _to_newest(cursor, log_id, below_offset):
             return None
-        return _stored_batch(cursor, log_id)
-    except EngineError as error:
-        raise reader.environment.named(error) from error
-
-
-def last_batch(reader: Reader, log_id: int) -> StoredBatch | None:
-    """The newest stored batch."""
-    try:
-        cursor = reader.cursor()
-        return _stored_batch(cursor, log_id) if _to_newest(cursor, log_id) else None
+        key, value = cursor.item()
+        return unpack_key(key)[1], unpack_running_max(value)[0]
     except EngineError as error:
         raise reader.environment.named(error) from error
 
@@ -300,8 +285,8 @@ def _running_max(reader: Reader, log_id: int, end_offset: int) -> int | None:
                 return bound
     except EngineError as error:
         raise reader.environment.named(error) from error
-    newest = last_batch(reader, log_id)
-    return None if newest is None else newest.running_max_timestamp
+    newest = newest_place(reader, log_id)
+    return None if newest is None else newest[1]
 
 
 def _headers(reader: Reader, log_id: int, start_offset: int, end_offset: int) -> Iterator[BatchHeader]:
@@ -421,21 +406,10 @@ def _delete_forward(
 # -- private ---------------------------------------------------------------------------------------
 
 
-def _to_newest(cursor: Cursor, log_id: int) -> bool:
-    """Put the cursor on the newest batch of a log; False if it has none."""
-    found = cursor.prev() if cursor.set_range(pack_key(log_id, CHECKPOINT_BASE)) else cursor.last()
+def _to_newest(cursor: Cursor, log_id: int, below_offset: int = CHECKPOINT_BASE) -> bool:
+    """Put the cursor on the newest batch of a log that ends below an offset; False if there is none."""
+    found = cursor.prev() if cursor.set_range(pack_key(log_id, below_offset)) else cursor.last()
     return found and unpack_key(cursor.key())[0] == log_id
-
-
-def _stored_batch(cursor: Cursor, log_id: int) -> StoredBatch | None:
-    key, value = cursor.item()
-    found_log_id, last_offset = unpack_key(key)
-    if found_log_id != log_id or last_offset >= CHECKPOINT_BASE:
-        return None
-    try:
-        return StoredBatch(unpack_running_max(value)[0], parse_batch(value, position=BATCH_START))
-    except (CorruptRecordError, InvalidRecordError) as error:
-        raise corrupt(log_id, last_offset, error) from error
 
 
 def corrupt(log_id: int, last_offset: int, error: Exception) -> CorruptRecordError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from streamlog.batch import seal_columnar
@@ -11,8 +12,15 @@ from streamlog.broker import api
 from streamlog.broker.cluster import BrokerCluster
 from streamlog.broker.partition import load_state
 from streamlog.core.replica import ReplicaState
-from streamlog.errors import InvalidRecordError, InvalidTimestampError, InvalidTopicError, RecordTooLargeError
+from streamlog.errors import (
+    CorruptStoreError,
+    InvalidRecordError,
+    InvalidTimestampError,
+    InvalidTopicError,
+    RecordTooLargeError,
+)
 from streamlog.storage import log
+from streamlog.storage.keys import CheckpointKind, checkpoint_key
 from tests.broker.builders import batch_of, opened, produce, values_of
 
 
@@ -110,6 +118,49 @@ def test_a_log_never_written_to_is_empty(cluster: BrokerCluster) -> None:
     assert load_state(cluster.broker.environment, 12_345, 3) == (ReplicaState(leader_epoch=3), False)
 
 
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("log_end_offset", 2),
+        ("log_end_offset", 1 << 40),
+        ("high_watermark", 1 << 40),
+        ("log_start_offset", 1 << 40),
+        ("max_timestamp", 3),
+        ("missing", 0),
+        ("torn", 0),
+    ],
+)
+def test_a_checkpoint_that_the_newest_batch_contradicts_is_built_anew(
+    cluster: BrokerCluster, field: str, wrong: int
+) -> None:
+    """It is a cache. An append behind a wrong end would overwrite what was acknowledged."""
+    cluster.create_topic("t", 1, 1, {})
+    for value in (b"a", b"b", b"c"):
+        produce(cluster, "t", 0, value, timestamp=7)
+    partition, environment = cluster.partition("t", 0), cluster.broker.environment
+    checkpoint = log.LogCheckpoint(0, 3, 3, partition.state.size_bytes, 7, 0)
+    transaction = environment.write()
+    if field in ("missing", "torn"):
+        transaction.delete(checkpoint_key(partition.log_id, CheckpointKind.LOG))
+        if field == "torn":
+            transaction.put(checkpoint_key(partition.log_id, CheckpointKind.LOG), b"?")
+    else:
+        log.put_checkpoint(
+            transaction, partition.log_id, msgspec.structs.replace(checkpoint, **{field: wrong})
+        )
+    transaction.commit()
+    assert load_state(environment, partition.log_id, 0) == (partition.state, False)
+
+
+def test_a_senseless_checkpoint_without_a_batch_is_an_error(cluster: BrokerCluster) -> None:
+    """Nothing tells where such a log ended: to begin at 0 would give offsets out twice."""
+    transaction = cluster.broker.environment.write()
+    log.put_checkpoint(transaction, 99, log.LogCheckpoint(5, 4, 4))
+    transaction.commit()
+    with pytest.raises(CorruptStoreError, match="log 99"):
+        load_state(cluster.broker.environment, 99, 0)
+
+
 def test_batches_a_crash_left_below_the_start_are_noticed_and_deleted(tmp_path: Path) -> None:
     cluster = opened(tmp_path / "c")
     cluster.create_topic("t", 1, 1, {})
@@ -134,5 +185,5 @@ def test_batches_a_crash_left_below_the_start_are_noticed_and_deleted(tmp_path: 
 
 def _is_trimmed(cluster: BrokerCluster, log_id: int) -> bool:
     with cluster.broker.environment.snapshot() as snapshot:
-        first = log.first_batch(snapshot, log_id)
-    return first is not None and first.batch.last_offset >= 2
+        first = next(log.iterate_headers(snapshot, log_id), None)
+    return first is not None and first.header.last_offset >= 2

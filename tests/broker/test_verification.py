@@ -118,9 +118,9 @@ def test_problems_name_topic_and_partition(path: Path) -> None:
             value = bytearray(snapshot.get(pack_key(log_id, 0)) or b"")
             key = pack_key(log_id, 0)
             if not value:
-                newest = log.last_batch(snapshot, log_id)
+                newest = log.newest_place(snapshot, log_id)
                 assert newest is not None
-                key = pack_key(log_id, newest.batch.last_offset)
+                key = pack_key(log_id, newest[0])
                 value = bytearray(snapshot.get(key) or b"")
         value[-1] ^= 4
         transaction = environment.write()
@@ -165,9 +165,9 @@ def test_damaged_pages_are_found_and_not_walked(path: Path) -> None:
 def test_a_metadata_log_that_cannot_be_folded(path: Path) -> None:
     with Opened(path / "metadata") as environment:
         with environment.snapshot() as snapshot:
-            newest = log.last_batch(snapshot, METADATA_LOG_ID)
+            newest = log.newest_place(snapshot, METADATA_LOG_ID)
             assert newest is not None
-            key = pack_key(METADATA_LOG_ID, newest.batch.last_offset)
+            key = pack_key(METADATA_LOG_ID, newest[0])
             value = bytearray(snapshot.get(key) or b"")
         value[-1] ^= 1
         transaction = environment.write()

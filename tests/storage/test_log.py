@@ -93,19 +93,17 @@ def test_neighbouring_logs_do_not_see_each_other(environment: Environment) -> No
     assert [len(owned.headers()) for owned in logs] == [0, 0, 0, 3]
     with environment.snapshot() as snapshot:
         assert log.log_ids(snapshot) == [2, 3, (1 << 32) - 1]
-        assert log.last_batch(snapshot, 1) is None
-        assert log.first_batch(snapshot, 2) is None
-        assert log.last_batch(snapshot, 3) is None
-        assert log.last_batch(snapshot, 99) is None
+        assert log.newest_place(snapshot, 1) is None
+        assert log.newest_place(snapshot, 3) is None
+        assert log.newest_place(snapshot, 99) is None
 
 
-def test_first_and_last_batch(owned: OwnedLog) -> None:
+def test_the_newest_batch_is_found_by_its_key(owned: OwnedLog) -> None:
     fill(owned, 3)
     with owned.environment.snapshot() as snapshot:
-        first, last = log.first_batch(snapshot, 7), log.last_batch(snapshot, 7)
-    assert first is not None and last is not None
-    assert (first.batch.base_offset, first.running_max_timestamp) == (0, 0)
-    assert (last.batch.base_offset, last.running_max_timestamp) == (6, 2)
+        assert log.newest_place(snapshot, 7) == (8, 2)
+        assert log.newest_place(snapshot, 7, 8) == (5, 1)
+        assert log.newest_place(snapshot, 7, 2) is None
 
 
 def test_the_running_maximum_is_stored_with_each_batch(owned: OwnedLog) -> None:
