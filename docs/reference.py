@@ -182,6 +182,7 @@ def is_raised(error: type[errors.StreamlogError]) -> bool:
 
 
 ADVICE = {
+    "BrokerIdNotRegisteredError": "`cluster.brokers` lists what there is.",
     "BufferExhaustedError": "Wait and send again, raise `buffer_memory` or `max_block_ms`, or send less.",
     "ClosedError": "Open or make another. A handle is not used after its `with`.",
     "ClusterLockedError": "Stop the process in `.pid`, or read beside it.",
@@ -204,7 +205,8 @@ ADVICE = {
     "InvalidGroupIdError": 'Use `cluster.consumer_group("name", ...)`.',
     "InvalidPartitionsError": "Partitions can only be added; more than there are.",
     "InvalidRecordError": "Give the record a key.",
-    "InvalidReplicationFactorError": "1, in this version.",
+    "InvalidReplicaAssignmentError": "The message names what is wrong with it and what is allowed.",
+    "InvalidReplicationFactorError": "At most the number of live brokers (1, in this version).",
     "InvalidRequestError": "A bug of the client: report it.",
     "InvalidSessionTimeoutError": "Stay within the bounds, or change them at `open`.",
     "InvalidTimestampError": "Mend the timestamp (it is in ms), or the topic's bounds.",

@@ -30,12 +30,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from streamlog.protocol_errors import (
+    BrokerIdNotRegisteredError,
     BrokerNotAvailableError,
     ConcurrentTransactionsError,
     ConfigError,
     CoordinatorLoadInProgressError,
     CoordinatorNotAvailableError,
     CorruptRecordError,
+    DuplicateBrokerRegistrationError,
     DuplicateSequenceError,
     ElectionNotNeededError,
     EligibleLeadersNotAvailableError,
@@ -266,6 +268,7 @@ class StoreForkedError(StreamlogError, RuntimeError, fatal=True):
 
 
 __all__ = [
+    "BrokerIdNotRegisteredError",
     "BrokerNotAvailableError",
     "BufferExhaustedError",
     "ClosedError",
@@ -280,6 +283,7 @@ __all__ = [
     "DeliveryError",
     "DeserializationError",
     "DiskFullError",
+    "DuplicateBrokerRegistrationError",
     "DuplicateSequenceError",
     "ElectionNotNeededError",
     "EligibleLeadersNotAvailableError",

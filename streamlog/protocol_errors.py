@@ -415,6 +415,14 @@ class UnknownTopicIdError(StreamlogError, LookupError, code=100, retriable=True)
     """No topic has that id: it was deleted (and perhaps created again)."""
 
 
+class DuplicateBrokerRegistrationError(StreamlogError, code=101):
+    """A broker of that id is registered and has a session still."""
+
+
+class BrokerIdNotRegisteredError(StreamlogError, LookupError, code=102):
+    """No broker of that id is registered."""
+
+
 class InconsistentTopicIdError(StreamlogError, code=103, retriable=True):
     """The log on disk belongs to another topic id."""
 

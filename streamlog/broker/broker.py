@@ -36,7 +36,7 @@ from streamlog.broker.upkeep import (
     TrimHead,
 )
 from streamlog.config import ClusterConfig, TopicConfig
-from streamlog.core.controller import TopicImage
+from streamlog.core.cluster_image import TopicImage
 from streamlog.core.replica import (
     ReplicaState,
     appended,

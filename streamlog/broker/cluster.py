@@ -33,7 +33,12 @@ from streamlog.broker.runner import Runtime, ThreadedRuntime
 from streamlog.broker.turn import Pending
 from streamlog.broker.upkeep import DropTopic, RefreshTopic
 from streamlog.config import ClusterConfig, TopicConfig
-from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC, BrokerRegistered, ControllerElected, TopicImage
+from streamlog.core.cluster_image import (
+    CONSUMER_OFFSETS_TOPIC,
+    BrokerRegistered,
+    ControllerElected,
+    TopicImage,
+)
 from streamlog.errors import (
     ClosedError,
     ConfigError,

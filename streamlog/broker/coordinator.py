@@ -32,7 +32,7 @@ from streamlog.broker.purgatory import Source
 from streamlog.broker.turn import DEFER, Pending, Turn
 from streamlog.config import ClusterConfig
 from streamlog.core import group_events as events
-from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC
+from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC
 from streamlog.core.group import GroupMachine, group_partition
 from streamlog.core.group_records import decode_key
 from streamlog.core.group_state import GroupLimits, State

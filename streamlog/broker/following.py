@@ -17,7 +17,7 @@ from streamlog.broker.purgatory import Listener, Source, Subscription
 from streamlog.broker.reading import LogReader
 from streamlog.broker.runner import Lock, Runtime
 from streamlog.config import TopicConfig
-from streamlog.core.controller import PartitionImage, TopicImage
+from streamlog.core.cluster_image import PartitionImage, TopicImage
 from streamlog.core.replica import ReplicaState
 from streamlog.storage.env import Snapshot
 
@@ -62,7 +62,7 @@ class PartitionBeside(Partition):
 
 
 def broker_of(image: PartitionImage) -> int:
-    return image.leader if image.leader >= 0 else image.replicas[0]
+    return image.leader if image.leader >= 0 else image.isr[0]
 
 
 class ReaderBeside(LogReader):

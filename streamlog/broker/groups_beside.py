@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import msgspec
 
 from streamlog.broker.coordinator import FOLD_KIND
-from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC
+from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC
 from streamlog.core.group import GroupMachine, group_partition
 from streamlog.core.group_records import decode_key
 from streamlog.core.group_state import GroupLimits, GroupView

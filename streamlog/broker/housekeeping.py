@@ -21,7 +21,7 @@ from streamlog.broker.broker import Broker
 from streamlog.broker.partition import Partition, is_untrimmed
 from streamlog.broker.runner import Service
 from streamlog.broker.upkeep import RaiseLogStart, SaveCleanerCheckpoint, SwapCompacted, TrimHead
-from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC
+from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC
 from streamlog.errors import ClosedError, StreamlogError, UnknownTopicOrPartitionError
 
 if TYPE_CHECKING:

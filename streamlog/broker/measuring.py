@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.broker.api import GroupRequest, Produce
-from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC, PartitionImage, TopicImage
+from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC, PartitionImage, TopicImage
 from streamlog.errors import ClosedError, RecordTooLargeError
 from streamlog.metrics import Histogram, Meter, Reading, WindowedRate, full_name
 from streamlog.storage import log
@@ -273,10 +273,11 @@ def read_controller(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
     image = cluster.metadata.image
     partitions = [partition for topic in list(image.topics.values()) for partition in topic.partitions]
     active = image.controller_id in image.brokers and not cluster.closed
+    fenced = sum([broker.fenced for broker in list(image.brokers.values())])
     for name, value in (
         ("ActiveControllerCount", int(active)),
-        ("ActiveBrokerCount", len(image.brokers)),
-        ("FencedBrokerCount", 0),
+        ("ActiveBrokerCount", len(image.brokers) - fenced),
+        ("FencedBrokerCount", fenced),
         ("GlobalTopicCount", len(image.topics)),
         ("GlobalPartitionCount", len(partitions)),
         ("OfflinePartitionsCount", sum([partition.leader < 0 for partition in partitions])),

@@ -25,8 +25,8 @@ from streamlog.broker import api
 from streamlog.broker.partition import load_state
 from streamlog.broker.runner import Runtime
 from streamlog.broker.turn import DEFER, Pending, Turn, TurnOwner
-from streamlog.core import controller
-from streamlog.core.controller import ClusterImage, MetadataRecord
+from streamlog.core import cluster_image, controller
+from streamlog.core.cluster_image import ClusterImage, MetadataRecord
 from streamlog.core.replica import ReplicaState, appended
 from streamlog.errors import CorruptStoreError, FencedLeaderEpochError, NotControllerError, StreamlogError
 from streamlog.storage import log
@@ -81,7 +81,7 @@ class MetadataLog(TurnOwner):
         with self.environment.snapshot() as snapshot:
             saved = log.get_extra(snapshot, METADATA_LOG_ID, IMAGE_KIND)
         if saved is not None:
-            end_offset, image = msgspec.msgpack.decode(saved, type=tuple[int, controller.ImageCheckpoint])
+            end_offset, image = msgspec.msgpack.decode(saved, type=tuple[int, cluster_image.ImageCheckpoint])
             self.image.apply(image)
             offset = end_offset
         while offset < self.state.log_end_offset:
@@ -94,7 +94,7 @@ class MetadataLog(TurnOwner):
                     offset=offset,
                 )
             for batch in found:
-                for record in batch.records(controller.CONSUMER_OFFSETS_TOPIC, 0, offset):
+                for record in batch.records(cluster_image.CONSUMER_OFFSETS_TOPIC, 0, offset):
                     self.image.apply(_decode(record.value or b""))
                     self._records_since_checkpoint += 1
                 offset = batch.next_offset
@@ -102,7 +102,7 @@ class MetadataLog(TurnOwner):
     # -- deciding ----------------------------------------------------------------------------------------------------
 
     def live_brokers(self) -> list[int]:
-        return sorted(self.image.brokers)
+        return self.image.active_brokers()
 
     def _decide(self, turn: Turn, pending: Pending) -> object:
         if turn.staged:
@@ -137,13 +137,10 @@ class MetadataLog(TurnOwner):
                     partitions if request.partitions == -1 else request.partitions,
                     factor if request.replication_factor == -1 else request.replication_factor,
                     request.config,
-                    self.live_brokers(),
                 )
                 records, reply = [created], created
             case api.CreatePartitions():
-                grown = controller.decide_add_partitions(
-                    self.image, request.name, request.total, self.live_brokers()
-                )
+                grown = controller.decide_add_partitions(self.image, request.name, request.total)
                 records, reply = [grown], grown
             case api.DeleteTopic():
                 deleted = controller.decide_delete_topic(self.image, request.name)

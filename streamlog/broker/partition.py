@@ -21,7 +21,7 @@ from streamlog.batch_header import CODEC_MASK
 from streamlog.broker.purgatory import Source
 from streamlog.compression import CODECS
 from streamlog.config import TopicConfig
-from streamlog.core.controller import PartitionImage, TopicImage
+from streamlog.core.cluster_image import PartitionImage, TopicImage
 from streamlog.core.replica import ReplicaState
 from streamlog.errors import (
     CorruptRecordError,

@@ -34,7 +34,7 @@ from streamlog.broker.partition import Partition, TopicMeters
 from streamlog.broker.runner import Lock, Runtime, ThreadedRuntime
 from streamlog.broker.stores_beside import Stores, load_image, open_stores, visible_commit
 from streamlog.config import ClusterConfig, TopicConfig
-from streamlog.core.controller import ClusterImage, TopicImage
+from streamlog.core.cluster_image import ClusterImage, TopicImage
 from streamlog.core.replica import ReplicaState
 from streamlog.errors import (
     ClosedError,

@@ -14,7 +14,7 @@ import msgspec
 
 from streamlog.broker.metadata import IMAGE_KIND, METADATA_LOG_ID
 from streamlog.config import ClusterConfig
-from streamlog.core.controller import ClusterImage, ImageCheckpoint, MetadataRecord
+from streamlog.core.cluster_image import ClusterImage, ImageCheckpoint, MetadataRecord
 from streamlog.errors import ClosedError
 from streamlog.storage import log
 from streamlog.storage.directory import ClusterDirectory

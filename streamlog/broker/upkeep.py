@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from streamlog.broker.partition import Partition
-from streamlog.core.controller import TopicImage
+from streamlog.core.cluster_image import TopicImage
 
 if TYPE_CHECKING:
     from streamlog.storage import cleaner

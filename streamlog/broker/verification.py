@@ -24,7 +24,7 @@ from streamlog.broker.reading_beside import ClusterBeside
 from streamlog.broker.runner import new_lock
 from streamlog.broker.stores_beside import Stores, load_image
 from streamlog.config import ClusterConfig, TopicConfig
-from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC, ClusterImage
+from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC, ClusterImage
 from streamlog.core.group import GroupMachine, group_partition
 from streamlog.errors import ClosedError, StreamlogError
 from streamlog.record import TopicPartition
@@ -255,7 +255,14 @@ class _Verification:
             return
         if checkpoint is None or checkpoint.log_start_offset > 0:
             return  # what lies before the start only the checkpoint knows
-        for field in ("controller_id", "controller_epoch", "next_log_id", "brokers", "topics"):
+        for field in (
+            "controller_id",
+            "controller_epoch",
+            "next_log_id",
+            "brokers",
+            "broker_configs",
+            "topics",
+        ):
             expected, actual = getattr(from_start, field), getattr(from_checkpoint, field)
             if expected != actual:
                 self._wrong(

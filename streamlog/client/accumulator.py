@@ -48,7 +48,7 @@ from streamlog.record import Record
 
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
-    from streamlog.core.controller import TopicImage
+    from streamlog.core.cluster_image import TopicImage
 
 FAILED_BATCHES_LOOK: Final = 64
 _STRANDED_CALLBACK_MS: Final = 50

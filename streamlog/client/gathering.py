@@ -18,7 +18,7 @@ from streamlog.client.delivery import OpenBatch
 from streamlog.client.partitioner import Crc32Partitioner, create_partitioner
 from streamlog.client.serde import only_bytes, to_bytes
 from streamlog.config import ProducerConfig
-from streamlog.core.controller import TopicImage
+from streamlog.core.cluster_image import TopicImage
 from streamlog.errors import (
     ConfigError,
     InvalidTimestampError,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from streamlog.broker.partition import Partition as HostedPartition
 from streamlog.broker.reading import corrupt_at, view_of
 from streamlog.client.options import topic_overrides
-from streamlog.core.controller import PartitionImage, TopicImage
+from streamlog.core.cluster_image import PartitionImage, TopicImage
 from streamlog.errors import ConfigError, CorruptRecordError, InvalidRecordError, UnknownTopicOrPartitionError
 from streamlog.record import Record, TopicPartition
 

@@ -1,278 +1,52 @@
-"""The cluster image as a fold of metadata records, and the controller's decisions over it (sans-I/O).
+"""The controller's decisions about topics: which there are, with which replicas, with which options (sans-I/O).
 
-    create_topic(...) --decides--> [TopicCreated, ...] --appended to the metadata log--> image.apply(record)
+    decide_create_topic(image, ...) --> TopicCreated --appended to the metadata log--> image.apply(record)
 
-The image is what every broker and client knows of the cluster: which topics and partitions exist, where their
-replicas are, who leads them. It is never edited in place by a decision: decisions return records, the metadata log
-appends them by compare-and-swap, and `ClusterImage.apply` is the only mutator. This is the role ZooKeeper had in old
-Kafka and the KRaft quorum has today.
+A decision reads the `ClusterImage` and returns a record, or raises the error Kafka has for it; it changes nothing.
+What errors take precedence follows Kafka (`tests/core/test_controller.py` has the table).
 
-Invariants (checked by `ClusterImage._check`):
- 1. A log id belongs to at most one partition, is at least `FIRST_LOG_ID` and is below `next_log_id`: ids are
-    never reused.
- 2. Partition numbers of a topic are dense from 0.
- 3. A leader is a replica and in the ISR; every ISR member is a replica.
+    dealing of replicas, 3 brokers, factor 2     partition  0  1  2 | 3  4  5 |    leaders go round,
+                                                 leader     0  1  2 | 0  1  2 |    with each round the followers move
+                                                 follower   1  2  0 | 2  0  1 |    on by one: they are spread, too
 
-Sources: Kafka `ReplicationControlManager`, `Topic.java` (names), KIP-516 (topic ids).
-Not implemented here yet: leader election, ISR changes, reassignment (they arrive with replication), ACLs, quotas.
+Sources: Kafka `ReplicationControlManager.createTopics`, `createPartitions`, `Topic.java` (names); the dealing is that
+of `AdminUtils.assignReplicasToBrokers`.
+Not implemented: racks, quotas of changes, create-topic policies.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Union
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
-import msgspec
-
+from streamlog.core.cluster_image import (
+    CLUSTER_DEFAULT,
+    FIRST_LOG_ID,
+    ClusterImage,
+    ConfigChanged,
+    PartitionsAdded,
+    TopicConfigChanged,
+    TopicCreated,
+    TopicDeleted,
+)
 from streamlog.errors import (
+    BrokerIdNotRegisteredError,
     InvalidPartitionsError,
+    InvalidReplicaAssignmentError,
     InvalidReplicationFactorError,
     InvalidRequestError,
     InvalidTopicError,
     TopicAlreadyExistsError,
-    UnknownTopicOrPartitionError,
 )
-
-FIRST_LOG_ID: Final = 16
-"""Log ids below are reserved for environment-wide values."""
 
 LOG_ID_MAX: Final = 2**32 - 2
 TOPIC_NAME_CHARACTERS_MAX: Final = 249
 PARTITIONS_PER_TOPIC_MAX: Final = 200_000
-
-CONSUMER_OFFSETS_TOPIC: Final = "__consumer_offsets"
-TRANSACTION_STATE_TOPIC: Final = "__transaction_state"
-INTERNAL_TOPICS: Final = frozenset(
-    {CONSUMER_OFFSETS_TOPIC, TRANSACTION_STATE_TOPIC, "__share_group_state", "__cluster_metadata"}
-)
+NOT_GIVEN: Final = -1
+"""Kafka's number for a count that the caller leaves to the assignments."""
 
 _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]+")
-
-
-# -- metadata records ------------------------------------------------------------------------------------------------
-
-
-class BrokerRegistered(msgspec.Struct, frozen=True, tag="broker", array_like=True):
-    """A broker joined the cluster (or came back) under a new incarnation."""
-
-    broker_id: int
-    incarnation: str
-
-
-class ControllerElected(msgspec.Struct, frozen=True, tag="controller", array_like=True):
-    """A broker became the active controller; later appends carry its epoch."""
-
-    broker_id: int
-    controller_epoch: int
-
-
-class TopicCreated(msgspec.Struct, frozen=True, tag="topic", array_like=True):
-    """A topic with its partitions; partition `n` has log id `first_log_id + n`."""
-
-    name: str
-    topic_id: str
-    first_log_id: int
-    assignments: list[list[int]]
-    config: dict[str, str]
-
-
-class PartitionsAdded(msgspec.Struct, frozen=True, tag="partitions", array_like=True):
-    """A topic grew; the new partitions follow the old ones."""
-
-    topic_id: str
-    name: str
-    first_log_id: int
-    assignments: list[list[int]]
-
-
-class TopicDeleted(msgspec.Struct, frozen=True, tag="deleted", array_like=True):
-    """A topic is gone; its log ids are never used again."""
-
-    topic_id: str
-    name: str
-
-
-class TopicConfigChanged(msgspec.Struct, frozen=True, tag="config", array_like=True):
-    """All overrides of a topic, replacing the former ones."""
-
-    topic_id: str
-    name: str
-    config: dict[str, str]
-
-
-class ImageCheckpoint(msgspec.Struct, frozen=True, tag="image", array_like=True):
-    """The whole image at one offset: what a new replay may start from."""
-
-    controller_id: int
-    controller_epoch: int
-    next_log_id: int
-    brokers: dict[int, str]
-    topics: list[tuple[str, str, dict[str, str], list[tuple[int, list[int], list[int], int, int, int]]]]
-
-
-MetadataRecord = Union[  # noqa: UP007
-    BrokerRegistered,
-    ControllerElected,
-    TopicCreated,
-    PartitionsAdded,
-    TopicDeleted,
-    TopicConfigChanged,
-    ImageCheckpoint,
-]
-
-
-# -- the image -------------------------------------------------------------------------------------------------------
-
-
-class PartitionImage(msgspec.Struct, frozen=True, gc=False):
-    """One partition as the cluster knows it. `leader` is -1 where there is none."""
-
-    log_id: int
-    replicas: tuple[int, ...]
-    isr: tuple[int, ...]
-    leader: int
-    leader_epoch: int
-    partition_epoch: int
-
-
-class TopicImage(msgspec.Struct, frozen=True, gc=False):
-    """One topic: immutable, replaced as a whole by each change."""
-
-    name: str
-    topic_id: str
-    config: dict[str, str]
-    partitions: tuple[PartitionImage, ...]
-
-    @property
-    def internal(self) -> bool:
-        return self.name in INTERNAL_TOPICS
-
-
-class ClusterImage:
-    """The fold of the metadata log. Only `apply` changes it; the values inside are immutable."""
-
-    def __init__(self) -> None:
-        self.brokers: dict[int, str] = {}
-        self.topics: dict[str, TopicImage] = {}
-        self.controller_id = -1
-        self.controller_epoch = 0
-        self.next_log_id = FIRST_LOG_ID
-
-    def __repr__(self) -> str:
-        return f"ClusterImage(brokers={sorted(self.brokers)}, topics={len(self.topics)}, controller={self.controller_id})"
-
-    def topic(self, name: str) -> TopicImage:
-        """Raises UnknownTopicOrPartitionError."""
-        image = self.topics.get(name)
-        if image is None:
-            raise UnknownTopicOrPartitionError(
-                f"unknown topic {name!r}; create it with cluster.create_topic({name!r}) "
-                "or open the cluster with auto_create_topics=True",
-                topic=name,
-            )
-        return image
-
-    def log_ids(self) -> Iterator[int]:
-        for topic in list(self.topics.values()):
-            for partition in topic.partitions:
-                yield partition.log_id
-
-    def apply(self, record: MetadataRecord) -> None:
-        """Fold one record. Applying the same record twice leaves the image as applying it once."""
-        match record:
-            case TopicCreated():
-                self.topics[record.name] = TopicImage(
-                    record.name,
-                    record.topic_id,
-                    record.config,
-                    _new_partitions(record.first_log_id, record.assignments),
-                )
-                self.next_log_id = max(self.next_log_id, record.first_log_id + len(record.assignments))
-            case PartitionsAdded():
-                self._apply_partitions_added(record)
-            case TopicDeleted():
-                image = self.topics.get(record.name)
-                if image is not None and image.topic_id == record.topic_id:
-                    del self.topics[record.name]
-            case TopicConfigChanged():
-                image = self.topics.get(record.name)
-                if image is not None and image.topic_id == record.topic_id:
-                    self.topics[record.name] = msgspec.structs.replace(image, config=record.config)
-            case BrokerRegistered():
-                self.brokers[record.broker_id] = record.incarnation
-            case ControllerElected():
-                self.controller_id, self.controller_epoch = record.broker_id, record.controller_epoch
-            case ImageCheckpoint():
-                self._apply_checkpoint(record)
-
-    def _apply_partitions_added(self, record: PartitionsAdded) -> None:
-        image = self.topics.get(record.name)
-        if image is None or image.topic_id != record.topic_id:
-            return
-        if any(partition.log_id == record.first_log_id for partition in image.partitions):
-            return
-        grown = image.partitions + _new_partitions(record.first_log_id, record.assignments)
-        self.topics[record.name] = msgspec.structs.replace(image, partitions=grown)
-        self.next_log_id = max(self.next_log_id, record.first_log_id + len(record.assignments))
-
-    def _apply_checkpoint(self, record: ImageCheckpoint) -> None:
-        self.controller_id, self.controller_epoch = record.controller_id, record.controller_epoch
-        self.next_log_id = record.next_log_id
-        self.brokers = dict(record.brokers)
-        self.topics = {
-            name: TopicImage(
-                name,
-                topic_id,
-                config,
-                tuple(
-                    PartitionImage(log_id, tuple(replicas), tuple(isr), leader, leader_epoch, partition_epoch)
-                    for log_id, replicas, isr, leader, leader_epoch, partition_epoch in partitions
-                ),
-            )
-            for name, topic_id, config, partitions in record.topics
-        }
-
-    def checkpoint(self) -> ImageCheckpoint:
-        """The image as one record, such that applying it to an empty image gives this one."""
-        topics = [
-            (
-                topic.name,
-                topic.topic_id,
-                topic.config,
-                [
-                    (p.log_id, list(p.replicas), list(p.isr), p.leader, p.leader_epoch, p.partition_epoch)
-                    for p in topic.partitions
-                ],
-            )
-            for topic in self.topics.values()
-        ]
-        return ImageCheckpoint(
-            self.controller_id, self.controller_epoch, self.next_log_id, dict(self.brokers), topics
-        )
-
-    def _check(self) -> None:
-        seen: set[int] = set()
-        for topic in self.topics.values():
-            for partition in topic.partitions:
-                assert FIRST_LOG_ID <= partition.log_id < self.next_log_id, (
-                    partition.log_id,
-                    self.next_log_id,
-                )
-                assert partition.log_id not in seen, (topic.name, partition.log_id)
-                seen.add(partition.log_id)
-                assert set(partition.isr) <= set(partition.replicas), partition
-                assert partition.leader == -1 or partition.leader in partition.isr, partition
-
-
-def _new_partitions(first_log_id: int, assignments: Sequence[Sequence[int]]) -> tuple[PartitionImage, ...]:
-    return tuple(
-        PartitionImage(first_log_id + number, tuple(replicas), tuple(replicas), replicas[0], 0, 0)
-        for number, replicas in enumerate(assignments)
-    )
-
-
-# -- decisions -------------------------------------------------------------------------------------------------------
 
 
 def validate_topic_name(name: object) -> str:
@@ -294,6 +68,9 @@ def validate_topic_name(name: object) -> str:
     return name
 
 
+# -- decisions -------------------------------------------------------------------------------------------------------
+
+
 def decide_create_topic(
     image: ClusterImage,
     name: str,
@@ -301,12 +78,14 @@ def decide_create_topic(
     partitions: int,
     replication_factor: int,
     config: Mapping[str, str],
-    live_brokers: Sequence[int],
+    assignments: Mapping[int, Sequence[int]] | None = None,
 ) -> TopicCreated:
-    """Decide a new topic. `config` is already validated by the caller.
+    """Decide a new topic: by counts, dealt over the active brokers, or by `assignments` with both counts -1.
 
-    Raises   InvalidTopicError, TopicAlreadyExistsError, InvalidPartitionsError, InvalidReplicationFactorError.
-    Source   Kafka `ReplicationControlManager.createTopic`; replicas are dealt round robin over the live brokers.
+    config:  already validated by the caller.
+    Raises   InvalidTopicError, TopicAlreadyExistsError, InvalidRequestError (assignments and counts),
+             InvalidReplicaAssignmentError, InvalidReplicationFactorError, InvalidPartitionsError.
+    Source   Kafka `ReplicationControlManager.createTopics`.
     """
     validate_topic_name(name)
     if name in image.topics:
@@ -314,25 +93,32 @@ def decide_create_topic(
             f"topic {name!r} already exists; pass exist_ok=True to use it as it is", topic=name
         )
     _refuse_collision(image, name)
-    _validate_partition_count(name, partitions)
-    if replication_factor < 1 or replication_factor > len(live_brokers):
-        raise InvalidReplicationFactorError(
-            f"replication_factor={replication_factor} of topic {name!r} is not possible; "
-            f"allowed: 1 to {len(live_brokers)}, the number of live brokers",
-            topic=name,
-            replication_factor=replication_factor,
-            live_brokers=len(live_brokers),
-        )
-    assignments = assign_replicas(partitions, replication_factor, live_brokers, start=image.next_log_id)
-    _validate_log_ids(image, partitions)
-    return TopicCreated(name, topic_id, image.next_log_id, assignments, dict(config))
+    if assignments is None:
+        dealt = _deal(image, name, partitions, replication_factor)
+    else:
+        if partitions != NOT_GIVEN or replication_factor != NOT_GIVEN:
+            raise InvalidRequestError(
+                f"topic {name!r}: assignments already say how many partitions and replicas there are; leave out "
+                f"partitions={partitions} and replication_factor={replication_factor}",
+                topic=name,
+            )
+        dealt = _dense_assignments(image, name, assignments)
+    _validate_log_ids(image, len(dealt))
+    return TopicCreated(
+        name, topic_id, image.next_log_id, dealt, dict(config), _inactive_in(image, name, dealt)
+    )
 
 
 def decide_add_partitions(
-    image: ClusterImage, name: str, total: int, live_brokers: Sequence[int]
+    image: ClusterImage, name: str, total: int, assignments: Sequence[Sequence[int]] | None = None
 ) -> PartitionsAdded:
-    """Grow a topic to `total` partitions. Raises InvalidPartitionsError unless that is more than it has,
-    InvalidRequestError for an internal topic.
+    """Grow a topic to `total` partitions with as many replicas as the others have.
+
+    assignments:  the replicas of each new partition; None deals them over the active brokers.
+    Raises        UnknownTopicOrPartitionError, InvalidPartitionsError unless `total` is more than there are,
+                  InvalidRequestError for an internal topic, InvalidReplicaAssignmentError,
+                  InvalidReplicationFactorError.
+    Source        Kafka `ReplicationControlManager.createPartitions`.
     """
     topic = image.topic(name)
     if topic.internal:  # Kafka allows it, and from then on looks for every group in another partition
@@ -350,11 +136,21 @@ def decide_add_partitions(
         )
     _validate_partition_count(name, total)
     _validate_log_ids(image, total - have)
-    factor = len(topic.partitions[0].replicas)
-    assignments = assign_replicas(
-        total - have, min(factor, len(live_brokers)), live_brokers, start=image.next_log_id
+    factor = len(topic.partitions[0].targets)
+    if assignments is None:
+        dealt = _deal(image, name, total - have, factor)
+    else:
+        if len(assignments) != total - have:
+            raise InvalidReplicaAssignmentError(
+                f"topic {name!r} grows by {total - have} partitions, but there are {len(assignments)} assignments",
+                topic=name,
+            )
+        dealt = [list(replicas) for replicas in assignments]
+        for number, replicas in enumerate(dealt, have):
+            validate_assignment(image, name, number, replicas, factor)
+    return PartitionsAdded(
+        topic.topic_id, name, image.next_log_id, dealt, _inactive_in(image, name, dealt, first_number=have)
     )
-    return PartitionsAdded(topic.topic_id, name, image.next_log_id, assignments)
 
 
 def decide_delete_topic(image: ClusterImage, name: str) -> TopicDeleted:
@@ -370,24 +166,129 @@ def decide_change_config(
 ) -> TopicConfigChanged:
     """Set (value) or reset (None) overrides of a topic; `replace` drops those not named."""
     topic = image.topic(name)
-    config = {} if replace else dict(topic.config)
+    return TopicConfigChanged(topic.topic_id, name, _changed({} if replace else topic.config, changes))
+
+
+def decide_change_broker_config(
+    image: ClusterImage, broker_id: str, changes: Mapping[str, str | None]
+) -> ConfigChanged:
+    """Set or reset dynamic options of one broker (its id as text) or, with "", of all.
+
+    Raises BrokerIdNotRegisteredError. Source: Kafka IncrementalAlterConfigs of the resource type BROKER.
+    """
+    if broker_id != CLUSTER_DEFAULT and broker_id not in map(str, image.brokers):
+        raise BrokerIdNotRegisteredError(
+            f"no broker {broker_id!r}; there are {', '.join(map(str, sorted(image.brokers)))}, and '' for all",
+            broker_id=broker_id,
+        )
+    return ConfigChanged(broker_id, _changed(image.broker_configs.get(broker_id, {}), changes))
+
+
+def _changed(config: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+    result = dict(config)
     for option, value in changes.items():
         if value is None:
-            config.pop(option, None)
+            result.pop(option, None)
         else:
-            config[option] = value
-    return TopicConfigChanged(topic.topic_id, name, config)
+            result[option] = value
+    return result
 
 
-def assign_replicas(partitions: int, factor: int, brokers: Sequence[int], start: int) -> list[list[int]]:
-    """Deal `factor` replicas per partition over `brokers`, round robin from `start`; the first is the
-    preferred leader.
+# -- replicas --------------------------------------------------------------------------------------------------------
+
+
+def assign_replicas(partitions: int, factor: int, brokers: Iterable[int], start: int) -> list[list[int]]:
+    """Deal `factor` replicas per partition over `brokers`, round robin from `start` on; the first is the preferred
+    leader.
     """
     ordered = sorted(brokers)
     count = len(ordered)
-    return [
-        [ordered[(start + number + step) % count] for step in range(factor)] for number in range(partitions)
-    ]
+    assignments = []
+    for turn in range(start, start + partitions):
+        leader, shift = turn % count, turn // count
+        # Kafka: the followers' distance grows with each round, so that not always the same broker
+        # takes over from another that fails.
+        distances = [1 + (shift + step) % (count - 1) for step in range(factor - 1)]
+        assignments.append([ordered[(leader + distance) % count] for distance in (0, *distances)])
+    return assignments
+
+
+def validate_assignment(
+    image: ClusterImage, name: str, number: int, replicas: Sequence[int], factor: int | None = None
+) -> None:
+    """Raises InvalidReplicaAssignmentError for an empty list, a broker that is not registered or named twice, or
+    another number of replicas than `factor`.
+    """
+    reason = ""
+    unknown = [broker_id for broker_id in replicas if broker_id not in image.brokers]
+    if not replicas:
+        reason = "no replicas: name at least one broker"
+    elif unknown:
+        reason = f"unknown brokers {unknown}; allowed: {sorted(image.brokers)}"
+    elif len(set(replicas)) != len(replicas):
+        reason = "names a broker twice"
+    elif factor is not None and len(replicas) != factor:
+        reason = f"has {len(replicas)} replicas, but the other partitions have {factor}"
+    if reason:
+        raise InvalidReplicaAssignmentError(
+            f"the assignment {list(replicas)} of {name}-{number} {reason}",
+            topic=name,
+            partition=number,
+            replicas=list(replicas),
+        )
+
+
+def _deal(image: ClusterImage, name: str, partitions: int, factor: int) -> list[list[int]]:
+    active = image.active_brokers()
+    factor_is_int = isinstance(factor, int) and not isinstance(factor, bool)
+    if factor_is_int and factor >= 1:
+        _validate_partition_count(name, partitions)
+    if not (factor_is_int and 1 <= factor <= len(active)):
+        raise InvalidReplicationFactorError(
+            f"replication_factor={factor!r} of topic {name!r} is not possible; "
+            f"allowed: 1 to {len(active)}, the number of live brokers",
+            topic=name,
+            replication_factor=factor,
+            live_brokers=len(active),
+        )
+    return assign_replicas(partitions, factor, active, image.next_log_id - FIRST_LOG_ID)
+
+
+def _dense_assignments(
+    image: ClusterImage, name: str, assignments: Mapping[int, Sequence[int]]
+) -> list[list[int]]:
+    if sorted(assignments) != list(range(len(assignments))) or not assignments:
+        raise InvalidReplicaAssignmentError(
+            f"the assignments of topic {name!r} are for the partitions {sorted(assignments)}; "
+            "they must be numbered 0, 1, 2, ...",
+            topic=name,
+        )
+    dealt = [list(assignments[number]) for number in range(len(assignments))]
+    for number, replicas in enumerate(dealt):
+        validate_assignment(image, name, number, replicas, len(dealt[0]) or None)
+    return dealt
+
+
+def _inactive_in(
+    image: ClusterImage, name: str, assignments: Sequence[Sequence[int]], first_number: int = 0
+) -> list[int]:
+    """The brokers whose replicas begin outside of the ISR. Raises InvalidReplicaAssignmentError where all do."""
+    inactive = image.inactive_brokers()
+    if not inactive:
+        return []
+    for number, replicas in enumerate(assignments, first_number):
+        if all(broker_id in inactive for broker_id in replicas):
+            raise InvalidReplicaAssignmentError(
+                f"the assignment {list(replicas)} of {name}-{number} has only brokers that are fenced or shutting "
+                "down: nobody could lead",
+                topic=name,
+                partition=number,
+                replicas=list(replicas),
+            )
+    return [broker_id for broker_id in inactive if any(broker_id in replicas for replicas in assignments)]
+
+
+# -- rules about topics ----------------------------------------------------------------------------------------------
 
 
 def _refuse_collision(image: ClusterImage, name: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from streamlog.broker import api
 from streamlog.broker.metadata import IMAGE_KIND, METADATA_LOG_ID, AppendMetadata, MetadataLog
 from streamlog.broker.runner import ThreadedRuntime
-from streamlog.core.controller import BrokerRegistered, ControllerElected
+from streamlog.core.cluster_image import BrokerRegistered, ControllerElected
 from streamlog.errors import (
     FencedLeaderEpochError,
     NotControllerError,

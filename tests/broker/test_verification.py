@@ -18,7 +18,7 @@ from streamlog.broker.groups_beside import OffsetsFold
 from streamlog.broker.metadata import IMAGE_KIND, METADATA_LOG_ID
 from streamlog.broker.stores_beside import load_image
 from streamlog.broker.verification import ProgressNow, verify_directory
-from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC, ClusterImage, ImageCheckpoint
+from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC, ClusterImage, ImageCheckpoint
 from streamlog.core.group import group_partition
 from streamlog.errors import NotAStreamlogDirectoryError
 from streamlog.storage import log
