@@ -55,8 +55,9 @@ HEADER_LAYOUT = (
 )
 _CODES = "".join(field.code for field in HEADER_LAYOUT)
 _HEADER = Struct(">" + _CODES)
-_PREFIX = Struct(">" + _CODES[:5])
-_PAYLOAD_HEADER = Struct(">" + _CODES[5:])
+PREFIX_FIELDS = 5  # not covered by the CRC
+_PREFIX = Struct(">" + _CODES[:PREFIX_FIELDS])
+_PAYLOAD_HEADER = Struct(">" + _CODES[PREFIX_FIELDS:])
 _READ_HEADER = Struct(">qi4xBIHiqq14xi")  # the fields a reader needs: skipping the others saves 60 ns
 unpack_header, pack_prefix, pack_payload_header = _HEADER.unpack_from, _PREFIX.pack, _PAYLOAD_HEADER.pack
 unpack_read_header = _READ_HEADER.unpack_from

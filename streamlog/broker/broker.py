@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from streamlog.batch import Batch
-from streamlog.broker import api
+from streamlog.broker import api, producing
 from streamlog.broker.api import GroupRequest
 from streamlog.broker.deletion import FAILED_PAUSE_MS, Deletions
 from streamlog.broker.flushing import Flushing
@@ -46,7 +46,6 @@ from streamlog.core.replica import (
     truncated,
 )
 from streamlog.errors import (
-    InvalidTopicError,
     PolicyViolationError,
     StorageError,
     StreamlogError,
@@ -169,13 +168,21 @@ class Broker(TurnOwner):
 
     # -- deciding ----------------------------------------------------------------------------------------------------
 
+    def _run_turn(self) -> None:
+        inbox = self._inbox
+        if len(inbox) == 1 and self._unfinished is None:
+            pending = inbox[0]
+            if type(pending.request) is api.Produce and producing.run_alone(self, pending):
+                return
+        super()._run_turn()
+
     def _decide(self, turn: Turn, pending: Pending) -> object:
         request = pending.request
         kind = type(request)
         if kind is api.Produce:
             if turn.reclaiming:
                 return DEFER  # its room is kept for deleting
-            self._decide_produce(turn, pending, request)  # type: ignore[arg-type]
+            producing.decide(self, turn, pending, request)  # type: ignore[arg-type]
         elif kind is GroupRequest:
             return self.coordinator.decide(turn, pending, request)  # type: ignore[arg-type]
         elif kind is Tick:
@@ -183,26 +190,6 @@ class Broker(TurnOwner):
         else:
             return self._decide_rare(turn, pending, request)
         return None
-
-    def _decide_produce(self, turn: Turn, pending: Pending, request: api.Produce) -> None:
-        results: list[api.Produced] = []
-        for name, number, batch in request.entries:
-            try:
-                partition = self.partition(name, number)
-                if partition.internal:
-                    raise InvalidTopicError(
-                        f"topic {name!r} is internal; clients cannot write to it", topic=name
-                    )
-                batch = partition.admit(batch, turn.wall_ms)
-            except StreamlogError as error:
-                results.append(api.Produced(-1, -1, -1, error))
-                continue
-            results.append(self.append(turn, partition, batch))
-        if (
-            not request.acks
-        ):  # Kafka answers nothing: nobody is told an offset, but failures are not kept quiet
-            results = [api.Produced(-1, -1, -1, result.error) for result in results]
-        turn.reply(pending, results)
 
     def append(self, turn: Turn, partition: Partition, batch: Batch) -> api.Produced:
         """Stage one admitted batch at the end of a partition, as its leader."""

@@ -33,6 +33,7 @@ from streamlog.errors import (
     StreamlogError,
 )
 from streamlog.metrics import Meter
+from streamlog.option_rules import INT64_MAX
 from streamlog.storage import log
 from streamlog.storage.env import Environment, Snapshot
 
@@ -150,6 +151,7 @@ class Partition(Source):
         "internal",
         "config",
         "codec",
+        "is_plain",
         "state",
         "view",
         "generation",
@@ -194,6 +196,16 @@ class Partition(Source):
         """Take over the topic's options."""
         self.config = config
         self.codec = CODECS[config.compression_type]
+        # Whether nothing but its size and newest timestamp decides about a batch, and nothing more is to be done for it.
+        self.is_plain = (
+            not self.internal
+            and not config.compacts
+            and self.codec is None
+            and config.retention_bytes < 0
+            and config.message_timestamp_type == "CreateTime"
+            and config.message_timestamp_before_max_ms == INT64_MAX
+            and config.flush_messages == INT64_MAX
+        )
 
     def publish(self, state: ReplicaState) -> None:
         """Make `state` current and visible, and tell who waits."""

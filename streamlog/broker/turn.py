@@ -226,32 +226,31 @@ class TurnOwner:
         for sibling in self.sibling_locks:
             if sibling._is_owned():
                 return
-        environment = self.environment
         try:
             self._run_turns(lock)
         except BaseException:
-            # Interrupted (Ctrl-C). The engine lets a transaction be ended by its own thread only, so it ends
-            # here, whatever
-            # comes next. Nothing below calls Python code before the lock is free: no second interrupt can come between.
-            if lock._is_owned():
-                if environment.newest_write is not None:
-                    environment.newest_write.abort()
-                lock.release()
+            environment = self.environment
             try:
-                self._run_turns(
-                    lock, only_unfinished=True
-                )  # what was committed must become visible, even if nobody calls
-            except BaseException:
+                # Interrupted (Ctrl-C). The engine lets a transaction be ended by its own thread only, so it ends
+                # here, whatever comes next. Nothing below calls Python code before the lock is free: no second
+                # interrupt can come between.
                 if lock._is_owned():
                     if environment.newest_write is not None:
                         environment.newest_write.abort()
                     lock.release()
-            raise
-        finally:
-            if lock._is_owned():
-                if environment.newest_write is not None:
-                    environment.newest_write.abort()
-                lock.release()
+                try:
+                    self._run_turns(lock, only_unfinished=True)  # what was committed must become visible
+                except BaseException:
+                    if lock._is_owned():
+                        if environment.newest_write is not None:
+                            environment.newest_write.abort()
+                        lock.release()
+                raise
+            finally:
+                if lock._is_owned():
+                    if environment.newest_write is not None:
+                        environment.newest_write.abort()
+                    lock.release()
         if self._outbox:
             self._empty_outbox()
 

@@ -367,9 +367,10 @@ class Accumulator:
                 self._enter()
                 self._inside = True
                 try:
-                    # What was sent before a record aside goes first; no batch may be sealed twice.
-                    before = self._open_batches() if batch in self._aside else []
-                    self._seal([*(other for other in before if other is not batch), batch])
+                    if self._aside and batch in self._aside:
+                        # What was sent before a record aside goes first; no batch may be sealed twice.
+                        self._seal([other for other in self._open_batches() if other is not batch])
+                    self._seal([batch])
                 finally:
                     self._inside = False
             self._backend.advance()

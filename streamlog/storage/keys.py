@@ -95,7 +95,6 @@ BATCH_START: Final = BATCH_VALUE_PREFIX.size
 
 pack_key: Final = KEY.pack  # (log id, last offset)
 unpack_key: Final = KEY.unpack
-pack_running_max: Final = BATCH_VALUE_PREFIX.pack
 unpack_running_max: Final = BATCH_VALUE_PREFIX.unpack_from
 
 

@@ -21,11 +21,13 @@ Not implemented: segments and index files; LMDB's tree is the index.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from streamlog.batch import Batch, BatchHeader, parse_batch, parse_header
+from streamlog.batch_header import HEADER_LAYOUT, LENGTH_END, PREFIX_FIELDS
 from streamlog.errors import CorruptRecordError, InvalidRecordError
 from streamlog.record import OffsetAndTimestamp
 from streamlog.storage.checkpoints import CheckpointFields as CheckpointFields
@@ -38,19 +40,27 @@ from streamlog.storage.checkpoints import put_extra as put_extra
 from streamlog.storage.env import EngineError, WriteTransaction
 from streamlog.storage.keys import (
     BATCH_START,
+    BATCH_VALUE_PREFIX,
     CHECKPOINT_BASE,
+    CHECKPOINT_VERSION,
     CLEANER_CHECKPOINT,
+    LOG_CHECKPOINT,
     LOG_ID_MAX,
     CheckpointKind,
     checkpoint_key,
     pack_key,
-    pack_running_max,
     unpack_key,
     unpack_running_max,
 )
 
 if TYPE_CHECKING:
     from streamlog.storage.env import Cursor
+
+# What stands before the payload of a stored batch, in one step: the running maximum and the batch's first fields.
+_pack_head: Final = Struct(
+    BATCH_VALUE_PREFIX.format + "".join(field.code for field in HEADER_LAYOUT[:PREFIX_FIELDS])
+).pack
+_pack_checkpoint: Final = LOG_CHECKPOINT.pack
 
 SLICE_BATCHES_MAX: Final = 4096
 """Small batches cost by number, not by bytes: 4,096 deletions take about 4 ms."""
@@ -97,12 +107,48 @@ def append(
     max_timestamp:  the running maximum of the log including this batch; never below the previous one.
     One put. The caller writes the checkpoint in the same transaction.
     """
-    payload = batch.payload
+    size_bytes = batch.size_bytes
     transaction.put(
         pack_key(log_id, base_offset + batch.last_offset_delta),
-        b"".join((pack_running_max(max_timestamp), batch.prefix(base_offset, leader_epoch), payload)),
+        _pack_head(max_timestamp, base_offset, size_bytes - LENGTH_END, leader_epoch, batch.magic, batch.crc)
+        + batch.payload,
     )
-    return batch.size_bytes
+    return size_bytes
+
+
+def append_alone(
+    transaction: WriteTransaction, log_id: int, batch: Batch, base_offset: int, state: CheckpointFields
+) -> None:
+    """`append` and `put_checkpoint` in one step. state: of the log including this batch."""
+    put = transaction.transaction.put
+    leader_epoch, max_timestamp = state.leader_epoch, state.max_timestamp
+    try:
+        put(
+            pack_key(log_id, base_offset + batch.last_offset_delta),
+            _pack_head(
+                max_timestamp,
+                base_offset,
+                batch.size_bytes - LENGTH_END,
+                leader_epoch,
+                batch.magic,
+                batch.crc,
+            )
+            + batch.payload,
+        )
+        put(
+            pack_key(log_id, CHECKPOINT_BASE),
+            _pack_checkpoint(
+                CHECKPOINT_VERSION,
+                leader_epoch,
+                state.log_start_offset,
+                state.log_end_offset,
+                state.high_watermark,
+                state.size_bytes,
+                max_timestamp,
+            ),
+        )
+    except EngineError as error:
+        raise transaction.environment.named(error) from error
 
 
 # -- reading ---------------------------------------------------------------------------------------

@@ -14,11 +14,11 @@ from streamlog.storage import log, verification
 from streamlog.storage.env import Environment
 from streamlog.storage.keys import (
     BATCH_START,
+    BATCH_VALUE_PREFIX,
     CHECKPOINT_BASE,
     CheckpointKind,
     checkpoint_key,
     pack_key,
-    pack_running_max,
 )
 from streamlog.storage.log import LogCheckpoint
 from streamlog.storage.verification import (
@@ -233,7 +233,9 @@ def test_missing_ends_are_found(owned: OwnedLog) -> None:
 def test_a_wrong_running_maximum_is_found(owned: OwnedLog, running_max: int, what: str) -> None:
     three_batches(owned)
     change_batch(
-        owned.environment, 4, lambda value: value.__setitem__(slice(0, 8), pack_running_max(running_max))
+        owned.environment,
+        4,
+        lambda value: value.__setitem__(slice(0, 8), BATCH_VALUE_PREFIX.pack(running_max)),
     )
     assert (4, what) in found(verify_log(owned.environment, LOG))
 

@@ -1,0 +1,112 @@
+"""Produce: how batches get into logs, in any turn, and the whole turn of one that is alone in the inbox.
+
+    decide -> commit -> apply, publish -> count -> reply        `run_alone`: the steps of any turn, in one function
+
+Most turns are such where records are acknowledged one by one, and calls between small functions cost more there than
+the engine does. Nothing of the turn's laws is given up:
+
+ 1. What is not usual (a topic with rules of its own, a log not loaded, a request that failed before, ...) is left to the
+    general turn before anything has begun: `run_alone` answers False.
+ 2. The turn is whole, with its request, staged state and answer, before its transaction begins. Cut short anywhere it is
+    finished by the general turn, as any other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from streamlog.broker.api import Produce, Produced
+from streamlog.broker.pending import Pending, Turn
+from streamlog.core.replica import ReplicaState
+from streamlog.errors import InvalidTopicError, StreamlogError
+from streamlog.storage import log
+
+if TYPE_CHECKING:
+    from streamlog.broker.broker import Broker
+
+_LOG_APPEND_TIME: Final = 0x08
+
+
+def decide(broker: Broker, turn: Turn, pending: Pending, request: Produce) -> None:
+    """Append each entry, or say why not."""
+    results: list[Produced] = []
+    for name, number, batch in request.entries:
+        try:
+            partition = broker.partition(name, number)
+            if partition.internal:
+                raise InvalidTopicError(f"topic {name!r} is internal; clients cannot write to it", topic=name)
+            batch = partition.admit(batch, turn.wall_ms)
+        except StreamlogError as error:
+            results.append(Produced(-1, -1, -1, error))
+            continue
+        results.append(broker.append(turn, partition, batch))
+    if not request.acks:  # Kafka answers nothing: nobody is told an offset, but failures are not kept quiet
+        results = [Produced(-1, -1, -1, result.error) for result in results]
+    turn.reply(pending, results)
+
+
+def run_alone(broker: Broker, pending: Pending) -> bool:
+    """Run a whole turn for this request, if it is a usual one. Called as the runner, nothing unfinished."""
+    request: Any = pending.request
+    entries = request.entries
+    if len(entries) != 1 or pending.taken or pending.poison is not None or broker._stopped:
+        return False
+    name, number, batch = entries[0]
+    partition = broker.partitions.get((name, number))
+    if partition is None or not partition.is_plain or not request.acks:
+        return False
+    image = broker.metadata.image.topics.get(name)
+    if image is None or image.topic_id != partition.topic_id:
+        return False
+    config = partition.config
+    wall_ms = broker._wall_ns() // 1_000_000
+    size_bytes, timestamp, records = batch.size_bytes, batch.max_timestamp, batch.last_offset_delta + 1
+    if (
+        size_bytes > config.max_message_bytes
+        or timestamp > wall_ms + config.message_timestamp_after_max_ms
+        or batch.attributes & _LOG_APPEND_TIME
+    ):
+        return False
+    state = partition.state
+    base_offset = state.log_end_offset
+    end_offset = base_offset + records
+    if state.max_timestamp > timestamp:
+        timestamp = state.max_timestamp
+    staged = ReplicaState(
+        state.log_start_offset, end_offset, end_offset, state.leader_epoch,
+        state.size_bytes + size_bytes, timestamp, state.truncation_count,
+    )  # fmt: skip
+    reply = [Produced(base_offset, -1, state.log_start_offset)]
+    turn = broker._unfinished = Turn(
+        broker._monotonic_ns() // 1_000_000, wall_ms, [pending], {partition: staged}, [(pending, reply, None)]
+    )
+    try:
+        transaction = turn.transaction = broker.environment.write()
+        turn.transaction_id = transaction.id
+        log.append_alone(transaction, partition.log_id, batch, base_offset, staged)
+        if broker.commit_times is None:
+            transaction.commit()
+        else:
+            broker._commit(transaction)
+        turn.committed = True
+    except Exception as error:
+        broker._abandon(turn, error)
+    if not turn.committed:
+        broker._finish(turn)
+        return True
+    try:
+        broker._apply(turn)
+    except Exception:
+        broker._finish(turn)  # which tries again
+        return True
+    times = broker.request_times
+    turn.counted = True
+    broker.turns_total += 1
+    if times is not None:
+        pending.took_us = took_us = broker._monotonic_ns() // 1_000 - pending.posted_us
+        times.produced.times.update(took_us / 1_000)
+    partition.meters.written(records, size_bytes, times)
+    broker._answer(pending, reply, None)
+    broker._inbox.popleft()
+    broker._unfinished = None
+    return True
