@@ -46,11 +46,14 @@ class OffsetsFold:
         self.latest: dict[bytes, bytes] = {}
 
     def start_from_checkpoint(self, snapshot: Snapshot) -> bool:
-        """Begin at the checkpoint the owner's fold left; False if there is none."""
+        """Begin at the checkpoint the owner's fold left; False if there is none that can be read: it is a cache."""
         saved = log.get_extra(snapshot, self.log_id, FOLD_KIND)
         if saved is None:
             return False
-        self.offset, latest = msgspec.msgpack.decode(saved, type=tuple[int, dict[bytes, bytes]])
+        try:
+            self.offset, latest = msgspec.msgpack.decode(saved, type=tuple[int, dict[bytes, bytes]])
+        except msgspec.DecodeError:
+            return False
         for key, value in latest.items():
             self.replay(key, value)
         return True

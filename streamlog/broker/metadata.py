@@ -28,9 +28,16 @@ from streamlog.broker.turn import DEFER, Pending, Turn, TurnOwner
 from streamlog.core import cluster_image, controller
 from streamlog.core.cluster_image import ClusterImage, MetadataRecord
 from streamlog.core.replica import ReplicaState, appended
-from streamlog.errors import CorruptStoreError, FencedLeaderEpochError, NotControllerError, StreamlogError
+from streamlog.errors import (
+    CorruptStoreError,
+    FencedLeaderEpochError,
+    NotControllerError,
+    StreamlogError,
+    UnsupportedFormatError,
+)
+from streamlog.record import Record
 from streamlog.storage import log
-from streamlog.storage.env import Environment
+from streamlog.storage.env import Environment, Snapshot
 from streamlog.storage.keys import CheckpointKind
 
 METADATA_LOG_ID: Final = 1
@@ -77,27 +84,10 @@ class MetadataLog(TurnOwner):
 
     def _load(self) -> None:
         self.state, _ = load_state(self.environment, METADATA_LOG_ID, 0)
-        offset = self.state.log_start_offset
+        end = self.state.log_end_offset
         with self.environment.snapshot() as snapshot:
-            saved = log.get_extra(snapshot, METADATA_LOG_ID, IMAGE_KIND)
-        if saved is not None:
-            end_offset, image = msgspec.msgpack.decode(saved, type=tuple[int, cluster_image.ImageCheckpoint])
-            self.image.apply(image)
-            offset = end_offset
-        while offset < self.state.log_end_offset:
-            with self.environment.snapshot() as snapshot:
-                found = log.read(snapshot, METADATA_LOG_ID, offset, self.state.log_end_offset, _READ_BYTES)
-            if not found:
-                raise CorruptStoreError(
-                    f"the metadata log ends at {self.state.log_end_offset}, but holds nothing from offset {offset} on; "
-                    "restore a backup",
-                    offset=offset,
-                )
-            for batch in found:
-                for record in batch.records(cluster_image.CONSUMER_OFFSETS_TOPIC, 0, offset):
-                    self.image.apply(_decode(record.value or b""))
-                    self._records_since_checkpoint += 1
-                offset = batch.next_offset
+            begun = fold_image(snapshot, self.image, self.state.log_start_offset, end)
+        self._records_since_checkpoint = end - begun
 
     # -- deciding ----------------------------------------------------------------------------------------------------
 
@@ -223,3 +213,61 @@ class MetadataLog(TurnOwner):
                 self._try_checkpoint()
 
         self.stop(save)
+
+
+def fold_image(
+    snapshot: Snapshot, image: ClusterImage, offset: int, end_offset: int, *, use_checkpoint: bool = True
+) -> int:
+    """Fold the metadata log from `offset` to `end_offset` into `image`; from which offset on records were replayed.
+
+    use_checkpoint:  begin at the image's checkpoint where that is ahead of `offset`.
+    Raises           CorruptRecordError, CorruptStoreError, UnsupportedFormatError (a record of a newer version).
+    """
+    try:
+        saved = load_image_checkpoint(snapshot) if use_checkpoint else None
+    except CorruptStoreError:
+        saved = None  # a cache: without it the log is replayed from its start
+    if saved is not None and offset < saved[0] <= end_offset:
+        offset, folded = saved
+        image.apply(folded)
+    begun = offset
+    while offset < end_offset:
+        found = log.read(snapshot, METADATA_LOG_ID, offset, end_offset, _READ_BYTES)
+        if not found:
+            raise CorruptStoreError(
+                f"the metadata log ends at {end_offset}, but holds nothing from offset {offset} on; restore a backup",
+                offset=offset,
+            )
+        for batch in found:
+            for record in batch.records("", 0, offset):
+                image.apply(_decoded(record))
+            offset = batch.next_offset
+    return begun
+
+
+def load_image_checkpoint(snapshot: Snapshot) -> tuple[int, cluster_image.ImageCheckpoint] | None:
+    """The offset up to which an image was saved, and the image; None if there is none. Raises CorruptStoreError."""
+    saved = log.get_extra(snapshot, METADATA_LOG_ID, IMAGE_KIND)
+    if saved is None:
+        return None
+    try:
+        return msgspec.msgpack.decode(saved, type=tuple[int, cluster_image.ImageCheckpoint])
+    except msgspec.DecodeError as error:
+        raise CorruptStoreError(f"the image's checkpoint cannot be decoded: {error}") from error
+
+
+def _decoded(record: Record) -> MetadataRecord:
+    try:
+        decoded: MetadataRecord = _decode(record.value or b"")
+        return decoded
+    except msgspec.ValidationError as error:
+        raise UnsupportedFormatError(
+            f"the metadata log has a record at offset {record.offset} that this version does not know ({error}): it was "
+            "written by a newer streamlog. Upgrade; the directory was not touched",
+            offset=record.offset,
+        ) from error
+    except msgspec.DecodeError as error:
+        raise CorruptStoreError(
+            f"the record at offset {record.offset} of the metadata log cannot be decoded: {error}",
+            offset=record.offset,
+        ) from error

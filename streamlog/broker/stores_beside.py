@@ -8,21 +8,13 @@ folding the metadata log of a snapshot, which a reader does again whenever it gr
 
 from __future__ import annotations
 
-from typing import Final
-
-import msgspec
-
-from streamlog.broker.metadata import IMAGE_KIND, METADATA_LOG_ID
+from streamlog.broker.metadata import METADATA_LOG_ID, fold_image
 from streamlog.config import ClusterConfig
-from streamlog.core.cluster_image import ClusterImage, ImageCheckpoint, MetadataRecord
+from streamlog.core.cluster_image import ClusterImage
 from streamlog.errors import ClosedError
 from streamlog.storage import log
 from streamlog.storage.directory import ClusterDirectory
 from streamlog.storage.env import Environment, Snapshot
-
-_READ_BYTES: Final = 4 * 1024 * 1024
-
-_decode = msgspec.msgpack.Decoder(MetadataRecord).decode
 
 
 class Stores:
@@ -96,25 +88,11 @@ def load_image(snapshot: Snapshot, image: ClusterImage, offset: int, *, use_chec
     """Fold the metadata log from `offset` on into `image`; the offset up to which it is folded now.
 
     use_checkpoint:  begin at the image's checkpoint where that is ahead of `offset`.
-    Raises           CorruptRecordError.
+    Raises           what `fold_image` raises.
     """
     checkpoint = log.load_checkpoint(snapshot, METADATA_LOG_ID)
     if checkpoint is None:
         return offset
-    if use_checkpoint:
-        saved = log.get_extra(snapshot, METADATA_LOG_ID, IMAGE_KIND)
-        if saved is not None:
-            end_offset, folded = msgspec.msgpack.decode(saved, type=tuple[int, ImageCheckpoint])
-            if end_offset > offset:
-                image.apply(folded)
-                offset = end_offset
     offset = max(offset, checkpoint.log_start_offset)
-    while offset < checkpoint.log_end_offset:
-        found = log.read(snapshot, METADATA_LOG_ID, offset, checkpoint.log_end_offset, _READ_BYTES)
-        if not found:
-            break
-        for batch in found:
-            for record in batch.records("", 0, offset):
-                image.apply(_decode(record.value or b""))
-            offset = batch.next_offset
-    return offset
+    fold_image(snapshot, image, offset, checkpoint.log_end_offset, use_checkpoint=use_checkpoint)
+    return max(offset, checkpoint.log_end_offset)

@@ -19,18 +19,19 @@ from typing import Final
 import msgspec
 
 from streamlog.broker.groups_beside import OffsetsFold
-from streamlog.broker.metadata import METADATA_LOG_ID
+from streamlog.broker.metadata import METADATA_LOG_ID, load_image_checkpoint
 from streamlog.broker.reading_beside import ClusterBeside
 from streamlog.broker.runner import new_lock
 from streamlog.broker.stores_beside import Stores, load_image
 from streamlog.config import ClusterConfig, TopicConfig
 from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC, ClusterImage
 from streamlog.core.group import GroupMachine, group_partition
-from streamlog.errors import ClosedError, StreamlogError
+from streamlog.errors import ClosedError, CorruptStoreError, StreamlogError
 from streamlog.record import TopicPartition
 from streamlog.storage import log
 from streamlog.storage.directory import BROKER_PREFIX, METADATA
 from streamlog.storage.env import Environment, verify_file
+from streamlog.storage.keys import CheckpointKind
 from streamlog.storage.verification import (
     NO_OFFSET,
     EnvironmentReport,
@@ -246,6 +247,7 @@ class _Verification:
         try:
             with self._stores.metadata.snapshot() as snapshot:
                 checkpoint = log.load_checkpoint(snapshot, METADATA_LOG_ID)
+                load_image_checkpoint(snapshot)  # raises if it cannot be read: folding would do without it
                 load_image(snapshot, from_checkpoint, 0)
                 load_image(snapshot, from_start, 0, use_checkpoint=False)
         except ClosedError:
@@ -306,7 +308,10 @@ class _Verification:
             if checkpoint is None or checkpoint.log_end_offset == 0:
                 return False
             end_offset = checkpoint.log_end_offset
-            from_checkpoint.start_from_checkpoint(snapshot)
+            if not from_checkpoint.start_from_checkpoint(snapshot) and log.get_extra(
+                snapshot, from_start.log_id, CheckpointKind.FOLD
+            ):
+                raise CorruptStoreError("the fold's checkpoint cannot be decoded")
         for fold in (from_start, from_checkpoint):
             fold.offset = max(fold.offset, checkpoint.log_start_offset)
             more = True

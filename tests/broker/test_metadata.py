@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from streamlog.batch import seal_v2_columns
 from streamlog.broker import api
 from streamlog.broker.metadata import IMAGE_KIND, METADATA_LOG_ID, AppendMetadata, MetadataLog
 from streamlog.broker.runner import ThreadedRuntime
 from streamlog.core.cluster_image import BrokerRegistered, ControllerElected
 from streamlog.errors import (
+    CorruptStoreError,
     FencedLeaderEpochError,
     NotControllerError,
     StoreFullError,
     TopicAlreadyExistsError,
+    UnsupportedFormatError,
 )
 from streamlog.storage import log
 from streamlog.storage.env import Environment
@@ -145,6 +149,54 @@ def test_log_ids_are_never_used_twice(reopen: Open) -> None:
         if number == 3:
             metadata.save_checkpoint()
         metadata = reopen()
+
+
+def test_an_image_that_cannot_be_read_is_done_without(reopen: Open) -> None:
+    metadata = started(reopen)
+    change_topics(metadata)
+    metadata.save_checkpoint()
+    before = metadata.image.checkpoint()
+    torn = (saved_image(metadata) or b"")[:-5]
+    for wrong in (torn, msgspec.msgpack.encode((4711, metadata.image.checkpoint()))):
+        transaction = metadata.environment.write()
+        log.put_extra(transaction, METADATA_LOG_ID, IMAGE_KIND, wrong)
+        transaction.commit()
+        metadata = reopen()
+        assert metadata.image.checkpoint() == before
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [(msgspec.msgpack.encode(["cheese", 1]), UnsupportedFormatError), (b"\x92", CorruptStoreError)],
+)
+def test_a_record_of_a_newer_version_or_none_at_all(
+    reopen: Open, value: bytes, error: type[Exception]
+) -> None:
+    metadata = started(reopen)
+    state, environment = metadata.state, metadata.environment
+    transaction = environment.write()
+    stored = log.append(
+        transaction,
+        METADATA_LOG_ID,
+        seal_v2_columns([None], [value], timestamps=5),
+        state.log_end_offset,
+        4,
+        1 << 60,
+    )
+    log.put_checkpoint(
+        transaction,
+        METADATA_LOG_ID,
+        msgspec.structs.replace(
+            state,
+            log_end_offset=state.log_end_offset + 1,
+            high_watermark=state.log_end_offset + 1,
+            size_bytes=state.size_bytes + stored,
+            max_timestamp=1 << 60,
+        ),
+    )
+    transaction.commit()
+    with pytest.raises(error, match=f"offset {state.log_end_offset}"):
+        reopen()
 
 
 def test_the_image_is_saved_every_so_many_records(reopen: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,24 @@ def test_an_image_checkpoint_that_lies_is_found(path: Path) -> None:
     assert (problem.expected, problem.actual) == (str(image.next_log_id), "4711")
 
 
+def test_checkpoints_that_cannot_be_read_are_found_and_done_without(path: Path) -> None:
+    log_id = log_id_of(path, CONSUMER_OFFSETS_TOPIC, group_partition("g"))
+    for name, owner in (("metadata", METADATA_LOG_ID), ("broker-0", log_id)):
+        with Opened(path / name) as environment:
+            transaction = environment.write()
+            log.put_extra(transaction, owner, IMAGE_KIND, b"\x92\x07")
+            transaction.commit()
+    said = [
+        (problem.environment, problem.what, problem.actual) for problem in verify_directory(path).problems
+    ]
+    assert said == [
+        ("metadata", "the cluster's image cannot be folded", said[0][2]),
+        ("broker-0", "the groups cannot be folded", "the fold's checkpoint cannot be decoded"),
+    ]
+    with streamlog.open(path, mode="r") as reader:
+        assert reader.consumer_group("g", ["t"]).offsets()
+
+
 def test_a_groups_checkpoint_that_lies_is_found(path: Path) -> None:
     number = group_partition("g")
     log_id = log_id_of(path, CONSUMER_OFFSETS_TOPIC, number)
