@@ -12,7 +12,7 @@ from streamlog.broker.cluster import BrokerCluster
 from streamlog.broker.runner import ThreadedRuntime
 from streamlog.broker.turn import Pending
 from streamlog.clock import ManualClock
-from streamlog.core.controller import CONSUMER_OFFSETS_TOPIC
+from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC
 from streamlog.errors import (
     InvalidRecordError,
     InvalidTimestampError,
