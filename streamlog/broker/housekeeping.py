@@ -3,6 +3,7 @@
     every log.retention.check.interval.ms   time and size retention: look in a snapshot, then ask the turn
     every log.cleaner.backoff.ms            compaction: recode outside from a snapshot, swap in a turn
     every offsets.retention.check.interval  groups forget offsets that have expired
+    every minute                            reader slots of killed processes are freed: they keep deleted pages
 
 The decisions are `storage.retention`'s, `storage.cleaner`'s and `core.replica`'s; this module only knows when, for which
 partitions, and how to hand the result to the broker. A compaction whose partition moved on in the meantime is thrown
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 FIRST_RUN_AFTER_MS: Final = 30_000
 """Kafka's log.initial.task.delay.ms: opening comes first."""
 BUSY_LOOK_MS: Final = 1
+STALE_READERS_MS: Final = 60_000
+"""ECOSYSTEM 3.2 row 7: what a killed reader had open keeps every page freed since, and the file grows."""
 
 
 class CleanerReport(msgspec.Struct, frozen=True):
@@ -47,7 +50,8 @@ class Housekeeping:
     def __init__(self, cluster: BrokerCluster) -> None:
         self._cluster = cluster
         self._service = Service(cluster.runtime, "streamlog-cleaner", self._serve)
-        self._next_run_ms = self._next_expiry_ms = 0
+        self._next_run_ms = self._next_expiry_ms = self._next_release_ms = 0
+        self._next_compaction_ms: int | None = None  # None: nothing is compacted
         self._stopped = False
         self._lock = cluster.runtime.lock()
         self._is_running = False
@@ -62,6 +66,7 @@ class Housekeeping:
         config, now_ms = self._cluster.config, self._cluster.runtime.clock.monotonic_ms()
         self._next_run_ms = now_ms + min(config.log_retention_check_interval_ms, FIRST_RUN_AFTER_MS)
         self._next_expiry_ms = now_ms + config.offsets_retention_check_interval_ms
+        self._next_release_ms = now_ms + STALE_READERS_MS
         self._service.wake()
 
     def stop(self) -> None:
@@ -77,7 +82,7 @@ class Housekeeping:
         self._expire_offsets()
         return self._run_alone(force=True)
 
-    def _run_alone(self, force: bool) -> CleanerReport:
+    def _run_alone(self, force: bool, compacted_only: bool = False) -> CleanerReport:
         """One run at a time. A flag, since nobody may wait while holding a lock."""
         waiter = self._cluster.runtime.waiter()
         mine = False
@@ -87,7 +92,7 @@ class Housekeeping:
                     mine, self._is_running = not self._is_running, True
                 if not mine:
                     waiter.wait(BUSY_LOOK_MS)
-            return self._run(force)
+            return self._run(force, compacted_only)
         finally:
             if mine:
                 self._is_running = False
@@ -100,9 +105,17 @@ class Housekeeping:
             if now_ms >= self._next_expiry_ms:
                 self._next_expiry_ms = now_ms + config.offsets_retention_check_interval_ms
                 self._expire_offsets()
+            if now_ms >= self._next_release_ms:
+                self._next_release_ms = now_ms + STALE_READERS_MS
+                for broker in self._cluster.brokers:
+                    broker.environment.release_stale_readers()
+                self._cluster.metadata.environment.release_stale_readers()
             if now_ms >= self._next_run_ms:
                 self._next_run_ms = now_ms + config.log_retention_check_interval_ms
                 self._run_alone(force=False)
+                self.last_error = None
+            elif self._next_compaction_ms is not None and now_ms >= self._next_compaction_ms:
+                self._run_alone(force=False, compacted_only=True)
                 self.last_error = None
         except ClosedError:
             return None
@@ -110,9 +123,15 @@ class Housekeeping:
             # A full disk or a corrupt batch must not end the cleaner: the next run tries again, verify tells more.
             self.last_error = error
             _log_failure(error)
+        self._next_compaction_ms = None
         if config.log_cleaner_enable and self._any_compacted():
-            self._next_run_ms = min(self._next_run_ms, clock.monotonic_ms() + config.log_cleaner_backoff_ms)
-        return min(self._next_run_ms, self._next_expiry_ms)
+            self._next_compaction_ms = clock.monotonic_ms() + config.log_cleaner_backoff_ms
+        return min(
+            self._next_run_ms,
+            self._next_expiry_ms,
+            self._next_release_ms,
+            self._next_compaction_ms or self._next_run_ms,
+        )
 
     def _expire_offsets(self) -> None:
         if CONSUMER_OFFSETS_TOPIC in self._cluster.topics:
@@ -120,12 +139,13 @@ class Housekeeping:
                 broker.coordinator.expire_offsets()
 
     def _any_compacted(self) -> bool:
+        default = ",".join(self._cluster.config.log_cleanup_policy)
         return any(
-            "compact" in topic.config.get("cleanup.policy", "")
+            "compact" in topic.config.get("cleanup.policy", default)
             for topic in list(self._cluster.topics.values())
         )
 
-    def _run(self, force: bool) -> CleanerReport:
+    def _run(self, force: bool, compacted_only: bool) -> CleanerReport:
         retained = compacted = freed = 0
         first_error: StreamlogError | None = None
         for broker in self._cluster.brokers:
@@ -135,14 +155,15 @@ class Housekeeping:
                 self._swept[broker.id] = metadata_end
             for topic in list(self._cluster.topics.values()):
                 config = broker.topic_config(topic)
-                if not (config.compacts or config.deletes):
+                if not (config.compacts or (config.deletes and not compacted_only)):
                     continue
                 for number in range(len(topic.partitions)):
                     if self._stopped:
                         return CleanerReport(retained, compacted, freed)
                     try:
                         partition = broker.partition(topic.name, number)
-                        retained += self._retain(broker, partition)
+                        if not compacted_only:
+                            retained += self._retain(broker, partition)
                         if config.compacts and (force or self._cluster.config.log_cleaner_enable):
                             change = self._compact(broker, partition, force)
                             compacted += change is not None
