@@ -15,19 +15,19 @@ import atexit as _atexit
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from streamlog import errors
-from streamlog.client import serde
 from streamlog.client.cluster import Cluster, close_all
 from streamlog.client.consumer import Consumer
 from streamlog.client.opening import open_cluster as open
-from streamlog.client.producer import Producer
-from streamlog.client.topic import Partition, Topic
-from streamlog.connecting import connect
 from streamlog.errors import StreamlogError
 from streamlog.record import OffsetAndMetadata, OffsetAndTimestamp, Record, RecordMetadata, TopicPartition
 from streamlog.version import VERSION as __version__
 
 if _TYPE_CHECKING:
+    from streamlog.client import serde
     from streamlog.client.consumer_group import ConsumerGroup
+    from streamlog.client.producer import Producer
+    from streamlog.client.topic import Partition, Topic
+    from streamlog.connecting import connect
 
 __all__ = [
     "Cluster",
@@ -52,10 +52,24 @@ __all__ = [
 _atexit.register(close_all)
 
 
-def __getattr__(name: str) -> object:
-    # Groups are imported at their first use: a program without any starts faster.
-    if name == "ConsumerGroup":
-        from streamlog.client.consumer_group import ConsumerGroup
+# Imported at their first use: who only reads starts faster.
+_LATER = {
+    "ConsumerGroup": "streamlog.client.consumer_group",
+    "Partition": "streamlog.client.topic",
+    "Producer": "streamlog.client.producer",
+    "Topic": "streamlog.client.topic",
+    "connect": "streamlog.connecting",
+    "serde": "streamlog.client",
+}
 
-        return ConsumerGroup
-    raise AttributeError(f"module 'streamlog' has no attribute {name!r}")
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module 'streamlog' has no attribute {name!r}")
+    module = __import__(_LATER[name], fromlist=[name])  # "serde" is a module itself: fromlist imports it
+    found = globals()[name] = getattr(module, name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

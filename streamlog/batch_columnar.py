@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import ge
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
@@ -44,7 +44,7 @@ Body: TypeAlias = tuple[IntColumn, BytesColumn, BytesColumn, HeadersColumn, IntC
 CONSTANT_RECORDS_MAX = 1 << 20
 
 
-class ColumnLayout(NamedTuple):
+class ColumnLayout(msgspec.Struct, frozen=True, gc=False):
     """One row of the layout table."""
 
     name: str

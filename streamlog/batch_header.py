@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from struct import Struct
 from struct import error as struct_error
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import msgspec
 from google_crc32c import value as crc32c
@@ -22,7 +22,7 @@ from .compression import Codec
 from .errors import CorruptRecordError, InvalidRecordError
 
 
-class HeaderField(NamedTuple):
+class HeaderField(msgspec.Struct, frozen=True, gc=False):
     """One row of the header's layout; `code` is the struct code of its type."""
 
     name: str

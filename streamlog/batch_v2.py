@@ -34,7 +34,9 @@ from enum import IntEnum
 from itertools import repeat
 from struct import Struct
 from struct import error as struct_error
-from typing import NamedTuple, TypeAlias, cast
+from typing import TypeAlias, cast
+
+import msgspec
 
 from .batch_columnar import Body, BytesColumn, Headers, HeadersColumn, IntColumn, check_offsets
 from .errors import InvalidRecordError
@@ -331,7 +333,7 @@ class ControlType(IntEnum):
     COMMIT = 1
 
 
-class ControlRecord(NamedTuple):
+class ControlRecord(msgspec.Struct, frozen=True, gc=False):
     """The content of a transaction marker."""
 
     kind: ControlType

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -42,6 +44,55 @@ def test_the_names_of_the_package() -> None:
     assert set(streamlog.__all__) >= NAMES
     assert all(hasattr(streamlog, name) for name in streamlog.__all__)
     assert list(streamlog.__all__) == sorted(streamlog.__all__)
+
+
+LATE = (
+    # What takes milliseconds to import and is not needed to open a cluster and read it as bytes.
+    *(
+        "pathlib",
+        "random",
+        "zlib",
+        "tempfile",
+        "shutil",
+        "logging",
+        "asyncio",
+        "dataclasses",
+        "json",
+        "inspect",
+    ),
+    *("streamlog.client.producer", "streamlog.client.serde", "streamlog.broker.coordinator"),
+)
+
+
+def test_importing_and_reading_load_nothing_that_takes_long(tmp_path: Path) -> None:
+    with streamlog.open(tmp_path / "data") as cluster:
+        cluster.create_topic("t", partitions=1)
+        with cluster.producer() as producer:
+            producer.send("t", b"v")
+    program = """if True:
+        import sys
+        sys.modules.update({name: None for name in sys.argv[2].split()})  # importing one of them fails
+        import streamlog
+        with streamlog.open(sys.argv[1]) as cluster, cluster.consumer() as consumer:
+            consumer.assign([streamlog.TopicPartition("t", 0)])
+            print(consumer.poll(10)[0].value)
+    """
+    before = subprocess.run(
+        [sys.executable, "-c", "import sys, lmdb, zstandard, msgspec, google_crc32c; print(*sys.modules)"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    late = " ".join(name for name in LATE if name not in before)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "data"), late], capture_output=True, text=True
+    )
+    assert done.stdout == "b'v'\n", done.stderr
+
+
+def test_what_comes_later_is_there_when_asked_for() -> None:
+    assert {"Producer", "Topic", "serde", "connect"} <= set(dir(streamlog))
+    assert streamlog.serde.json().name == "json" and streamlog.Producer.__name__ == "Producer"
+    with pytest.raises(AttributeError, match="no attribute 'Produzer'"):
+        _ = streamlog.Produzer  # type: ignore[attr-defined]
 
 
 def test_the_code_block(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ they are always free.
 from __future__ import annotations
 
 import os
-import random
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
@@ -66,11 +65,18 @@ class Task(Protocol):
     def join(self, timeout_ms: int | None = None) -> bool: ...
 
 
+class Chance(Protocol):
+    """The part of `random.Random` that the library needs."""
+
+    def getrandbits(self, k: int, /) -> int: ...
+    def randrange(self, stop: int, /) -> int: ...
+
+
 class Runtime(Protocol):
     """What the library needs of the world: time, chance, threads."""
 
     clock: Clock
-    random: random.Random
+    random: Chance
 
     def lock(self) -> Lock: ...
     def turn_lock(self) -> TurnLock: ...
@@ -127,12 +133,26 @@ class ThreadTask:
         return not self._thread.is_alive()
 
 
+class SystemChance:
+    """The system's own chance. Python's generator costs a millisecond to import."""
+
+    def getrandbits(self, k: int, /) -> int:
+        return int.from_bytes(os.urandom((k + 7) // 8), "big") >> (-k % 8)
+
+    def randrange(self, stop: int, /) -> int:
+        return self.getrandbits(64 + stop.bit_length()) % stop
+
+
 class ThreadedRuntime:
-    """Real threads, the system's clocks, and a random generator seeded by the system."""
+    """Real threads, the system's clocks and the system's chance; with a seed, always the same chance."""
 
     def __init__(self, clock: Clock | None = None, seed: int | None = None) -> None:
         self.clock: Clock = SystemClock() if clock is None else clock
-        self.random = random.Random(int.from_bytes(os.urandom(8), "big") if seed is None else seed)
+        self.random: Chance = SystemChance()
+        if seed is not None:
+            from random import Random
+
+            self.random = Random(seed)
 
     def lock(self) -> Lock:
         return threading.Lock()

@@ -16,11 +16,8 @@ from streamlog.broker.runner import new_lock
 from streamlog.client.assignment import checked_topics
 from streamlog.client.brokers import BrokerHandle, refuse
 from streamlog.client.consumer import Consumer
-from streamlog.client.delivery import attach
 from streamlog.client.habits import unknown_name
 from streamlog.client.options import topic_overrides
-from streamlog.client.producer import Producer
-from streamlog.client.topic import Topic
 from streamlog.config import ConsumerConfig, ProducerConfig
 from streamlog.core.controller import validate_topic_name
 from streamlog.errors import (
@@ -38,12 +35,14 @@ if TYPE_CHECKING:
 
     from streamlog.broker.housekeeping import CleanerReport
     from streamlog.client.consumer_group import ConsumerGroup
+    from streamlog.client.producer import Producer
     from streamlog.client.reader_cluster import OpenedReader
+    from streamlog.client.topic import Topic
 
 MEMORY: Final = ":memory:"
 
 Shared = tuple["BrokerCluster", dict[str, Any]]
-ProducerT = TypeVar("ProducerT", bound=Producer)
+ProducerT = TypeVar("ProducerT", bound="Producer")
 _open_clusters: dict[object, _Opened] = {}
 _open_readers: dict[object, OpenedReader] = {}
 _open_lock = new_lock()
@@ -95,6 +94,8 @@ class Cluster:
         except Exception as error:
             if exception is None:
                 raise
+            from streamlog.client.delivery import attach
+
             attach(exception, error)
 
     @property
@@ -130,6 +131,8 @@ class Cluster:
 
     def topic(self, name: str) -> Topic:
         """Raises UnknownTopicOrPartitionError."""
+        from streamlog.client.topic import Topic
+
         self._check_open()
         self._backend.topic(name)
         return Topic(self._backend, name)
@@ -150,6 +153,8 @@ class Cluster:
         Raises     InvalidTopicError, InvalidPartitionsError, InvalidReplicationFactorError, ConfigError,
                    TopicAlreadyExistsError.
         """
+        from streamlog.client.topic import Topic
+
         self._check_open()
         validate_topic_name(name)
         overrides = topic_overrides(config)
@@ -169,6 +174,8 @@ class Cluster:
         return Topic(self._backend, name)
 
     def _existing(self, name: str, partitions: int | None, replication_factor: int | None) -> Topic:
+        from streamlog.client.topic import Topic
+
         topic = Topic(self._backend, name)
         for option, wanted, there in (
             ("partitions", partitions, len(topic)),
@@ -194,6 +201,8 @@ class Cluster:
 
     def producer(self, *, config: Mapping[str, Any] | None = None, **options: Any) -> Producer:
         """A producer. Options are `ProducerConfig`'s, as keywords or in `config` by Kafka's names. Raises ConfigError."""
+        from streamlog.client.producer import Producer  # who only reads starts faster without
+
         return self._make_producer(Producer, ProducerConfig.from_options(options, config))
 
     def _make_producer(self, kind: type[ProducerT], parsed: ProducerConfig) -> ProducerT:

@@ -23,9 +23,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.client.assignment import ConsumerAssignment
-from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
+from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition, Deserializer
 from streamlog.client.habits import unknown_name
-from streamlog.client.serde import resolve_deserializer
 from streamlog.client.timeouts import milliseconds
 from streamlog.config import ConsumerConfig
 from streamlog.errors import (
@@ -65,8 +64,8 @@ class Consumer(ConsumerAssignment):
         super().__init__(backend, config)
         self._on_close = on_close
         self._clock = backend.runtime.clock
-        self._deserialize_key = resolve_deserializer(config.key_deserializer, "key_deserializer")
-        self._deserialize_value = resolve_deserializer(config.value_deserializer, "value_deserializer")
+        self._deserialize_key = _deserializer(config.key_deserializer, "key_deserializer")
+        self._deserialize_value = _deserializer(config.value_deserializer, "value_deserializer")
         self._deserializes = self._deserialize_key is not None or self._deserialize_value is not None
         self._wake_up = False
         self._owner: int | None = None
@@ -438,6 +437,14 @@ class Consumer(ConsumerAssignment):
         if self._closer is not None and self._closer != self._backend.runtime.caller():
             self._owner = None
             raise ClosedError("this consumer is being closed by another thread")
+
+
+def _deserializer(spec: object, option: str) -> Deserializer | None:
+    if spec is None:
+        return None
+    from streamlog.client.serde import resolve_deserializer  # who reads bytes need not load it
+
+    return resolve_deserializer(spec, option)
 
 
 def _checked_count(count: object) -> int:

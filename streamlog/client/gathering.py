@@ -7,13 +7,13 @@ Everything here works on whole columns: the cost of a Python call is paid per ca
 
 from __future__ import annotations
 
-import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from itertools import accumulate
 from operator import add, sub
 from typing import Any, Final, NamedTuple
 
+from streamlog.broker.runner import Chance
 from streamlog.client.delivery import OpenBatch
 from streamlog.client.partitioner import Crc32Partitioner, create_partitioner
 from streamlog.client.serde import only_bytes, to_bytes
@@ -45,7 +45,7 @@ class TopicBuffer:
     __slots__ = ("image", "count", "batches", "partitioner", "place", "hashes", "batch_bytes", "large_bytes")
 
     def __init__(
-        self, image: TopicImage, config: ProducerConfig, message_bytes_max: int, chance: random.Random
+        self, image: TopicImage, config: ProducerConfig, message_bytes_max: int, chance: Chance
     ) -> None:
         """message_bytes_max: the topic's max.message.bytes; sizes here are estimates, so batches stay well below it."""
         self.image = image

@@ -19,10 +19,12 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 
-class Field(NamedTuple):
+class Field(msgspec.Struct, frozen=True, gc=False):
     """One row of a layout; `code` is the struct code of its type, None = the rest of the bytes."""
 
     name: str

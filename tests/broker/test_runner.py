@@ -49,8 +49,15 @@ def test_a_turn_lock_knows_its_owner() -> None:
 
 
 def test_a_seeded_runtime_draws_the_same() -> None:
-    assert ThreadedRuntime(seed=7).random.random() == ThreadedRuntime(seed=7).random.random()
-    assert ThreadedRuntime().random.random() != ThreadedRuntime().random.random()
+    assert ThreadedRuntime(seed=7).random.getrandbits(64) == ThreadedRuntime(seed=7).random.getrandbits(64)
+    assert ThreadedRuntime().random.getrandbits(64) != ThreadedRuntime().random.getrandbits(64)
+
+
+@pytest.mark.parametrize("bits", [1, 7, 8, 9, 128])
+def test_the_systems_chance_keeps_within_its_bounds(bits: int) -> None:
+    chance = ThreadedRuntime().random
+    assert max(chance.getrandbits(bits).bit_length() for _ in range(200)) == bits
+    assert {chance.randrange(3) for _ in range(200)} == {0, 1, 2}
 
 
 def test_tasks_are_joined_also_from_inside() -> None:
