@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from streamlog.broker.cluster import BrokerCluster
+    from streamlog.broker.reading import LogReader
+    from streamlog.client.fetch_waiting import FetchGate
 
 ITERATION_LOOK_RECORDS: Final = 20
 """While iterating, the clock (auto-commit, max_poll_interval_ms) is looked at after so many records."""
@@ -67,6 +69,14 @@ class Consumer(ConsumerAssignment):
         self._deserialize_key = _deserializer(config.key_deserializer, "key_deserializer")
         self._deserialize_value = _deserializer(config.value_deserializer, "value_deserializer")
         self._deserializes = self._deserialize_key is not None or self._deserialize_value is not None
+        self._gate: FetchGate | None = (
+            None  # in front of `_fetch_ready`, where there is something to wait for
+        )
+        if config.fetch_min_bytes > 1:
+            from streamlog.client.fetch_waiting import FetchGate
+
+            self._gate = FetchGate(self._listener, self._clock, config)
+        self._fetch_bytes_left = config.fetch_max_bytes
         self._wake_up = False
         self._owner: int | None = None
         self._closer: int | None = None
@@ -155,6 +165,9 @@ class Consumer(ConsumerAssignment):
         unresolved = self._offsets.unresolved(self._assigned)
         if unresolved:
             look_ms = JOIN_LOOK_MS
+        held_ms = None if self._gate is None else self._gate.left_ms()
+        if held_ms is not None and (look_ms is None or held_ms < look_ms):
+            look_ms = held_ms
         if look_ms is not None and (left_ms is None or look_ms < left_ms):
             left_ms = look_ms
         try:
@@ -231,6 +244,7 @@ class Consumer(ConsumerAssignment):
 
     def _fill(self) -> None:
         """Fetch into the buffers, or wait for something to fetch."""
+        self._fetch_bytes_left = self.config.fetch_max_bytes
         if self._fetch_one() is not None:
             return
         if self.at_end:
@@ -259,6 +273,7 @@ class Consumer(ConsumerAssignment):
                     )
                     if len(records) >= count_max:
                         return records
+            self._fetch_bytes_left = self.config.fetch_max_bytes
             while len(records) < count_max:
                 fetched = self._fetch_one()
                 if fetched is None:
@@ -274,11 +289,30 @@ class Consumer(ConsumerAssignment):
 
     def _fetch_one(self) -> AssignedPartition | None:
         """Decode from the next partition that has something; None if no ready partition has."""
+        gate = self._gate
         try:
-            return self._fetch_ready()
+            if gate is None:
+                return self._fetch_ready()
+            if not gate.is_open(self._reader_of, self._offsets.resolve):
+                return None
+            fetched = self._fetch_ready()
         except BaseException:
             self._listener.put_back()
             raise
+        if fetched is not None:
+            gate.fetched(fetched)
+        return fetched
+
+    def _reader_of(self, assigned: AssignedPartition) -> LogReader:
+        return self._backend.leader_of(assigned.partition).reader
+
+    def _is_fetch_full(self, reader: LogReader, assigned: AssignedPartition) -> bool:
+        """Whether the next batch would lift this fetch over `fetch_max_bytes`. The first one always comes."""
+        if self._fetch_bytes_left == self.config.fetch_max_bytes:
+            return False
+        from streamlog.client.fetch_waiting import next_batch_bytes
+
+        return next_batch_bytes(reader, assigned) > self._fetch_bytes_left
 
     def _fetch_ready(self) -> AssignedPartition | None:
         listener, config = self._listener, self.config
@@ -300,9 +334,15 @@ class Consumer(ConsumerAssignment):
                 if assigned.fetch_offset == UNKNOWN_OFFSET and not self._offsets.resolve(assigned):
                     continue
                 reader = self._backend.leader_of(assigned.partition).reader
-                more = assigned.fetch(
-                    reader, config.max_partition_fetch_bytes, config.isolation_level, config.check_crcs
-                )
+                bytes_max = config.max_partition_fetch_bytes
+                if self._fetch_bytes_left < bytes_max:
+                    if self._is_fetch_full(reader, assigned):
+                        listener.mark(subscription)
+                        return None
+                    bytes_max = max(0, self._fetch_bytes_left)
+                more = assigned.fetch(reader, bytes_max, config.isolation_level, config.check_crcs)
+                self._fetch_bytes_left -= assigned.fetched_bytes
+                assigned.fetched_bytes = 0
             except OffsetOutOfRangeError as error:
                 listener.mark(subscription)
                 self._offsets.reset(assigned, error)

@@ -39,7 +39,7 @@ class AssignedPartition:
     __slots__ = (
         "tp", "partition", "subscription", "position", "fetch_offset", "buffer", "next_index", "paused", "end_offset",
         "revoking", "lag_end", "committed_position", "reset_position", "is_resetting",
-        "traffic", "_next_fetch_bytes",
+        "traffic", "fetched_bytes", "_next_fetch_bytes",
     )  # fmt: skip
 
     def __init__(self, tp: TopicPartition, partition: Partition) -> None:
@@ -61,6 +61,7 @@ class AssignedPartition:
         # Out of range, and the reset has not found a place yet: what is committed is of no use.
         self.is_resetting = False
         self.traffic: ConsumerTraffic | None = None
+        self.fetched_bytes = 0  # by the last fetch, until it is counted
         self._next_fetch_bytes = FIRST_FETCH_BYTES
 
     def __repr__(self) -> str:
@@ -111,6 +112,7 @@ class AssignedPartition:
             raise corrupt_at(*self.tp, offset, error) from error
         finally:
             snapshot.close()
+        self.fetched_bytes = found.size_bytes
         took_us = meters.fetched(len(found.records), found.size_bytes, begun_us)
         if self.traffic is not None:
             self.traffic.fetched(self.tp.topic, len(found.records), found.size_bytes, took_us / 1_000)
