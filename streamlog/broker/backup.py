@@ -12,15 +12,14 @@ Invariants:
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from streamlog.errors import DiskFullError, StorageError
-from streamlog.storage.directory import FORMAT_FILE, ClusterDirectory
+from streamlog.errors import StorageError
+from streamlog.storage.directory import ClusterDirectory
 from streamlog.storage.env import Environment
-from streamlog.storage.filesystem import sync_directory
+from streamlog.storage.filesystem import failed, sync_directory
 
 
 def backup_environments(
@@ -39,8 +38,9 @@ def backup_environments(
             f"cannot back up into {path}: it is not empty; a backup needs a new directory", path=str(path)
         )
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    # Refused where somebody else is writing the same copy: then it is not ours to remove.
+    copy = ClusterDirectory.open(partial, allow_network_fs=True, written_by=directory.format.written_by)
     try:
-        copy = ClusterDirectory.open(partial, allow_network_fs=True, written_by=directory.format.written_by)
         try:
             for number in sorted(brokers):
                 brokers[number].backup(copy.broker_path(number))
@@ -52,17 +52,9 @@ def backup_environments(
         partial.rename(path)
         sync_directory(path.parent)
     except BaseException as error:
-        _remove(partial)
+        from shutil import rmtree
+
+        rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) and not isinstance(error, StorageError):
-            kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
-            raise kind(
-                f"cannot back up into {path}: {error.strerror}", path=str(path), errno=error.errno
-            ) from error
+            raise failed(f"back up into {path}", path, error) from error
         raise
-
-
-def _remove(partial: Path) -> None:
-    import shutil
-
-    if (partial / FORMAT_FILE).exists():  # ours, and not something that happened to have the name
-        shutil.rmtree(partial, ignore_errors=True)

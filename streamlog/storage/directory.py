@@ -37,6 +37,7 @@ from streamlog.errors import (
 )
 from streamlog.storage.filesystem import (
     FILE_MODE,
+    failed,
     free_bytes,
     make_directory,
     refuse_network_file_system,
@@ -144,8 +145,10 @@ class ClusterDirectory:
         descriptor = _lock(place)
         try:
             store_format = _ensure_format(place, written_by)
-        except BaseException:
+        except BaseException as error:
             os.close(descriptor)
+            if isinstance(error, OSError) and not isinstance(error, StorageError):
+                raise failed(f"write {FORMAT_FILE} in {place}", place, error) from error
             raise
         return cls(place, store_format, descriptor, False)
 
@@ -266,9 +269,7 @@ def read_format(path: AnyPath) -> StoreFormat | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StorageError(
-            f"cannot read {file}: {error.strerror}", path=str(path), errno=error.errno
-        ) from error
+        raise failed(f"read {file}", path, error) from error
     lines = text.splitlines()
     magic, _, number = (lines[0] if lines else "").partition(" ")
     if magic != FORMAT_MAGIC or not number.isdecimal():
@@ -355,7 +356,7 @@ def _lock(path: str, create: bool = True) -> int:
         try:
             descriptor = os.open(file, os.O_RDWR | (os.O_CREAT if create else 0), FILE_MODE)
         except PermissionError as error:
-            raise ReadOnlyError(f"cannot open {file}: {error.strerror}", path=path) from error
+            raise failed(f"open {file}", path, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _same_file(descriptor, file):
@@ -364,9 +365,7 @@ def _lock(path: str, create: bool = True) -> int:
         except OSError as error:
             os.close(descriptor)
             if error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES):
-                raise StorageError(
-                    f"cannot lock {file}: {error.strerror}", path=path, errno=error.errno
-                ) from error
+                raise failed(f"lock {file}", path, error) from error
             raise _locked(path) from None
         except BaseException:
             os.close(descriptor)

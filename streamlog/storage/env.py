@@ -242,9 +242,9 @@ class Environment:
         filesystem.prepare_directory(path, DATA_FILE, read_only)
         if not allow_network_fs:
             filesystem.refuse_network_file_system(path)  # row 18
-        candidates = (map_bytes,) if map_bytes is not None else MAP_BYTES
+        candidates: tuple[int, ...] = MAP_BYTES if map_bytes is None else (map_bytes,)
         if disk_bytes_max is not None:
-            candidates = (min(disk_bytes_max, candidates[0]) & ~4095, *candidates[1:])
+            candidates = tuple(dict.fromkeys(min(disk_bytes_max, size) & ~4095 for size in candidates))
         is_new = not read_only and sync != "off" and not os.path.exists(os.path.join(path, DATA_FILE))
         engine = _open_engine(path, candidates, sync, read_only, max_readers)
         try:

@@ -27,8 +27,6 @@ from streamlog.storage import filesystem
 _FULL: Final = frozenset({"MapFullError", "TxnFullError"})
 _FOREIGN: Final = frozenset({"VersionMismatchError", "InvalidError"})
 _CORRUPT: Final = frozenset({"CorruptedError", "PageNotFoundError", "PanicError", "PageFullError"})
-_DISK_CODES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_REFUSED_CODES: Final = frozenset({errno.EACCES, errno.EROFS, errno.EPERM})
 
 
 def named(error: Exception, path: str, data_file: str) -> Exception:
@@ -48,13 +46,13 @@ def named(error: Exception, path: str, data_file: str) -> Exception:
         )
     if name == "MapResizedError":  # row 3
         return StorageError(f"another process grew {path}; try again", path=path, retriable=True)
-    if code in _DISK_CODES or (code == errno.EIO and filesystem.is_full(path, file)):  # row 17
+    if code in filesystem.FULL_CODES or (code == errno.EIO and filesystem.is_full(path, file)):  # row 17
         return DiskFullError(
             f"no space left for {file} ({text}); nothing of this write is stored, nothing before it is lost",
             path=path,
             errno=code,
         )
-    if name == "ReadonlyError" or code in _REFUSED_CODES:
+    if name == "ReadonlyError" or code in filesystem.REFUSED_CODES:
         return ReadOnlyError(f"{path}: {text}", path=path)
     if name in _FOREIGN:  # row 22
         return UnsupportedFormatError(

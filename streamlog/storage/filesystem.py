@@ -6,10 +6,17 @@ Not implemented: detection outside Linux (there `file_system_type` answers None,
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Final
 
-from streamlog.errors import NetworkFileSystemError, NotAStreamlogDirectoryError, ReadOnlyError, StorageError
+from streamlog.errors import (
+    DiskFullError,
+    NetworkFileSystemError,
+    NotAStreamlogDirectoryError,
+    ReadOnlyError,
+    StorageError,
+)
 
 if TYPE_CHECKING:
     AnyPath = str | os.PathLike[str]
@@ -32,6 +39,16 @@ DISK_FULL_BYTES: Final = 1 << 20
 """With less free space than this a failed write is called a full disk: the engine reports a short write as
 EIO.
 """
+FULL_CODES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+REFUSED_CODES: Final = frozenset({errno.EACCES, errno.EROFS, errno.EPERM})
+
+
+def failed(doing: str, path: AnyPath, error: OSError) -> StorageError:
+    """The streamlog error for one of the operating system's, met while `doing` something for `path`."""
+    text, place = f"cannot {doing}: {error.strerror}", str(path)
+    if error.errno in REFUSED_CODES:
+        return ReadOnlyError(text, path=place)
+    return (DiskFullError if error.errno in FULL_CODES else StorageError)(text, path=place, errno=error.errno)
 
 
 def file_system_type(path: AnyPath, mountinfo: str | None = None) -> str | None:
@@ -129,15 +146,11 @@ def sync_directory(path: AnyPath) -> None:
 
 
 def make_directory(path: AnyPath) -> None:
-    """Make a directory, and those above it, for its owner only (row 26). Raises ReadOnlyError, StorageError."""
+    """Make a directory for its owner only (row 26), and those above it. Raises StorageError."""
     try:
         os.makedirs(path, DIRECTORY_MODE, exist_ok=True)
-    except PermissionError as error:
-        raise ReadOnlyError(f"cannot create {path}: {error.strerror}", path=str(path)) from error
     except OSError as error:
-        raise StorageError(
-            f"cannot create {path}: {error.strerror}", path=str(path), errno=error.errno
-        ) from error
+        raise failed(f"create {path}", path, error) from error
 
 
 def prepare_directory(path: AnyPath, data_file: str, read_only: bool) -> None:

@@ -16,7 +16,7 @@ from streamlog import TopicPartition
 from streamlog.broker import backup
 from streamlog.broker.verification import verify_directory
 from streamlog.client.reader_cluster import ReaderCluster
-from streamlog.errors import ClosedError, DiskFullError, StorageError
+from streamlog.errors import ClosedError, ClusterLockedError, DiskFullError, StorageError
 from streamlog.storage.env import Environment
 
 T0 = TopicPartition("t", 0)
@@ -190,3 +190,23 @@ def test_a_closed_cluster_is_not_copied(cluster: streamlog.Cluster, tmp_path: Pa
     with pytest.raises(ClosedError):
         cluster.backup(tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+
+
+def test_a_second_backup_to_the_same_place_leaves_the_first_alone(
+    cluster: streamlog.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(cluster, 0, 10)
+    copy_environment, second = Environment.backup, []
+
+    def interfering(environment: Environment, path: Any) -> None:
+        copy_environment(environment, path)
+        if not second:
+            second.append(None)
+            with pytest.raises(StorageError) as caught:
+                cluster.backup(tmp_path / "copy")
+            second[0] = type(caught.value)
+
+    monkeypatch.setattr(Environment, "backup", interfering)
+    cluster.backup(tmp_path / "copy")
+    assert second == [ClusterLockedError]
+    assert verify_directory(tmp_path / "copy").records == 10 + 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from streamlog.errors import (
     ClusterLockedError,
     CorruptStoreError,
+    DiskFullError,
     NetworkFileSystemError,
     NotAStreamlogDirectoryError,
     ReadOnlyError,
@@ -350,3 +352,16 @@ def test_a_sweep_between_making_and_locking_is_survived(
     opened = memory_directory()
     assert len(calls) == 2 and opened.location == calls[1]
     opened.close()
+
+
+def test_a_full_disk_while_a_directory_is_made_has_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(DiskFullError, match="FORMAT"):
+            ClusterDirectory.open(tmp_path / "c")
+    ClusterDirectory.open(tmp_path / "c").close()

@@ -35,7 +35,7 @@ from streamlog.errors import (
     UnsupportedFormatError,
 )
 from streamlog.storage import filesystem
-from streamlog.storage.env import Environment, verify_file
+from streamlog.storage.env import MAP_BYTES, Environment, verify_file
 from tests.storage.builders import environment_in
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -460,6 +460,24 @@ def test_rows_6_and_7_slots_of_killed_readers_are_taken_back(tmp_path: Path) -> 
             snapshot.close()
     assert environment.release_stale_readers() == 0
     environment.close()
+
+
+def test_row_1_a_map_that_is_refused_gives_way_to_smaller_ones_within_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never to a larger one than disk_bytes_max, which the map's size enforces."""
+    asked: list[int] = []
+
+    def refuse(path: str, map_size: int, **_: object) -> None:
+        asked.append(map_size)
+        raise lmdb.MemoryError("no room")
+
+    monkeypatch.setattr(lmdb, "Environment", refuse)
+    for disk_bytes_max, sizes in ((8 << 30, [8 << 30, 1 << 30]), (None, list(MAP_BYTES))):
+        with pytest.raises(StorageError):
+            environment_in(tmp_path, disk_bytes_max=disk_bytes_max)
+        assert asked == sizes
+        asked.clear()
 
 
 # -- reading only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import stat
@@ -9,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from streamlog.errors import NetworkFileSystemError, NotAStreamlogDirectoryError, StorageError
+from streamlog.errors import (
+    DiskFullError,
+    NetworkFileSystemError,
+    NotAStreamlogDirectoryError,
+    ReadOnlyError,
+    StorageError,
+)
 from streamlog.storage import filesystem
 from streamlog.storage.filesystem import (
     file_system_type,
@@ -114,3 +121,16 @@ def test_what_stands_in_the_way_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotAStreamlogDirectoryError, match="no store"):
         prepare_directory(tmp_path, "data", read_only=True)
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        *[(errno.ENOSPC, DiskFullError), (errno.EDQUOT, DiskFullError), (errno.EACCES, ReadOnlyError)],
+        *[(errno.EROFS, ReadOnlyError), (errno.EIO, StorageError)],
+    ],
+)
+def test_an_error_of_the_system_gets_a_name(code: int, kind: type[StorageError]) -> None:
+    error = filesystem.failed("write x", "/d", OSError(code, os.strerror(code)))
+    assert type(error) is kind and error.facts["path"] == "/d"
+    assert str(error).startswith(f"cannot write x: {os.strerror(code)}")
