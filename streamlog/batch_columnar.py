@@ -94,7 +94,10 @@ def encode_body(body: Body, count: int) -> bytes:
             values = _fold_bytes(values)
     elif count > CONSTANT_RECORDS_MAX:
         values = [values] * count
-    return encode_columns((timestamps, keys, values, _fold_headers(headers), offsets))
+    try:
+        return encode_columns((timestamps, keys, values, _fold_headers(headers), offsets))
+    except OverflowError as error:
+        raise InvalidRecordError(f"a timestamp of a batch is too far from its base: {error}") from error
 
 
 def decode_body(data: bytes | memoryview, count: int, last_offset_delta: int) -> Body:

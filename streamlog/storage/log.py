@@ -266,8 +266,7 @@ def offset_for_timestamp(
     first = _first_reaching(reader, log_id, start_offset, end_offset, timestamp)
     for header in _headers(reader, log_id, first, end_offset):
         if header.max_timestamp >= timestamp:
-            batch = _batch(reader, log_id, header)
-            for offset, time in _times(batch, start_offset, end_offset):
+            for offset, time in _times(reader, log_id, header, start_offset, end_offset):
                 if time >= timestamp:
                     return OffsetAndTimestamp(offset, time, header.leader_epoch)
     return None
@@ -289,7 +288,7 @@ def offset_of_max_timestamp(
     for header in _headers(reader, log_id, start_offset, end_offset):
         if best is not None and header.max_timestamp <= best.timestamp:
             continue
-        for offset, time in _times(_batch(reader, log_id, header), start_offset, end_offset):
+        for offset, time in _times(reader, log_id, header, start_offset, end_offset):
             if best is None or time > best.timestamp:
                 best = OffsetAndTimestamp(offset, time, header.leader_epoch)
     return best
@@ -344,13 +343,15 @@ def _headers(reader: Reader, log_id: int, start_offset: int, end_offset: int) ->
             yield stored.header
 
 
-def _batch(reader: Reader, log_id: int, header: BatchHeader) -> Batch:
-    return read(reader, log_id, header.last_offset, header.next_offset, 1)[0]
-
-
-def _times(batch: Batch, start_offset: int, end_offset: int) -> Iterator[tuple[int, int]]:
+def _times(
+    reader: Reader, log_id: int, header: BatchHeader, start_offset: int, end_offset: int
+) -> Iterator[tuple[int, int]]:
     """(offset, timestamp) of the records of a batch that lie in [start_offset, end_offset)."""
-    columns = batch.columns()
+    [batch] = read(reader, log_id, header.last_offset, header.next_offset, 1)
+    try:
+        columns = batch.columns()
+    except InvalidRecordError as error:
+        raise corrupt(log_id, header.last_offset, error) from error
     for delta, time in zip(columns.offsets, columns.timestamps, strict=True):
         if start_offset <= batch.base_offset + delta < end_offset:
             yield batch.base_offset + delta, time

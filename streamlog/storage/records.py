@@ -3,8 +3,8 @@
     cursor over [start, end) --value--> one copy of the payload --CRC, decode--> list[Record]
 
 Same guarantees as `storage.log.read`: whole batches, at least one if there is any, none that reaches beyond `end_offset`;
-control batches are stepped over. A corrupt batch ends the list before it, and is an error when it comes first: what is
-whole stays readable.
+control batches are stepped over. A corrupt batch, or one whose codec is not installed, ends the list before it, and is
+an error when it comes first: what is whole stays readable.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from streamlog.batch import lone_record_of, parse_batch, records_of
-from streamlog.errors import CorruptRecordError, InvalidRecordError
+from streamlog.errors import CorruptRecordError, InvalidRecordError, UnsupportedCompressionTypeError
 from streamlog.record import Record
 from streamlog.storage.env import EngineError
 from streamlog.storage.keys import BATCH_START, pack_key, unpack_key
@@ -82,9 +82,11 @@ def read_records(
                         append = records.append
                 elif check_crcs:
                     parse_batch(value, position=BATCH_START)  # a flipped bit must not pass for a marker
-            except (CorruptRecordError, InvalidRecordError) as error:
+            except (CorruptRecordError, InvalidRecordError, UnsupportedCompressionTypeError) as error:
                 if batches:
                     break
+                if isinstance(error, UnsupportedCompressionTypeError):
+                    raise  # whole, but its codec's library is not here
                 raise corrupt(log_id, found_offset, error) from error
             last_offset = found_offset
             batches += 1

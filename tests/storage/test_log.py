@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from streamlog.batch import seal_columnar
+from streamlog.batch import MAGIC_COLUMNAR, seal_columnar
+from streamlog.batch_sealed import assemble
 from streamlog.errors import CorruptRecordError, CorruptStoreError
 from streamlog.storage import cleaner, log
 from streamlog.storage.env import Environment
@@ -296,3 +297,13 @@ def test_a_short_value_is_a_corrupt_record(owned: OwnedLog, size: int) -> None:
     transaction.commit()
     with pytest.raises(CorruptRecordError):
         owned.batches(1)
+
+
+def test_a_body_that_is_nonsense_under_a_right_crc_is_named_with_its_place(owned: OwnedLog) -> None:
+    owned.append((b"k", b"v", 5))
+    owned.append(assemble(b"\xc1", MAGIC_COLUMNAR, 0, 1, 10, 10, -1, -1, -1))
+    with owned.environment.snapshot() as snapshot:
+        assert log.offset_for_timestamp(snapshot, 7, 0, 2, 5) is not None
+        with pytest.raises(CorruptRecordError) as caught:
+            log.offset_for_timestamp(snapshot, 7, 0, 2, 7)
+    assert (caught.value.facts["log_id"], caught.value.facts["last_offset"]) == (7, 1)

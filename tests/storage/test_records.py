@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from streamlog.batch import Batch, Codec, ControlType, control_batch, seal_columnar, seal_v2_columns
-from streamlog.errors import CorruptRecordError
+from streamlog.batch import (
+    MAGIC_COLUMNAR,
+    Batch,
+    Codec,
+    ControlType,
+    control_batch,
+    seal_columnar,
+    seal_v2_columns,
+)
+from streamlog.batch_sealed import assemble
+from streamlog.errors import CorruptRecordError, UnsupportedCompressionTypeError
 from streamlog.record import Record
 from streamlog.storage import log
 from streamlog.storage.env import Environment
@@ -140,3 +150,15 @@ def test_other_logs_beside_are_not_read(environment: Environment) -> None:
     log.put_checkpoint(transaction, LOG_ID, log.LogCheckpoint(log_end_offset=1, high_watermark=1))
     transaction.commit()
     assert [record.offset for record in found(environment, 0, 100).records] == [0]
+
+
+def test_a_codec_that_is_not_installed_ends_the_list_before_its_batch(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cramjam", None)
+    snappy = assemble(b"\x01\x00x", MAGIC_COLUMNAR, Codec.SNAPPY, 1, 5, 5, -1, -1, -1)
+    end = store(environment, lone(0), snappy, lone(2))
+    assert [record.value for record in found(environment, 0, end).records] == [b"v0"]
+    with pytest.raises(UnsupportedCompressionTypeError, match="cramjam"):
+        found(environment, 1, end)
+    assert [record.value for record in found(environment, 2, end).records] == [b"v2"]
