@@ -349,13 +349,16 @@ def _identity(text: str) -> object | None:
 
 
 def close_all() -> None:
-    """At the interpreter's exit: flush and close what was forgotten, and say so if records were still on their way."""
+    """At the interpreter's exit: flush and close what was forgotten, and say so if records were still on their way.
+
+    No position is committed: nobody knows whether the record in hand was processed. An exception may have led here.
+    """
     for opened in list(_open_clusters.values()):
         pending = 0
         for cluster in list(opened.handles):
             pending += sum(producer.pending_records for producer in list(cluster._producers))
             try:
-                cluster.close()
+                cluster._close(commit=False)
             except Exception as error:
                 _say(f"a streamlog cluster that nobody closed: {type(error).__name__}: {error}")
         if pending:

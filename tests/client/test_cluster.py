@@ -334,6 +334,26 @@ def test_the_interpreters_exit_flushes_and_says_so(tmp_path: Path) -> None:
         assert [record.value for record in cluster.topic("t")[0].read()] == [b"kept"]
 
 
+def test_the_interpreters_exit_commits_no_record_in_hand(tmp_path: Path) -> None:
+    """Nobody closed the consumer: the exception that ends the program came while a record was in hand."""
+    ended = run_script(
+        """
+import sys
+import streamlog
+cluster = streamlog.open(sys.argv[1], sync="off")
+cluster.create_topic("orders")
+with cluster.producer() as producer:
+    producer.send_many("orders", [(None, b"%d" % number) for number in range(5)])
+for record in cluster.consumer_group("billing", ["orders"]).consumer():
+    raise ValueError(record)
+""",
+        str(tmp_path / "data"),
+    )
+    assert "ValueError" in ended.stderr
+    with streamlog.open(tmp_path / "data", sync="off") as cluster:
+        assert cluster.consumer_group("billing", ["orders"]).offsets() == {}
+
+
 def test_the_interpreters_exit_is_silent_when_nothing_was_pending(tmp_path: Path) -> None:
     script = (
         "import streamlog, sys\n"
