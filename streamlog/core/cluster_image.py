@@ -24,7 +24,7 @@ removing), KIP-704 (recovering leaders), KIP-841 (fenced and shutting down).
 Not implemented: eligible leader replicas (KIP-966), racks, directories, ACLs, quotas.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would have to evaluate every annotation, 0.5 ms at each start.
 
 from collections.abc import Iterator, Sequence
 from typing import Final, Union

@@ -14,7 +14,8 @@ of `AdminUtils.assignReplicasToBrokers`.
 Not implemented: racks, quotas of changes, create-topic policies.
 """
 
-# No `from __future__ import annotations`: msgspec would have to evaluate every annotation, 0.3 ms at each start.
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
