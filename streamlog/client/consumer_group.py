@@ -49,7 +49,7 @@ class ConsumerGroup:
         self._backend = backend
         self._topics = topics
         self._make_consumer = make_consumer
-        self._run: GroupRun | None = None
+        self._runs: dict[GroupRun, None] = {}
 
     def __repr__(self) -> str:
         return f"<ConsumerGroup {self.group_id!r} {self.state}, {len(self.members())} members>"
@@ -280,14 +280,13 @@ class ConsumerGroup:
         run = GroupRun(
             self._backend, self, handler, workers, on_error, {**options, "stop_at_end": stop_at_end}
         )
-        self._run = run
+        self._runs[run] = None
         try:
             run.run()
         finally:
-            self._run = None
+            self._runs.pop(run, None)
 
     def stop(self) -> None:
-        """End a `run` under way, from any thread; records being handled are finished and committed."""
-        run = self._run
-        if run is not None:
+        """End every `run` under way, from any thread; records being handled are finished and committed."""
+        for run in list(self._runs):
             run.stop()

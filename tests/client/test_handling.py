@@ -180,3 +180,18 @@ def test_a_slow_handler_counts_as_alive(cluster: Cluster, filled: Topic) -> None
 
     group.run(handler)
     assert len(generations) == 1 and sum(group.offsets().values()) == 20
+
+
+def test_stop_ends_every_run_of_the_group(cluster: Cluster, filled: Topic) -> None:
+    """Two runs of one group object: the first to end must not make `stop` forget the other."""
+    group = cluster.consumer_group("g", ["orders"])
+    handled: list[Record] = []
+    runners = [threading.Thread(target=lambda: group.run(handled.append), daemon=True) for _ in range(2)]
+    for runner in runners:
+        runner.start()
+    while len(group._runs) < 2 or len(handled) < 400:
+        pass
+    group.stop()
+    for runner in runners:
+        runner.join(20)
+    assert not any(runner.is_alive() for runner in runners)
