@@ -52,7 +52,10 @@ class ConsumerGroup:
         self._runs: dict[GroupRun, None] = {}
 
     def __repr__(self) -> str:
-        return f"<ConsumerGroup {self.group_id!r} {self.state}, {len(self.members())} members>"
+        if self._backend.closed:
+            return f"<ConsumerGroup {self.group_id!r} of a closed cluster>"
+        count = len(self.members())
+        return f"<ConsumerGroup {self.group_id!r} {self.state}, {count} member{'' if count == 1 else 's'}>"
 
     # -- members -----------------------------------------------------------------------------------------------------
 
@@ -109,11 +112,13 @@ class ConsumerGroup:
     @property
     def state(self) -> str:
         """Kafka's name of the group's state: Empty, PreparingRebalance, CompletingRebalance, Stable, Dead."""
+        self._backend.check_usable()
         hosted = self._backend.coordinator.group(self.group_id)
         return "Empty" if hosted is None else hosted.view.state.value
 
     def members(self) -> list[GroupMember]:
         """The live members and what they own."""
+        self._backend.check_usable()
         hosted = self._backend.coordinator.group(self.group_id)
         if hosted is None:
             return []
@@ -133,6 +138,7 @@ class ConsumerGroup:
 
     def offsets(self) -> dict[TopicPartition, int]:
         """The committed offsets: for each partition the next record to read."""
+        self._backend.check_usable()
         committed = self._backend.coordinator.committed(self.group_id, None)
         return {tp: offset.offset for tp, offset in committed.items()}
 
@@ -188,7 +194,7 @@ class ConsumerGroup:
         members = self.members()
         if members and not dry_run:
             raise NonEmptyGroupError(
-                f"group {self.group_id!r} has {len(members)} live members; close them before resetting its offsets",
+                f"group {self.group_id!r} has live members ({len(members)}); close them before resetting its offsets",
                 group_id=self.group_id,
                 members=len(members),
             )
@@ -257,6 +263,7 @@ class ConsumerGroup:
 
     def delete(self) -> None:
         """Forget the group and its offsets. Raises NonEmptyGroupError, GroupIdNotFoundError."""
+        self._backend.check_usable()
         self._backend.call_group(self.group_id, events.DeleteGroup(token=0))
 
     # -- running a handler -------------------------------------------------------------------------------------------

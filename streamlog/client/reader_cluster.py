@@ -21,6 +21,7 @@ from streamlog.broker.cluster import BrokerCluster
 from streamlog.broker.reading_beside import ClusterBeside
 from streamlog.broker.runner import Runtime
 from streamlog.client import cluster as clusters
+from streamlog.client.brokers import BrokerHandle
 from streamlog.client.cluster import MEMORY, Cluster
 from streamlog.client.consumer import Consumer
 from streamlog.config import ClusterConfig, ConsumerConfig
@@ -84,6 +85,11 @@ class ReaderCluster(Cluster):
         """The process that has the cluster open for writing now; None if there is none."""
         self._check_open()
         return self._beside.owner()
+
+    @property
+    def brokers(self) -> list[BrokerHandle]:
+        """The brokers, by id."""
+        return [BrokerHandle(number) for number in self._beside.brokers]
 
     # -- reading ---------------------------------------------------------------------------------------------
 

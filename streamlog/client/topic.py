@@ -9,7 +9,14 @@ from streamlog.broker.partition import Partition as HostedPartition
 from streamlog.broker.reading import corrupt_at, view_of
 from streamlog.client.options import topic_overrides
 from streamlog.core.cluster_image import PartitionImage, TopicImage
-from streamlog.errors import ConfigError, CorruptRecordError, InvalidRecordError, UnknownTopicOrPartitionError
+from streamlog.errors import (
+    ClosedError,
+    ConfigError,
+    CorruptRecordError,
+    InvalidRecordError,
+    StoreForkedError,
+    UnknownTopicOrPartitionError,
+)
 from streamlog.record import Record, TopicPartition
 
 if TYPE_CHECKING:
@@ -29,7 +36,13 @@ class Partition:
         self._backend = backend
 
     def __repr__(self) -> str:
-        return f"<Partition {self.topic}-{self.number} [{self.log_start_offset}, {self.high_watermark})>"
+        try:
+            state = f"[{self.log_start_offset}, {self.high_watermark})"
+        except UnknownTopicOrPartitionError:
+            state = "deleted"
+        except (ClosedError, StoreForkedError):
+            state = "of a closed cluster"
+        return f"<Partition {self.topic}-{self.number} {state}>"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Partition) and (other._backend, other.topic, other.number) == (
@@ -148,6 +161,7 @@ class Partition:
         return self._backend.delete_records(self.topic, self.number, before_offset)
 
     def _image(self) -> PartitionImage:
+        self._backend.check_usable()
         image = self._backend.topic(self.topic)
         if not 0 <= self.number < len(image.partitions):
             raise UnknownTopicOrPartitionError(
@@ -171,10 +185,13 @@ class Topic:
         self._backend = backend
 
     def __repr__(self) -> str:
-        image = self._backend.topics.get(self.name)
-        return (
-            f"<Topic {self.name!r} {'deleted' if image is None else f'{len(image.partitions)} partitions'}>"
-        )
+        try:
+            count = len(self._image().partitions)
+        except UnknownTopicOrPartitionError:
+            return f"<Topic {self.name!r} deleted>"
+        except (ClosedError, StoreForkedError):
+            return f"<Topic {self.name!r} of a closed cluster>"
+        return f"<Topic {self.name!r} {count} partition{'' if count == 1 else 's'}>"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Topic) and (other._backend, other.name) == (self._backend, self.name)
@@ -226,6 +243,7 @@ class Topic:
     @property
     def config(self) -> dict[str, str]:
         """All options in force, by Kafka's dotted names."""
+        self._backend.check_usable()
         return self._backend.topic_config(self.name).dotted()
 
     @property
@@ -249,4 +267,5 @@ class Topic:
         self._backend.delete_topic(self.name)
 
     def _image(self) -> TopicImage:
+        self._backend.check_usable()
         return self._backend.topic(self.name)

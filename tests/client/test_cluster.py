@@ -272,6 +272,7 @@ def test_everything_of_a_closed_cluster_raises_at_once() -> None:
     topic = cluster.create_topic("t")
     producer, consumer = cluster.producer(), cluster.consumer()
     group = cluster.consumer_group("g", ["t"])
+    partition = topic[0]
     consumer.assign([("t", 0)])
     cluster.close()
     cluster.close()
@@ -301,6 +302,13 @@ def test_everything_of_a_closed_cluster_raises_at_once() -> None:
         lambda: topic[0].delete_records(0),
         group.consumer,
         group.lag,
+        group.offsets,
+        group.members,
+        lambda: group.state,
+        group.delete,
+        lambda: len(topic),
+        lambda: topic.config,
+        lambda: topic[0].leader,
         lambda: group.reset_offsets("earliest"),
         lambda: group.run(print),
     ]
@@ -309,6 +317,8 @@ def test_everything_of_a_closed_cluster_raises_at_once() -> None:
             call()  # type: ignore[operator]
             pytest.fail(f"call {number} went through")
     repr(cluster), repr(producer), repr(consumer)
+    for handle in (group, topic, partition):
+        assert "of a closed cluster" in repr(handle)
 
 
 def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -455,6 +455,7 @@ def test_reading_is_counted(owner: Cluster, reader: ReaderCluster) -> None:
 
 def test_reprs_say_what_it_is(owner: Cluster, reader: ReaderCluster) -> None:
     assert "topics=1" in repr(reader)
+    assert reader.brokers == owner.brokers and len(reader.brokers) == 1
     assert repr(reader.topic("t")[0]) == "<Partition t-0 [0, 0)>"
     assert "ClusterBeside" in repr(reader._beside)
 

@@ -98,7 +98,7 @@ def test_a_deleted_topic_is_unknown_through_old_handles(cluster: Cluster, orders
     ):
         with pytest.raises(UnknownTopicOrPartitionError):
             call()  # type: ignore[no-untyped-call]
-    assert "deleted" in repr(orders)
+    assert "deleted" in repr(orders) and repr(partition) == "<Partition orders-0 deleted>"
     again = cluster.create_topic("orders", partitions=1)
     assert again.topic_id != identity
     assert (partition.high_watermark, partition.read()) == (0, [])
