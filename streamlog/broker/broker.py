@@ -470,5 +470,10 @@ class Broker(TurnOwner):
         self._service.stop()
 
     def _on_stop(self, refusal: StreamlogError) -> None:
+        for partition in list(self.partitions.values()):
+            if (
+                partition.is_cutting
+            ):  # a truncation that could not be applied: readers would try again for ever
+                partition.stop_serving()
         if self._coordinator is not None:
             self._coordinator.close(refusal, self._answer)

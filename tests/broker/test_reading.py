@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from streamlog.broker import api
 from streamlog.broker.cluster import BrokerCluster
+from streamlog.broker.partition import Partition
 from streamlog.broker.reading import end_for, same_log, view_of
 from streamlog.core.replica import ReplicaState
-from streamlog.errors import NotLeaderOrFollowerError, OffsetOutOfRangeError, ReadersFullError
+from streamlog.errors import (
+    IllegalStateError,
+    NotLeaderOrFollowerError,
+    OffsetOutOfRangeError,
+    ReadersFullError,
+)
 from tests.broker.builders import in_thread, opened, produce, values_of
 
 
@@ -132,3 +140,28 @@ def test_reading_while_the_log_is_cut_at_both_ends(filled: BrokerCluster) -> Non
     stop.append(True)
     for thread in reading:
         assert thread.result() >= 50
+
+
+def test_a_truncation_that_cannot_be_applied_does_not_keep_readers_trying(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until its new view is there readers look again; a broker that broke never publishes it."""
+    cluster = opened(tmp_path / "c")
+    cluster.create_topic("t", 1, 1, {})
+    for number in range(4):
+        produce(cluster, "t", 0, b"%d" % number)
+    partition = cluster.partition("t", 0)
+
+    def broken(self: object, state: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(Partition, "publish", broken)
+    with pytest.raises(IllegalStateError):
+        cluster.broker.call(api.TruncateTail("t", 0, 2))
+    with pytest.raises(NotLeaderOrFollowerError):
+        in_thread(lambda: cluster.broker.reader.read(partition, 0, 100)).result()
+    cluster.close()
+    cluster = opened(tmp_path / "c")
+    monkeypatch.undo()
+    assert [offset for offset, _ in values_of(cluster, "t", 0)] == [0, 1]
+    cluster.close()
