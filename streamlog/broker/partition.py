@@ -289,17 +289,22 @@ def load_state(environment: Environment, log_id: int, leader_epoch: int) -> tupl
     """
     with environment.snapshot() as snapshot:
         checkpoint = _load_checkpoint(snapshot, log_id)
-        if checkpoint is None:
-            return ReplicaState(leader_epoch=leader_epoch), False
-        state = ReplicaState(
-            checkpoint.log_start_offset,
-            checkpoint.high_watermark,
-            checkpoint.log_end_offset,
-            leader_epoch,
-            checkpoint.size_bytes,
-            checkpoint.max_timestamp,
-        )
+        state = state_of(checkpoint, leader_epoch)
         return state, is_untrimmed(snapshot, log_id, state.log_start_offset)
+
+
+def state_of(checkpoint: log.LogCheckpoint | None, leader_epoch: int) -> ReplicaState:
+    """What a checkpoint says; None: of a log never written to."""
+    if checkpoint is None:
+        return ReplicaState(leader_epoch=leader_epoch)
+    return ReplicaState(
+        checkpoint.log_start_offset,
+        checkpoint.high_watermark,
+        checkpoint.log_end_offset,
+        leader_epoch,
+        checkpoint.size_bytes,
+        checkpoint.max_timestamp,
+    )
 
 
 def _load_checkpoint(snapshot: Snapshot, log_id: int) -> log.LogCheckpoint | None:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from streamlog.broker.backup import backup_environments
 from streamlog.broker.following import LOOK_MS_MAX, LOOK_MS_MIN, BesideListener, PartitionBeside, ReaderBeside
 from streamlog.broker.groups_beside import GroupsBeside
-from streamlog.broker.partition import Partition, TopicMeters
+from streamlog.broker.partition import Partition, TopicMeters, state_of
 from streamlog.broker.runner import Lock, Runtime, ThreadedRuntime
 from streamlog.broker.stores_beside import Stores, load_image, open_stores, visible_commit
 from streamlog.config import ClusterConfig, TopicConfig
@@ -314,17 +314,7 @@ class ClusterBeside:
         topic = self._refresh(stores).topics.get(partition.topic)  # behind the snapshot: invariant 1
         if topic is None or topic.topic_id != partition.topic_id:
             return None
-        leader_epoch = topic.partitions[partition.number].leader_epoch
-        if checkpoint is None:
-            return ReplicaState(leader_epoch=leader_epoch)
-        return ReplicaState(
-            checkpoint.log_start_offset,
-            checkpoint.high_watermark,
-            checkpoint.log_end_offset,
-            leader_epoch,
-            checkpoint.size_bytes,
-            checkpoint.max_timestamp,
-        )
+        return state_of(checkpoint, topic.partitions[partition.number].leader_epoch)
 
     def dump(self, topic: str, number: int, start_offset: int, end_offset: int | None) -> Iterator[Dumped]:
         """The stored batches of a partition that end in [start_offset, end_offset), damaged ones too."""

@@ -373,11 +373,7 @@ def from_stored(stored: StoredGroup) -> GroupState:
         protocol=(stored.protocol or "") if members else None,
         leader=leader,
         members=members,
-        static_members={
-            member.group_instance_id: member.member_id
-            for member in members.values()
-            if member.group_instance_id is not None
-        },
+        static_members=static_members,
         state_timestamp_ms=stored.state_timestamp_ms,
         is_stored=True,
     )

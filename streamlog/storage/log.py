@@ -11,7 +11,7 @@ which outlives the call. `Reader` means: a snapshot, or a write transaction that
 Invariants:
  1. The key of a batch is its last offset; its base offset is above the last offset of the one before.
  2. Running maximum timestamps never fall from batch to batch, and are at least the batch's own maximum.
- 3. What leaves this module is bytes or parsed values, never memory of the engine.
+ 3. What leaves this module is bytes or parsed values, never memory of the engine (but for `iterate_values`).
  4. Batches are deleted whole, oldest first at the head, newest first at the tail: any slice leaves a log.
 
 Sources: KIP-74 (the first batch is always returned), KIP-101 (truncation), KIP-79 (offsets by time).
@@ -209,10 +209,8 @@ def newest_place(reader: Reader, log_id: int, below_offset: int = CHECKPOINT_BAS
         raise reader.environment.named(error) from error
 
 
-def iterate_headers(reader: Reader, log_id: int, start_offset: int = 0) -> Iterator[StoredHeader]:
-    """The headers of the batches that end at or behind `start_offset`, in order. Use them while the
-    transaction lives.
-    """
+def iterate_values(reader: Reader, log_id: int, start_offset: int = 0) -> Iterator[tuple[int, memoryview]]:
+    """(last offset, stored value) of the batches that end at or behind `start_offset`, in order; memory of the engine."""
     try:
         cursor = reader.cursor()
         found = cursor.set_range(pack_key(log_id, start_offset))
@@ -221,14 +219,22 @@ def iterate_headers(reader: Reader, log_id: int, start_offset: int = 0) -> Itera
             found_log_id, last_offset = unpack_key(key)
             if found_log_id != log_id or last_offset >= CHECKPOINT_BASE:
                 return
-            try:
-                header = parse_header(value, BATCH_START)
-            except (CorruptRecordError, InvalidRecordError) as error:
-                raise corrupt(log_id, last_offset, error) from error
-            yield StoredHeader(unpack_running_max(value)[0], header)
+            yield last_offset, value
             found = cursor.next()
     except EngineError as error:
         raise reader.environment.named(error) from error
+
+
+def iterate_headers(reader: Reader, log_id: int, start_offset: int = 0) -> Iterator[StoredHeader]:
+    """The headers of the batches that end at or behind `start_offset`, in order. Use them while the
+    transaction lives.
+    """
+    for last_offset, value in iterate_values(reader, log_id, start_offset):
+        try:
+            header = parse_header(value, BATCH_START)
+        except (CorruptRecordError, InvalidRecordError) as error:
+            raise corrupt(log_id, last_offset, error) from error
+        yield StoredHeader(unpack_running_max(value)[0], header)
 
 
 def log_ids(reader: Reader) -> list[int]:

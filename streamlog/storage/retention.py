@@ -20,9 +20,8 @@ import msgspec
 
 from streamlog.batch import parse_header
 from streamlog.errors import CorruptRecordError, InvalidRecordError
-from streamlog.storage.env import EngineError
-from streamlog.storage.keys import BATCH_START, CHECKPOINT_BASE, pack_key, unpack_key, unpack_running_max
-from streamlog.storage.log import Reader
+from streamlog.storage.keys import BATCH_START, unpack_running_max
+from streamlog.storage.log import Reader, iterate_values
 
 UNLIMITED: Final = -1
 
@@ -38,25 +37,15 @@ class Outline(msgspec.Struct, frozen=True, gc=False):
 
 def iterate_outlines(reader: Reader, log_id: int, start_offset: int = 0) -> Iterator[Outline]:
     """The batches that end at or behind `start_offset`, in order. Use them while the transaction lives."""
-    try:
-        cursor = reader.cursor()
-        found = cursor.set_range(pack_key(log_id, start_offset))
-        while found:
-            key, value = cursor.item()
-            found_log_id, last_offset = unpack_key(key)
-            if found_log_id != log_id or last_offset >= CHECKPOINT_BASE:
-                return
-            newest: int = unpack_running_max(value)[0]
-            try:
-                stated = parse_header(value, BATCH_START).max_timestamp
-                if 0 <= stated < newest:
-                    newest = stated
-            except (CorruptRecordError, InvalidRecordError):
-                pass
-            yield Outline(last_offset + 1, len(value) - BATCH_START, newest)
-            found = cursor.next()
-    except EngineError as error:
-        raise reader.environment.named(error) from error
+    for last_offset, value in iterate_values(reader, log_id, start_offset):
+        newest: int = unpack_running_max(value)[0]
+        try:
+            stated = parse_header(value, BATCH_START).max_timestamp
+            if 0 <= stated < newest:
+                newest = stated
+        except (CorruptRecordError, InvalidRecordError):
+            pass
+        yield Outline(last_offset + 1, len(value) - BATCH_START, newest)
 
 
 def plan_retention(

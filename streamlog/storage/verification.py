@@ -35,7 +35,7 @@ from streamlog.storage.keys import (
     unpack_key,
     unpack_running_max,
 )
-from streamlog.storage.log import LogCheckpoint, Reader, load_checkpoint
+from streamlog.storage.log import LogCheckpoint, Reader, iterate_values, load_checkpoint
 
 SLICE_BYTES: Final = 8 * 1024 * 1024
 PROBLEMS_MAX: Final = 10_000
@@ -437,18 +437,8 @@ def rebuild_checkpoint(reader: Reader, log_id: int) -> LogCheckpoint | None:
     """
     report = EnvironmentReport("")
     log = LogReport(log_id)
-    try:
-        cursor = reader.cursor()
-        found = cursor.set_range(pack_key(log_id, 0))
-        while found:
-            key, value = cursor.item()
-            found_log_id, number = unpack_key(key)
-            if found_log_id != log_id or number >= CHECKPOINT_BASE:
-                break
-            _check_header(report, log, number, value)
-            found = cursor.next()
-    except EngineError as error:
-        raise reader.environment.named(error) from error
+    for last_offset, value in iterate_values(reader, log_id):
+        _check_header(report, log, last_offset, value)
     if log.batches == 0:
         return None
     start = max(0, log.first_offset)
