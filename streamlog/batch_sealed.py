@@ -5,7 +5,6 @@ See `batch` for the picture and the invariants; users of batches import from the
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from struct import error as struct_error
@@ -318,7 +317,12 @@ def _map_records(
     skip = 0
     if start_offset > base_offset:
         wanted = start_offset - base_offset
-        skip = bisect_left(offsets, wanted) if isinstance(offsets, list) else max(0, wanted - offsets)
+        if isinstance(offsets, list):
+            from bisect import bisect_left
+
+            skip = bisect_left(offsets, wanted)
+        else:
+            skip = max(0, wanted - offsets)
         if skip >= count:
             return []
     times: Iterable[int]

@@ -88,6 +88,19 @@ def test_importing_and_reading_load_nothing_that_takes_long(tmp_path: Path) -> N
     assert done.stdout == "b'v'\n", done.stderr
 
 
+@pytest.mark.parametrize("before", ["", "gc.disable()", "gc.freeze()"])
+def test_importing_leaves_the_collector_as_it_was(before: str) -> None:
+    program = f"""if True:
+        import gc, msgspec
+        {before}
+        was = gc.isenabled(), gc.get_freeze_count()
+        import streamlog
+        assert (gc.isenabled(), gc.get_freeze_count()) == was, was
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_comes_later_is_there_when_asked_for() -> None:
     assert {"Producer", "Topic", "serde", "connect"} <= set(dir(streamlog))
     assert streamlog.serde.json().name == "json" and streamlog.Producer.__name__ == "Producer"

@@ -16,8 +16,6 @@ from streamlog.broker.runner import new_lock
 from streamlog.client.assignment import checked_topics
 from streamlog.client.brokers import BrokerHandle, refuse
 from streamlog.client.consumer import Consumer
-from streamlog.client.habits import unknown_name
-from streamlog.client.options import topic_overrides
 from streamlog.config import ConsumerConfig, ProducerConfig
 from streamlog.core.controller import validate_topic_name
 from streamlog.errors import (
@@ -81,6 +79,8 @@ class Cluster:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name):
+            from streamlog.client.habits import unknown_name
+
             raise unknown_name(self, name)
 
     def __enter__(self) -> Self:
@@ -153,6 +153,7 @@ class Cluster:
         Raises     InvalidTopicError, InvalidPartitionsError, InvalidReplicationFactorError, ConfigError,
                    TopicAlreadyExistsError.
         """
+        from streamlog.client.options import topic_overrides
         from streamlog.client.topic import Topic
 
         self._check_open()

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.client.assignment import ConsumerAssignment
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition, Deserializer
-from streamlog.client.habits import unknown_name
 from streamlog.client.timeouts import milliseconds
 from streamlog.config import ConsumerConfig
 from streamlog.errors import (
@@ -91,6 +90,8 @@ class Consumer(ConsumerAssignment):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name):
+            from streamlog.client.habits import unknown_name
+
             raise unknown_name(self, name)
 
     def __enter__(self) -> Self:
