@@ -39,6 +39,8 @@ class Pending(msgspec.Struct, eq=False, weakref=True):
     poison: BaseException | None = None
     token: int = 0
     waiter: Waiter | None = None
+    following: Waiter | None = None  # whom its waiter wakes in turn
+    is_chained: bool = False  # and that it is woken so itself
 
     def __repr__(self) -> str:
         state = "done" if self.done else "parked" if self.taken else "waiting"
@@ -74,3 +76,15 @@ class Turn(msgspec.Struct, eq=False):
 
     def fail(self, pending: Pending, error: BaseException) -> None:
         self.replies.append((pending, None, error))
+
+
+def chain(replies: list[tuple[Pending, Any, BaseException | None]]) -> None:
+    """Have only the first who waits woken, and each wake the next: woken at once they would all fight for the
+    interpreter's lock, and be put to sleep again by losing.
+    """
+    before = None
+    for pending, _, _ in replies:
+        if pending.waiter is not None:
+            if before is not None:
+                before.following, pending.is_chained = pending.waiter, True
+            before = pending

@@ -33,6 +33,7 @@ from streamlog.broker.pending import DEFER as DEFER
 from streamlog.broker.pending import Pending as Pending
 from streamlog.broker.pending import Tick as Tick
 from streamlog.broker.pending import Turn as Turn
+from streamlog.broker.pending import chain
 from streamlog.broker.runner import Runtime, TurnLock
 from streamlog.errors import (
     ClosedError,
@@ -176,27 +177,24 @@ class TurnOwner:
     def wait(self, pending: Pending, timeout_ms: int | None = None) -> None:
         """Run turns or ride along until `pending` is done."""
         deadline_ms = None if timeout_ms is None else self._clock.monotonic_ms() + timeout_ms
-        is_done, waiter = pending.done, pending.waiter
+        is_done = pending.done
         try:
+            if not is_done and self._is_runner():
+                raise ReentrantCallError(
+                    f"{type(pending.request).__name__} would wait for {self.name}, but this very thread is inside "
+                    "a turn (a logging handler, __del__ or a signal handler?); send without waiting instead"
+                )
+            waiter = pending.waiter = pending.waiter or self.runtime.waiter()
             while not is_done:
                 self.advance()
-                is_done = pending.done
-                if is_done:
+                # Looked at after the waiter is there to be found: it may have been answered while nobody was listening.
+                if is_done := pending.done:
                     break
-                if self._is_runner():
-                    raise ReentrantCallError(
-                        f"{type(pending.request).__name__} would wait for {self.name}, but this very "
-                        "thread is inside a turn "
-                        "(a logging handler, __del__ or a signal handler?); send without waiting instead"
-                    )
                 is_forgotten = (
                     self._stopped and self._unfinished is None and pending not in tuple(self._inbox)
                 )
                 if is_forgotten and not pending.done:
                     raise self._refusal()
-                if waiter is None:
-                    waiter = pending.waiter = pending.waiter or self.runtime.waiter()
-                    continue  # look once more: it may have been answered while nobody was listening
                 left_ms = STRANDED_WAIT_MS
                 if deadline_ms is not None:
                     left_ms = min(left_ms, deadline_ms - self._clock.monotonic_ms())
@@ -207,11 +205,14 @@ class TurnOwner:
                         )
                 waiter.wait(left_ms)
                 is_done = pending.done
-            if waiter is not None:
-                waiter.set()  # somebody else may wait for the same request
+            if pending.following is not None:
+                pending.following.set()
+            waiter.set()  # somebody else may wait for the same request
         except BaseException:
             # The runner may have handed over to us, who leave: first nobody finds our waiter, then we look.
             pending.waiter = None
+            if pending.following is not None:
+                pending.following.set()
             self.advance()
             raise
 
@@ -222,8 +223,7 @@ class TurnOwner:
         lock = self._lock
         if lock._is_owned() and self._is_inside():
             return  # we are the runner: the request waits for the next turn
-        # A thread holds one turn lock at most.
-        for sibling in self.sibling_locks:
+        for sibling in self.sibling_locks:  # a thread holds one turn lock at most
             if sibling._is_owned():
                 return
         try:
@@ -231,9 +231,8 @@ class TurnOwner:
         except BaseException:
             environment = self.environment
             try:
-                # Interrupted (Ctrl-C). The engine lets a transaction be ended by its own thread only, so it ends
-                # here, whatever comes next. Nothing below calls Python code before the lock is free: no second
-                # interrupt can come between.
+                # Interrupted (Ctrl-C). The engine lets a transaction be ended by its own thread only, so it ends here.
+                # Nothing below calls Python code before the lock is free: no second interrupt can come between.
                 if lock._is_owned():
                     if environment.newest_write is not None:
                         environment.newest_write.abort()
@@ -296,9 +295,9 @@ class TurnOwner:
 
     def _is_runner(self) -> bool:
         """Whether this thread is inside a turn, here or at a sibling."""
-        return (self._lock._is_owned() and self._is_inside()) or any(
-            lock._is_owned() for lock in self.sibling_locks
-        )
+        if self._lock._is_owned() and self._is_inside():
+            return True
+        return any(sibling._is_owned() for sibling in self.sibling_locks)
 
     def _is_inside(self) -> bool:
         """Whether a turn of ours is on this thread's stack. If not, interrupts kept it from letting go of the lock."""
@@ -456,6 +455,8 @@ class TurnOwner:
             self._count(turn)
         for pending in turn.requests:
             pending.taken = True
+        if len(turn.replies) > 1:
+            chain(turn.replies)
         for pending, value, error in turn.replies:
             self._answer(pending, value, error)
         inbox = self._inbox
@@ -470,7 +471,7 @@ class TurnOwner:
             pending.error = error
             pending.taken = True
             pending.done = True
-        if pending.waiter is not None:
+        if pending.waiter is not None and not pending.is_chained:
             pending.waiter.set()
         on_done = pending.on_done
         if on_done is not None:

@@ -302,24 +302,25 @@ class Accumulator:
     def _reap(self) -> None:
         """Take finished batches off the list of those in flight."""
         in_flight = self._in_flight
-        while in_flight and (in_flight[0].settled or in_flight[0].settle()):
-            with self._lock:
-                if self._inside or not in_flight or not in_flight[0].settled:
-                    return
-                self._inside = True
-                try:
+        if not in_flight or not (in_flight[0].settled or in_flight[0].settle()):
+            return
+        with self._lock:
+            if self._inside:
+                return
+            self._inside = True
+            try:
+                while in_flight and (in_flight[0].settled or in_flight[0].settle()):
                     batch = in_flight.popleft()
                     self._buffered_bytes -= batch.sent_bytes
                     self._traffic.settled(batch)
                     if batch.error is not None:
-                        if (
-                            len(self._failed) >= FAILED_BATCHES_LOOK
-                        ):  # forget those whose failures are known by now
+                        # Forget those whose failures are known by now.
+                        if len(self._failed) >= FAILED_BATCHES_LOOK:
                             self._failed = [failed for failed in self._failed if failed.has_unknown_failures]
                         self._failed.append(batch)
                         self._records_failed += len(batch.values)
-                finally:
-                    self._inside = False
+            finally:
+                self._inside = False
 
     # -- waiting ---------------------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from streamlog.broker.pending import Pending, Turn
+from streamlog.broker.pending import Pending, Turn, chain
+from streamlog.broker.runner import ThreadedRuntime
 from streamlog.errors import InvalidRequestError
 
 
@@ -49,3 +50,14 @@ def test_turns_share_nothing() -> None:
     one.reply(Pending(None), None)
     assert not (other.staged or other.staged_machines or other.requests or other.effects or other.replies)
     assert (other.now_ms, other.wall_ms, other.transaction, other.committed) == (1, 2, None, False)
+
+
+def test_only_the_first_who_waits_is_woken_by_the_turn_each_wakes_the_next() -> None:
+    pendings = [Pending(number) for number in range(4)]
+    waiters = [ThreadedRuntime().waiter() for _ in pendings]
+    for pending, waiter in zip(pendings, waiters, strict=True):
+        pending.waiter = waiter
+    pendings[1].waiter = None  # nobody waits for it
+    chain([(pending, None, None) for pending in pendings])
+    assert [pending.is_chained for pending in pendings] == [False, False, True, True]
+    assert [pending.following for pending in pendings] == [waiters[2], None, waiters[3], None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -445,6 +446,74 @@ def test_the_runner_serves_others_only_for_some_turns(ledger: Ledger) -> None:
     for other in others:
         other.result()
     ledger.check()
+
+
+class Bell:
+    """A waiter that notes that it was set, and does something while it is waited for."""
+
+    def __init__(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        self.rung = 0
+        self.meanwhile = meanwhile
+
+    def set(self) -> None:
+        self.rung += 1
+
+    def wait(self, timeout_ms: int | None) -> bool:
+        self.meanwhile()
+        return True
+
+
+def riding(
+    ledger: Ledger, meanwhile: Callable[[], object] = lambda: None
+) -> tuple[list[Pending], list[Bell]]:
+    """Three requests somebody waits for, in the inbox."""
+    pendings = [ledger.enqueue(Add(number)) for number in range(3)]
+    bells = [Bell(meanwhile) for _ in pendings]
+    for pending, bell in zip(pendings, bells, strict=True):
+        pending.waiter = bell
+    return pendings, bells
+
+
+def test_riders_wake_each_other_in_turn(ledger: Ledger) -> None:
+    pendings, bells = riding(ledger)
+    in_thread(ledger.advance).result()
+    assert [bell.rung for bell in bells] == [1, 0, 0]
+    for number, pending in enumerate(pendings):
+        ledger.wait(pending)
+        assert [bell.rung > 0 for bell in bells] == [True] * min(number + 2, 3) + [False] * max(1 - number, 0)
+
+
+def test_a_rider_that_is_answered_before_it_waits_wakes_the_next(ledger: Ledger) -> None:
+    pendings, bells = riding(ledger)
+    ledger.wait(pendings[0])  # runs the turn itself
+    assert bells[1].rung == 1 and not bells[2].rung
+
+
+@pytest.mark.parametrize("timeout_ms", [None, 0])
+def test_a_rider_that_leaves_wakes_the_next(ledger: Ledger, timeout_ms: int | None) -> None:
+    def answered_and_struck() -> None:
+        in_thread(ledger.advance).result()
+        raise Interrupt
+
+    busy, go = threading.Event(), threading.Event()
+    blocker = in_thread(
+        lambda: ledger.call(
+            Do(lambda owner, turn, pending: (busy.set(), go.wait(10), turn.reply(pending, 1))[2])
+        )
+    )
+    busy.wait(10)
+    pendings, bells = riding(ledger, lambda: (go.set(), blocker.result(), answered_and_struck()))
+    if timeout_ms is None:
+        with pytest.raises(Interrupt):
+            ledger.wait(pendings[0])
+        assert bells[1].rung == 1
+    else:
+        with pytest.raises(StreamlogTimeoutError):
+            ledger.wait(pendings[0], timeout_ms)
+        go.set()
+        blocker.result()
+        assert bells[1].rung == 1, "it became the first who waits"
+    assert not bells[2].rung
 
 
 # -- interrupts ----------------------------------------------------------------------------------------------------------
