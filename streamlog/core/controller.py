@@ -220,7 +220,7 @@ def validate_assignment(
     another number of replicas than `factor`.
     """
     reason = ""
-    unknown = [broker_id for broker_id in replicas if broker_id not in image.brokers]
+    unknown = [b for b in replicas if type(b) is not int or b not in image.brokers]  # True is no id
     if not replicas:
         reason = "no replicas: name at least one broker"
     elif unknown:
