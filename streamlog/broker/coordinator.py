@@ -19,7 +19,7 @@ Not implemented: transaction coordinators (they will be hosted the same way).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,7 +37,12 @@ from streamlog.core.group import GroupMachine, group_partition
 from streamlog.core.group_records import decode_key
 from streamlog.core.group_state import GroupLimits, State
 from streamlog.core.machine import Decision
-from streamlog.errors import CoordinatorNotAvailableError, StorageError, StreamlogError
+from streamlog.errors import (
+    CoordinatorNotAvailableError,
+    StorageError,
+    StreamlogError,
+    UnknownTopicOrPartitionError,
+)
 from streamlog.record import OffsetAndMetadata, TopicPartition
 from streamlog.storage import log
 from streamlog.storage.keys import CheckpointKind
@@ -217,17 +222,37 @@ class Coordinator:
         is_answered = hasattr(event, "token")
         if is_answered:
             event = msgspec.structs.replace(event, token=pending.token)
-        self._stage(
-            turn,
-            hosted,
-            hosted.machine.handle(event, turn.now_ms, turn.wall_ms),
-            pending if is_answered else None,
-        )
+        unknown: dict[TopicPartition, StreamlogError | None] = {}
+        if type(event) is events.OffsetCommit:
+            unknown = self._unknown(event.offsets)
+            if unknown:
+                known_offsets = {tp: where for tp, where in event.offsets.items() if tp not in unknown}
+                event = msgspec.structs.replace(event, offsets=known_offsets)
+        decision = hosted.machine.handle(event, turn.now_ms, turn.wall_ms)
+        if unknown:
+            for _, answer in decision.replies:
+                if isinstance(answer, events.OffsetCommitReply):
+                    answer.errors.update(unknown)
+        self._stage(turn, hosted, decision, pending if is_answered else None)
         if not is_answered:
             turn.reply(pending, None)
         if type(event) is events.ExpireOffsets:
             turn.effects.append(lambda: self._forget_idle(hosted, was_idle))
         return None
+
+    def _unknown(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, StreamlogError | None]:
+        """Those that do not exist: the others of a commit are stored. Source: KafkaApis.handleOffsetCommitRequest."""
+        topics = self._broker.metadata.image.topics
+        unknown: dict[TopicPartition, StreamlogError | None] = {}
+        for topic, number in partitions:
+            image = topics.get(topic)
+            if image is None or not 0 <= number < len(image.partitions):
+                unknown[TopicPartition(topic, number)] = UnknownTopicOrPartitionError(
+                    f"an offset of {topic}-{number} cannot be committed: there is no such partition",
+                    topic=topic,
+                    partition=number,
+                )
+        return unknown
 
     def on_tick(self, turn: Turn) -> None:
         """Let every machine whose deadline has come decide."""

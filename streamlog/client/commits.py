@@ -31,6 +31,7 @@ from streamlog.errors import (
     StreamlogError,
     StreamlogTimeoutError,
     UnknownMemberIdError,
+    UnknownTopicOrPartitionError,
 )
 from streamlog.record import OffsetAndMetadata, TopicPartition
 
@@ -94,6 +95,8 @@ class Commits:
             self._store(positions, timeout_ms)
         except StreamlogTimeoutError:
             self._due_ms = self._clock.monotonic_ms()  # not known to be stored: the next poll tries again
+        except UnknownTopicOrPartitionError:
+            pass  # a topic was deleted; the offsets of the others are stored
         except (RebalanceInProgressError, *_STALE) as error:
             if leaving:
                 _log_lost_commit(self._config.group_id, error)
@@ -144,6 +147,10 @@ class Commits:
             try:
                 self._store(wanted, left_ms)
                 break
+            except UnknownTopicOrPartitionError:
+                if offsets is not None:
+                    raise
+                break  # a topic was deleted under the consumer; the offsets of the others are stored
             except (RebalanceInProgressError, IllegalGenerationError) as error:
                 membership = self.membership
                 if membership is None or (membership.is_stable and isinstance(error, IllegalGenerationError)):
@@ -217,11 +224,12 @@ class Commits:
         self.counts.commits += 1
         self.counts.commit_ms.append((self._clock.monotonic_us() - begun_us) / 1_000)
         for tp, error in reply.errors.items():
+            assigned = self._assigned.get(tp)
+            if error is None and assigned is not None:
+                assigned.committed_position = offsets[tp].offset
+        for error in reply.errors.values():
             if error is not None:
                 raise error
-            assigned = self._assigned.get(tp)
-            if assigned is not None:
-                assigned.committed_position = offsets[tp].offset
 
 
 def _checked_offsets(offsets: Mapping[TopicPartition, Any]) -> dict[TopicPartition, OffsetAndMetadata]:

@@ -260,7 +260,9 @@ def _refuse(draft: GroupDraft, event: GroupEvent) -> None:
 def group_partition(group_id: str, partitions: int = 50) -> int:
     """The partition of `__consumer_offsets` that keeps the group: Java's abs(hashCode()) % partitions."""
     code = 0
-    units = group_id.encode("utf-16-be")  # Java hashes UTF-16 code units
+    units = group_id.encode(
+        "utf-16-be", "surrogatepass"
+    )  # Java hashes UTF-16 code units, lone surrogates too
     for position in range(0, len(units), 2):
         code = (code * 31 + (units[position] << 8 | units[position + 1])) & 0xFFFFFFFF
     if code >= 2**31:

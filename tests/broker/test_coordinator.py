@@ -17,7 +17,14 @@ from streamlog.clock import ManualClock
 from streamlog.core import group_events as events
 from streamlog.core.group import group_partition
 from streamlog.core.group_state import State
-from streamlog.errors import ClosedError, CorruptStoreError, StorageError
+from streamlog.errors import (
+    ClosedError,
+    CorruptStoreError,
+    InvalidGroupIdError,
+    InvalidRequestError,
+    StorageError,
+    UnknownTopicOrPartitionError,
+)
 from streamlog.record import OffsetAndMetadata, TopicPartition
 from streamlog.storage import log
 from tests.broker.builders import batch_of, in_thread, opened, produce
@@ -433,11 +440,12 @@ def test_what_was_deleted_stays_deleted_when_its_tombstone_is_compacted_away(
     monkeypatch.setattr(coordinator, "FOLD_CHECKPOINT_EVERY_RECORDS", 4)
     clocked = Clocked(tmp_path / "c")
     cluster = clocked.cluster
+    cluster.create_topic("u", 1, 1, {})
     for offset in range(4):
         commit(cluster, "g", offset)
-        commit(cluster, "g", offset, TopicPartition("t", 1))
+        commit(cluster, "g", offset, TopicPartition("u", 0))
     cluster.call_group("g", events.OffsetDelete(token=0, partitions=(T0,)))
-    commit(cluster, "g", 9, TopicPartition("t", 1))
+    commit(cluster, "g", 9, TopicPartition("u", 0))
     retention_ms = cluster.broker.coordinator.group("g").partition.config.delete_retention_ms  # type: ignore[union-attr]
     for _ in range(2):
         cluster.housekeeping.run_now()
@@ -448,3 +456,22 @@ def test_what_was_deleted_stays_deleted_when_its_tombstone_is_compacted_away(
     again = opened(tmp_path / "c")
     assert committed(again, "g") == want
     again.close()
+
+
+def test_a_commit_for_a_partition_that_does_not_exist_is_refused_the_others_are_stored(
+    cluster: BrokerCluster,
+) -> None:
+    cluster.create_topic("t", 1, 1, {})
+    wrong = (TopicPartition("t", 1), TopicPartition("nix", 0), TopicPartition("t", -1))
+    offsets = dict.fromkeys((T0, *wrong), OffsetAndMetadata(3))
+    reply = cluster.call_group("g", events.OffsetCommit(token=0, offsets=offsets))
+    assert reply.errors[T0] is None and committed(cluster, "g") == {T0: 3}
+    assert {type(reply.errors[tp]) for tp in wrong} == {UnknownTopicOrPartitionError}
+
+
+def test_a_name_that_is_no_unicode_is_refused_by_name(cluster: BrokerCluster) -> None:
+    cluster.create_topic("t", 1, 1, {})
+    with pytest.raises(InvalidGroupIdError):
+        join(cluster, "\ud800")
+    reply = cluster.call_group("\ud800", events.OffsetCommit(token=0, offsets={T0: OffsetAndMetadata(3)}))
+    assert isinstance(reply.errors[T0], InvalidRequestError)

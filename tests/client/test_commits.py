@@ -14,6 +14,7 @@ from streamlog.errors import (
     ConfigError,
     OffsetMetadataTooLargeError,
     StreamlogTimeoutError,
+    UnknownTopicOrPartitionError,
 )
 
 T0 = TopicPartition("single", 0)
@@ -41,6 +42,35 @@ def test_commit_stores_what_was_handed_out(cluster: Cluster, filled: Topic) -> N
     assert group.offsets() == {} and consumer.committed(T0) is None
     consumer.commit()
     assert group.offsets() == {T0: 7} and consumer.committed(T0) == 7
+
+
+def test_a_commit_for_a_topic_that_does_not_exist_names_it(cluster: Cluster, filled: Topic) -> None:
+    group = cluster.consumer_group("g", ["single"], enable_auto_commit=False)
+    consumer = group.consumer()
+    consumer.poll(1)
+    with pytest.raises(UnknownTopicOrPartitionError, match="nix-0"):
+        consumer.commit({TopicPartition("nix", 0): 3, T0: 5})
+    assert group.offsets() == {T0: 5}, "the others are stored, as in Kafka"
+
+
+@pytest.mark.parametrize("automatic", [False, True])
+def test_a_topic_deleted_under_a_consumer_does_not_keep_the_others_from_being_committed(
+    cluster: Cluster, filled: Topic, automatic: bool
+) -> None:
+    cluster.create_topic("gone")
+    with cluster.producer() as producer:
+        producer.send("gone", b"x")
+    consumer = cluster.consumer(group_id="g", enable_auto_commit=automatic)
+    consumer.assign([T0, ("gone", 0)])
+    while any(consumer.position(tp) == 0 for tp in (T0, TopicPartition("gone", 0))):
+        consumer.poll(1)
+    cluster.delete_topic("gone")
+    if automatic:
+        due(consumer)
+        consumer._commits.maybe_auto_commit()
+    else:
+        consumer.commit()
+    assert cluster.consumer_group("g", ["single"]).offsets() == {T0: 100}
 
 
 @pytest.mark.parametrize("polls", [0, 1])

@@ -287,7 +287,10 @@ def test_law_6_decisions_see_an_overlay_that_is_dropped_on_abort(cluster: Broker
     assert produce(cluster, "t", 0, b"b").base_offset == 0
 
 
-def test_law_6_a_dropped_turn_forgets_no_deadline_and_parks_nobody(tmp_path: Path) -> None:
+def test_law_6_a_dropped_turn_forgets_no_deadline_and_parks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamlog.broker.runner.Service.wake", lambda self: None)  # only the test ticks
     from streamlog.broker.turn import Tick
     from streamlog.core import group_events as events
 
