@@ -21,7 +21,7 @@ from streamlog.aio.waiting import Workers
 from streamlog.client.cluster import Cluster as BlockingCluster
 from streamlog.client.consumer import Consumer as BlockingConsumer
 from streamlog.client.delivery import attach
-from streamlog.client.habits import unknown_name
+from streamlog.client.habits import KnowsHabits
 from streamlog.client.opening import open_cluster
 from streamlog.client.topic import Partition as BlockingPartition
 from streamlog.client.topic import Topic as BlockingTopic
@@ -73,7 +73,7 @@ class Opening:
         return Cluster(workers, core)
 
 
-class Cluster:
+class Cluster(KnowsHabits):
     """A cluster in a directory. Made by `streamlog.aio.open`; leaving `async with` closes it."""
 
     def __init__(self, workers: Workers, core: BlockingCluster) -> None:
@@ -85,11 +85,6 @@ class Cluster:
 
     def __repr__(self) -> str:
         return f"<aio {repr(self._core)[1:]}"
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name):
-            raise unknown_name(self, name)
 
     async def __aenter__(self) -> Self:
         self._core._check_open()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from streamlog.aio.waiting import LoopWaiter, Parked, Servant, Workers, serving
 from streamlog.client.consumer import Consumer as BlockingConsumer
-from streamlog.client.habits import unknown_name
+from streamlog.client.habits import KnowsHabits
 from streamlog.client.timeouts import milliseconds
 from streamlog.errors import ClosedError, IllegalStateError
 from streamlog.record import OffsetAndTimestamp, Record, TopicPartition
@@ -40,7 +40,7 @@ ITERATION_SECONDS_MAX: Final = 0.05
 """While iterating over decoded records, the group and the clock are looked at after so many, or so long."""
 
 
-class Consumer:
+class Consumer(KnowsHabits):
     """Reads records. Make it with `cluster.consumer(...)` (then `assign`) or `group.consumer(...)`.
 
     Everything that may touch the disk or the group is a coroutine. Several tasks may use one consumer: a
@@ -69,11 +69,6 @@ class Consumer:
 
     def __repr__(self) -> str:
         return f"<aio {'Consumer' if self._core is None else repr(self._core)[1:-1]}>"
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name):
-            raise unknown_name(self, name)
 
     async def __aenter__(self) -> Self:
         await self._run(lambda core: None)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from streamlog.aio.waiting import Workers
 from streamlog.client.awaiting import settled
 from streamlog.client.delivery import OpenBatch, SendFuture, SentMany, attach
-from streamlog.client.habits import unknown_name
+from streamlog.client.habits import KnowsHabits
 from streamlog.client.producer import Producer as BlockingProducer
 from streamlog.config import ProducerConfig
 from streamlog.errors import BufferExhaustedError, DeliveryError, IllegalStateError
@@ -154,7 +154,7 @@ class LateSend:
         return (yield from future.__await__())
 
 
-class Producer:
+class Producer(KnowsHabits):
     """Sends records. Make it with `cluster.producer(...)`; leaving `async with` flushes."""
 
     def __init__(self, workers: Workers, core: LoopProducer, on_close: Callable[[Producer], object]) -> None:
@@ -167,11 +167,6 @@ class Producer:
 
     def __repr__(self) -> str:
         return f"<aio {repr(self._core)[1:]}"
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name):
-            raise unknown_name(self, name)
 
     @property
     def config(self) -> ProducerConfig:

@@ -16,6 +16,7 @@ from streamlog.broker.runner import new_lock
 from streamlog.client.assignment import checked_topics
 from streamlog.client.brokers import BrokerHandle, refuse
 from streamlog.client.consumer import Consumer
+from streamlog.client.habits import KnowsHabits
 from streamlog.config import ConsumerConfig, ProducerConfig
 from streamlog.core.controller import validate_topic_name
 from streamlog.errors import (
@@ -58,7 +59,7 @@ class _Opened:
         self.handles: dict[Cluster, None] = {}
 
 
-class Cluster:
+class Cluster(KnowsHabits):
     """A cluster in a directory. Made by `streamlog.open`; leaving `with` closes it."""
 
     def __init__(self, opened: _Opened) -> None:
@@ -75,13 +76,6 @@ class Cluster:
         topics = sum(not topic.internal for topic in list(self._backend.topics.values()))
         backend = self._backend
         return f"<Cluster {str(self.path)!r} brokers={len(backend.brokers)} topics={topics} sync={backend.sync!r}>"
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name):
-            from streamlog.client.habits import unknown_name
-
-            raise unknown_name(self, name)
 
     def __enter__(self) -> Self:
         self._check_open()

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.client.assignment import ConsumerAssignment
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition, Deserializer
+from streamlog.client.habits import KnowsHabits
 from streamlog.client.timeouts import milliseconds
 from streamlog.config import ConsumerConfig
 from streamlog.errors import (
@@ -56,7 +57,7 @@ TOPICS_LOOK_MS: Final = 200
 CLOSE_LOOK_MS: Final = 2
 
 
-class Consumer(ConsumerAssignment):
+class Consumer(ConsumerAssignment, KnowsHabits):
     """Reads records. Make it with `cluster.consumer(...)` (then `assign`) or `group.consumer(...)`."""
 
     def __init__(
@@ -86,13 +87,6 @@ class Consumer(ConsumerAssignment):
         what = f"group={self.config.group_id!r}" if self.config.group_id else "no group"
         state = "closed" if self._closed else f"{len(self._assigned)} partitions"
         return f"<Consumer {what} {state}>"
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name):
-            from streamlog.client.habits import unknown_name
-
-            raise unknown_name(self, name)
 
     def __enter__(self) -> Self:
         self._check_open()

@@ -1,17 +1,17 @@
 """Names people bring along from other clients of Kafka, and what they are called here.
 
-    producer.produce(...)   UnknownNameError: a Producer has no 'produce'; did you mean `send(topic, value,
-    key)`?
+    producer.produce(...)   UnknownNameError: a Producer has no 'produce'; did you mean `send(topic, value, key)`?
 
-Asked only when an attribute was not found, so it costs nothing otherwise.
+Each such name is a class attribute that raises when it is read. No `__getattr__`: a class that has one reads *every*
+attribute four times slower, the hot path's too.
 
-Sources: confluent-kafka-python (Producer, Consumer, AdminClient), kafka-python, Kafka's Java clients.
+Sources: confluent-kafka-python (Producer, Consumer, AdminClient), kafka-python, aiokafka, Kafka's Java clients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NoReturn
 
 from streamlog.errors import UnknownNameError
 
@@ -22,12 +22,12 @@ HABITS: Final[Mapping[str, Mapping[str, str]]] = {
         "send_batch": "send_many(topic, [(key, value), ...])",
         "poll": "future.add_done_callback(...): callbacks run by themselves; flush() waits for all",
         "list_topics": "cluster.topics",
-        "init_transactions": "producer.transaction()",
-        "begin_transaction": "producer.transaction()",
-        "commit_transaction": "leaving producer.transaction()",
-        "abort_transaction": "raising inside producer.transaction()",
-        "send_offsets_to_transaction": "tx.commit_offsets(consumer)",
         "metrics": "cluster.metrics()",
+        "send_and_wait": "send(topic, value, key).result()",
+        "purge": "close()",
+        "stop": "close()",
+        "partitions_for_topic": "partitions_for(topic)",
+        "partitionsFor": "partitions_for(topic)",
     },
     "Consumer": {
         "consume": "poll(timeout, max_records)",
@@ -43,14 +43,26 @@ HABITS: Final[Mapping[str, Mapping[str, str]]] = {
         "incremental_assign": "assign([...]) with all partitions",
         "incremental_unassign": "assign([...]) with those that remain",
         "memberid": "group.members()",
-        "consumer_group_metadata": "tx.commit_offsets(consumer)",
         "get_message": "poll()",
         "get_messages": "poll()",
         "metrics": "cluster.metrics()",
+        "getmany": "poll(timeout, max_records)",
+        "getone": "poll(timeout, max_records=1)",
+        "stop": "close()",
+        "commitSync": "commit()",
+        "commitAsync": "commit()",
+        "seekToBeginning": "seek_to_beginning(partitions)",
+        "seekToEnd": "seek_to_end(partitions)",
+        "offsetsForTimes": "offsets_for_times({partition: ms})",
+        "beginningOffsets": "beginning_offsets([...])",
+        "endOffsets": "end_offsets([...])",
+        "partitionsFor": "cluster.topic(name).partitions",
     },
     "Cluster": {
         "create_topics": "create_topic(name, partitions=...)",
         "delete_topics": "delete_topic(name)",
+        "createTopics": "create_topic(name, partitions=...)",
+        "deleteTopics": "delete_topic(name)",
         "list_topics": "topics",
         "describe_topics": "topic(name)",
         "describe_cluster": "brokers",
@@ -72,22 +84,75 @@ HABITS: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 
+_TRANSACTIONS: Final = "transactions are not part of this version yet"
+NOT_YET: Final[Mapping[str, Mapping[str, str]]] = {
+    "Producer": dict.fromkeys(
+        (
+            *(
+                "transaction",
+                "init_transactions",
+                "begin_transaction",
+                "commit_transaction",
+                "abort_transaction",
+            ),
+            *("initTransactions", "beginTransaction", "commitTransaction", "abortTransaction"),
+            *("send_offsets_to_transaction", "sendOffsetsToTransaction"),
+        ),
+        _TRANSACTIONS,
+    ),
+    "Consumer": {"consumer_group_metadata": _TRANSACTIONS, "groupMetadata": _TRANSACTIONS},
+    "Cluster": {
+        "listen": "the listener for Kafka clients is not part of this version yet",
+        "process": "process() is not part of this version yet; consumer_group(name, topics).run(handler) is",
+    },
+}
 
-def unknown_name(owner: object, name: str) -> AttributeError:
-    """The error for an attribute that is not there, with what was probably meant."""
-    kind = type(owner).__name__
-    if name.startswith("_"):
-        return AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=owner)
-    snake = "".join("_" + letter.lower() if letter.isupper() else letter for letter in name)
-    public = [known for known in dir(type(owner)) if not known.startswith("_")]
-    suggestion = HABITS.get(kind, {}).get(snake)
-    if suggestion is None and snake in public:
-        suggestion = snake
-    if suggestion is None:
-        from difflib import get_close_matches
 
-        suggestion = next(iter(get_close_matches(snake, public, 1)), None)
-    hint = f"; did you mean `{suggestion}`?" if suggestion else f"; it has: {', '.join(public)}"
-    return UnknownNameError(
-        f"a {kind} has no {name!r}{hint}", name=name, suggestion=suggestion, allowed=tuple(public)
-    )
+class Elsewhere:
+    """A name other clients have: reading it says what it is called here."""
+
+    __slots__ = ("name", "suggestion", "remark")
+
+    def __init__(self, name: str, suggestion: str | None, remark: str) -> None:
+        self.name = name
+        self.suggestion = suggestion
+        self.remark = remark
+
+    def __repr__(self) -> str:
+        return f"<not here: {self.remark}>"
+
+    def __get__(self, instance: object, kind: type) -> NoReturn:
+        raise UnknownNameError(
+            f"a {kind.__name__} has no {self.name!r}; {self.remark}",
+            name=self.name,
+            suggestion=self.suggestion,
+            allowed=tuple(name for name in dir(kind) if not name.startswith("_")),
+        )
+
+
+class Habitual(type):
+    """Metaclass of what users hold: gives a class the names people look for in vain, and keeps them out of `dir`."""
+
+    def __init__(cls, name: str, bases: tuple[type, ...], names: dict[str, Any], **options: Any) -> None:
+        super().__init__(name, bases, names, **options)
+        for habit, here in HABITS.get(name, {}).items():
+            setattr(cls, habit, Elsewhere(habit, here, f"did you mean `{here}`?"))
+        for habit, why in NOT_YET.get(name, {}).items():
+            setattr(cls, habit, Elsewhere(habit, None, why))
+
+    def __dir__(cls) -> list[str]:
+        return _named_here(super().__dir__(), cls)
+
+
+class KnowsHabits(metaclass=Habitual):
+    """Base of what users hold."""
+
+    __slots__ = ()
+
+    def __dir__(self) -> list[str]:
+        return _named_here(super().__dir__(), type(self))
+
+
+def _named_here(names: Iterable[str], kind: type) -> list[str]:
+    absent = {name for base in kind.__mro__ for name, value in vars(base).items() if type(value) is Elsewhere}
+    return [name for name in names if name not in absent]

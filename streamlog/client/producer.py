@@ -45,7 +45,7 @@ from streamlog.client.gathering import (
     running_sizes,
     split_items,
 )
-from streamlog.client.habits import unknown_name
+from streamlog.client.habits import KnowsHabits
 from streamlog.client.serde import resolve_serializer, to_bytes
 from streamlog.client.timeouts import milliseconds
 from streamlog.config import ProducerConfig
@@ -61,7 +61,7 @@ KEYLESS_CHUNK_RECORDS: Final = 1000
 """So many records without a key stay together at most, whatever their size."""
 
 
-class Producer(Accumulator):
+class Producer(Accumulator, KnowsHabits):
     """Sends records. Safe to use from several threads. Make it with `cluster.producer(...)`; leaving `with`
     flushes.
     """
@@ -82,11 +82,6 @@ class Producer(Accumulator):
             else f"{self._buffered_bytes} bytes buffered, {len(self._in_flight)} batches in flight"
         )
         return f"<Producer acks={'all' if self.config.acks == -1 else self.config.acks} {state}>"
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name):
-            raise unknown_name(self, name)
 
     def __enter__(self) -> Producer:
         self._check_open()
