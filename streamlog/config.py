@@ -175,10 +175,10 @@ class ProducerConfig(Role, frozen=True, kw_only=True):
     ] = "crc32"
     partitioner_ignore_keys: Annotated[bool, Flag(), "Place records with a key as if they had none."] = False
     key_serializer: Annotated[
-        Any, SerdeRule("serialize"), "Turns keys into bytes; None takes bytes and str only."
+        Any, SerdeRule("serialize"), "Turns keys into bytes; None takes bytes only."
     ] = None
     value_serializer: Annotated[
-        Any, SerdeRule("serialize"), "Turns values into bytes; None takes bytes and str only."
+        Any, SerdeRule("serialize"), "Turns values into bytes; None takes bytes only."
     ] = None
     transactional_id: Annotated[
         str | None,
@@ -249,6 +249,7 @@ class ConsumerConfig(Role, frozen=True, kw_only=True):
         "bootstrap_servers": _NO_SERVER,
         "metadata_broker_list": _NO_SERVER,
         "from_beginning": 'use auto_offset_reset="earliest"',
+        "topics": "topics are given to cluster.consumer_group(name, topics), partitions to consumer.assign([...])",
         "consumer_timeout_ms": "use poll(timeout=...), or stop_at_end=True to end at the end of the log",
         "enable_partition_eof": "use stop_at_end=True",
         "enable_auto_offset_store": "iterate: the position never passes the record in the loop",

@@ -25,6 +25,16 @@ def connect(url: str, **options: Any) -> Cluster:
         raise UnsupportedOperationError(
             f"connect({url!r}): the adapter to Apache Kafka is not part of this version yet"
         )
+    host, _, port = url.rpartition(":")
+    if port.isdecimal() and host and not host.startswith(":") and "/" not in host:
+        raise ConfigError(
+            f"connect({url!r}) looks like a host and a port; did you mean {KAFKA + url!r}? "
+            f"A directory of that name is {'./' + url!r}",
+            option="url",
+            value=url,
+            allowed="a path, streamlog:///path, ':memory:', kafka://host:port",
+            suggestion=KAFKA + url,
+        )
     if url.startswith(DIRECTORY):
         url = url[len(DIRECTORY) :]
     elif "://" in url:

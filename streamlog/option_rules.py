@@ -204,13 +204,13 @@ class Acks(Rule, frozen=True):
 
 
 class SerdeRule(Rule, frozen=True):
-    """A serializer or deserializer: a callable, an object with that method, or the name of a known one."""
+    """A serializer or deserializer: a callable, a Serde, or the name of a known one; `serde` looks closer."""
 
     method: str
 
     @property
     def allowed(self) -> str:
-        return f"None, a callable, an object with .{self.method}(), or the name of a serde"
+        return "None, a callable, a serde, or the name of one"
 
     def parse(self, value: object) -> object:
         known = isinstance(value, str) and bool(value.strip())

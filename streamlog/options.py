@@ -90,6 +90,8 @@ class Role(msgspec.Struct, frozen=True):
     @classmethod
     def _parse(cls, options: Mapping[str, object], config: Mapping[str, object] | None) -> dict[str, object]:
         values: dict[str, object] = {}
+        if config is not None and not isinstance(config, Mapping):
+            raise cls.no_mapping(config)
         if not options and not config:
             return values
         table = _table(cls)
@@ -120,6 +122,22 @@ class Role(msgspec.Struct, frozen=True):
                 "%s options accepted without effect: %s", cls.ROLE, ", ".join(sorted(idle))
             )
         return values
+
+    @classmethod
+    def no_mapping(cls, given: object) -> ConfigError:
+        """The error for options that are no mapping."""
+        remark = (
+            f"; {cls.HABITS['topics']}"
+            if isinstance(given, (str, list, tuple)) and "topics" in cls.HABITS
+            else ""
+        )
+        return ConfigError(
+            f"{cls.ROLE} options {_brief(given)} ({type(given).__name__}): allowed are keywords,"
+            f" or a mapping of option names to values{remark}",
+            option="config",
+            value=given,
+            allowed="a mapping of option names to values",
+        )
 
     @classmethod
     def _find(

@@ -408,7 +408,7 @@ def test_callables_and_objects_where_they_belong() -> None:
     serde = SimpleNamespace(serialize=print_it, deserialize=print_it)
     assert parse("producer", {"value_serializer": serde}).value_serializer is serde
     assert parse("consumer", {"value_deserializer": serde}).value_deserializer is serde
-    with pytest.raises(ConfigError, match=r"\.serialize\(\)"):
+    with pytest.raises(ConfigError, match="a callable, a serde"):
         parse("producer", {"value_serializer": SimpleNamespace(serialize=5)})
 
 
@@ -527,3 +527,14 @@ def test_describe_names_its_roles() -> None:
     assert (retention.dotted, retention.type, retention.default) == ("retention.ms", "int", 604_800_000)
     with pytest.raises(ConfigError, match="did you mean 'producer'"):
         describe("producers")
+
+
+@pytest.mark.parametrize("role", ["cluster", "topic", "producer", "consumer"])
+@pytest.mark.parametrize("given", ["orders", ["orders"], [("linger.ms", 5)], 7])
+def test_options_that_are_no_mapping_are_refused(role: str, given: object) -> None:
+    with pytest.raises(ConfigError, match=f"{role} options .*a mapping of option names to values") as caught:
+        ROLES[role].from_options({}, given)  # type: ignore[arg-type]
+    assert caught.value.option == "config"
+    assert ("cluster.consumer_group(name, topics)" in str(caught.value)) == (
+        role == "consumer" and given != 7
+    )

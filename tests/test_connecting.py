@@ -40,3 +40,15 @@ def test_other_schemes_are_refused(wrong: str) -> None:
 def test_what_is_no_text_is_refused() -> None:
     with pytest.raises(ConfigError):
         streamlog.connect(7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("address", ["localhost:9092", "broker-1.example.com:9092"])
+def test_a_host_and_port_are_no_directory(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"did you mean 'kafka://{address}'") as caught:
+        streamlog.connect(address)
+    assert caught.value.suggestion == f"kafka://{address}" and not list(tmp_path.iterdir())
+    with streamlog.connect(f"./{address}") as cluster, streamlog.connect(":memory:7") as named:
+        assert cluster.path.name == address and named.topics == []

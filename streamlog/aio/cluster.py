@@ -132,14 +132,14 @@ class Cluster(KnowsHabits):
 
     # -- clients ---------------------------------------------------------------------------------------------
 
-    def producer(self, *, config: Mapping[str, Any] | None = None, **options: Any) -> Producer:
+    def producer(self, config: Mapping[str, Any] | None = None, **options: Any) -> Producer:
         """A producer; options as the blocking `producer`. Raises ConfigError."""
         core = self._core._make_producer(LoopProducer, ProducerConfig.from_options(options, config))
         producer = Producer(self._workers, core, self._forget_producer)
         self._producers[producer] = None
         return producer
 
-    def consumer(self, *, config: Mapping[str, Any] | None = None, **options: Any) -> Consumer:
+    def consumer(self, config: Mapping[str, Any] | None = None, **options: Any) -> Consumer:
         """A consumer that reads what it is told to with `assign` (or `subscribe`). Raises ConfigError."""
         core = self._core.consumer(config=config, **options)
         return self._adopt(lambda: core)

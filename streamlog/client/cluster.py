@@ -194,7 +194,7 @@ class Cluster(KnowsHabits):
 
     # -- clients -----------------------------------------------------------------------------------------------------
 
-    def producer(self, *, config: Mapping[str, Any] | None = None, **options: Any) -> Producer:
+    def producer(self, config: Mapping[str, Any] | None = None, **options: Any) -> Producer:
         """A producer. Options are `ProducerConfig`'s, as keywords or in `config` by Kafka's names. Raises ConfigError."""
         from streamlog.client.producer import Producer  # who only reads starts faster without
 
@@ -208,7 +208,7 @@ class Cluster(KnowsHabits):
         self._producers[producer] = None
         return producer
 
-    def consumer(self, *, config: Mapping[str, Any] | None = None, **options: Any) -> Consumer:
+    def consumer(self, config: Mapping[str, Any] | None = None, **options: Any) -> Consumer:
         """A consumer that reads what it is told to with `assign` (or `subscribe`, with a `group_id`).
         Raises ConfigError.
         """

@@ -140,6 +140,8 @@ class Consumer(ConsumerAssignment, KnowsHabits):
             records = self._collect(count_max)
             if records or self.at_end:
                 return records
+            if membership is None and not self._assigned:
+                raise self._nothing_to_read()
             left_ms = deadline_ms - self._clock.monotonic_ms()
             if left_ms <= 0:
                 return records
@@ -244,6 +246,8 @@ class Consumer(ConsumerAssignment, KnowsHabits):
             return
         if self.at_end:
             return
+        if self._membership is None and not self._assigned:
+            raise self._nothing_to_read()
         self._wait(self._commits.due_in_ms())
 
     def _next_buffered(self) -> AssignedPartition | None:

@@ -21,8 +21,10 @@ def topic_overrides(
 
     resets: None as a value is allowed and means "back to the default".
     """
-    if not config:
-        return {}
+    if not isinstance(config, Mapping):
+        if config is None:
+            return {}
+        raise TopicConfig.no_mapping(config)
     given = {name: value for name, value in config.items() if not (resets and value is None)}
     parsed = TopicConfig.overrides(given)
     if not resets:

@@ -154,6 +154,12 @@ class ConsumerPositions:
         if self._backend.closed:
             self._backend.check_usable()
 
+    def _nothing_to_read(self) -> IllegalStateError:
+        return IllegalStateError(
+            "this consumer has nothing to read: assign([(topic, number), ...]), or subscribe to topics as a "
+            "member of a group, cluster.consumer_group(name, topics).consumer()"
+        )
+
     def _assigned_partition(self, partition: TopicPartition | tuple[str, int]) -> AssignedPartition:
         self._check_open()
         [tp] = checked_partitions([partition])

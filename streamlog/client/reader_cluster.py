@@ -93,13 +93,13 @@ class ReaderCluster(Cluster):
 
     # -- reading ---------------------------------------------------------------------------------------------
 
-    def consumer(self, *, config: Mapping[str, Any] | None = None, **options: Any) -> Consumer:
+    def consumer(self, config: Mapping[str, Any] | None = None, **options: Any) -> Consumer:
         """A consumer for `assign`. With a `group_id` it starts where that group has committed; it never
         commits itself.
         """
         self._check_open()
         if options.get("enable_auto_commit") or (
-            config is not None and config.get("enable.auto.commit") in (True, "true")
+            isinstance(config, Mapping) and config.get("enable.auto.commit") in (True, "true")
         ):
             self._beside.refuse_write("committing offsets")
         return super().consumer(config=config, **options)
@@ -131,7 +131,7 @@ class ReaderCluster(Cluster):
 
     # -- writing ---------------------------------------------------------------------------------------------
 
-    def producer(self, **_: object) -> NoReturn:
+    def producer(self, *_: object, **__: object) -> NoReturn:
         """Raises ReadOnlyError."""
         self._check_open()
         self._beside.refuse_write("producing")

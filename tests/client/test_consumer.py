@@ -262,9 +262,22 @@ def test_stop_at_end_of_nothing(cluster: Cluster, orders: Topic) -> None:
 
 def test_stop_at_end_never_ends_before_anything_was_assigned(cluster: Cluster, orders: Topic) -> None:
     consumer = cluster.consumer(stop_at_end=True)
-    assert not consumer.at_end and consumer.poll(0.02) == []
+    assert not consumer.at_end
     consumer.assign([ORDERS_0])
     assert list(consumer) == []
+
+
+@pytest.mark.parametrize("read", [lambda c: c.poll(0), lambda c: c.poll(5), lambda c: next(iter(c))])
+def test_a_consumer_with_nothing_to_read_says_so(cluster: Cluster, orders: Topic, read: Any) -> None:
+    """Kafka: "Consumer is not subscribed to any topics or assigned any partitions"; waiting would be for ever."""
+    consumer = cluster.consumer(stop_at_end=True)
+    with pytest.raises(IllegalStateError, match=r"nothing to read: assign\("):
+        read(consumer)
+    member = cluster.consumer_group("g", ["orders"]).consumer()
+    assert member.poll(0) == []  # joining is something
+    member.unsubscribe()
+    with pytest.raises(IllegalStateError, match="nothing to read"):
+        read(member)
 
 
 def test_records_deleted_while_reading_do_not_keep_it_from_ending(cluster: Cluster, orders: Topic) -> None:

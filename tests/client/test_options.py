@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from streamlog import Cluster
 from streamlog.client.options import topic_overrides
 from streamlog.errors import ConfigError
 
@@ -33,3 +34,18 @@ def test_the_wrong_option_is_named(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError) as caught:
         topic_overrides(wrong)
     assert next(iter(wrong)).replace("mss", "ms").split(".")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", ["retention.ms", ["retention.ms"], 5])
+def test_what_is_no_mapping_is_refused(wrong: object) -> None:
+    with pytest.raises(ConfigError, match=r"topic options .* a mapping of option names to values"):
+        topic_overrides(wrong)  # type: ignore[call-overload]
+
+
+def test_a_mapping_may_stand_first_as_in_other_clients(cluster: Cluster) -> None:
+    assert cluster.producer({"linger.ms": 7}).config.linger_ms == 7
+    assert cluster.consumer({"group.id": "g"}).config.group_id == "g"
+    with pytest.raises(ConfigError, match="no server to bootstrap from"):
+        cluster.producer({"bootstrap.servers": "localhost:9092"})
+    with pytest.raises(ConfigError, match=r"cluster\.consumer_group\(name, topics\)"):
+        cluster.consumer("orders")  # type: ignore[arg-type]
