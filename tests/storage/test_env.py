@@ -720,3 +720,26 @@ def test_row_5_a_forked_child_is_refused_and_the_parent_keeps_its_readers(enviro
 def test_disk_full_is_also_a_plain_oserror() -> None:
     error = DiskFullError("full", errno=errno.ENOSPC)
     assert isinstance(error, OSError) and error.errno == errno.ENOSPC
+
+
+GROWING_WRITER = """if True:
+    import sys
+    from pathlib import Path
+    from streamlog.storage.env import Environment
+    environment = Environment.open(Path(sys.argv[1]), sync="off", map_bytes=1 << 26)
+    transaction = environment.write()
+    for number in range(4):
+        transaction.put(b"%d" % number, bytes(1 << 20))
+    transaction.commit()
+    environment.close()
+"""
+
+
+def test_row_3_a_reader_adopts_the_map_that_another_process_grew(tmp_path: Path) -> None:
+    environment_in(tmp_path, map_bytes=1 << 20).close()
+    reader = environment_in(tmp_path, read_only=True, map_bytes=1 << 20)
+    subprocess.run([sys.executable, "-c", GROWING_WRITER, str(tmp_path / "env")], check=True)
+    with reader.snapshot() as snapshot:
+        assert snapshot.get(b"3") == bytes(1 << 20)
+    assert reader.stats().map_bytes > 4 << 20
+    assert reader.close()
