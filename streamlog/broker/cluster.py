@@ -126,11 +126,12 @@ class BrokerCluster:
 
     def _open_environment(self, path: str) -> Environment:
         # A power loss must not take back a topic whose records survive in a broker's store: its log ids would be given to
-        # the next topic, and the records with them. Changes of topics are rare, so they are always durable at once.
-        is_metadata = path == self.directory.metadata_path
+        # the next topic, and the records with them. Changes of topics are rare, so they are always durable at once, also
+        # where records are only now and then: what `flush.ms` has synced is of no use without its topic.
+        is_durable = path == self.directory.metadata_path and not self.directory.in_memory
         environment = Environment.open(
             path,
-            sync="full" if is_metadata and self.sync == "normal" else self.sync,  # type: ignore[arg-type]
+            sync="full" if is_durable else self.sync,  # type: ignore[arg-type]
             map_bytes=self.config.map_bytes,
             disk_bytes_max=self.config.disk_bytes_max,
             max_readers=self.config.max_readers,
