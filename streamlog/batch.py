@@ -66,6 +66,7 @@ from .batch_header import (
     unpack_header,
     unpack_read_header,
 )
+from .batch_lone import lone_records_of
 from .batch_sealed import Batch, Columns, assemble, decode_records
 from .batch_v2 import ControlRecord, ControlType
 from .compression import Codec, compress
@@ -91,6 +92,7 @@ __all__ = [
     "ControlType",
     "control_batch",
     "lone_record_of",
+    "lone_records_of",
     "parse_batch",
     "parse_header",
     "records_of",

@@ -132,6 +132,11 @@ def encode_lone(
     return varints[len(record)] + record
 
 
+def encode_length(content: bytes | None) -> bytes:
+    """The varint that stands before a key or value."""
+    return _varints[-1 if content is None else len(content)]
+
+
 def _lengths_and_bytes(column: BytesColumn) -> tuple[Iterable[bytes], Iterable[bytes]]:
     """The encoded lengths of a column, and its bytes with nothing for null."""
     varint = _varints.__getitem__

@@ -26,6 +26,7 @@ FLOOR_0 = frozenset(
             "batch",
             "batch_columnar",
             "batch_header",
+            "batch_lone",
             "batch_sealed",
             "batch_v2",
         ),

@@ -1,27 +1,43 @@
 """Records straight from stored bytes: what consumers read, with no object per batch in between.
 
     cursor over [start, end) --value--> one copy of the payload --CRC, decode--> list[Record]
+                             --run of lone batches, some hundreds--> list[Record]
 
 Same guarantees as `storage.log.read`: whole batches, at least one if there is any, none that reaches beyond `end_offset`;
 control batches are stepped over. A corrupt batch, or one whose codec is not installed, ends the list before it, and is
 an error when it comes first: what is whole stays readable.
+
+Batches are read one by one until several lone ones came in a row; then runs of them are read at once, until one is not
+what it should be: that run is read one by one again, and the next try waits for longer. Runs change the time a read
+takes, never what it finds.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from streamlog.batch import lone_record_of, parse_batch, records_of
+from streamlog.batch import lone_record_of, lone_records_of, parse_batch, records_of
+from streamlog.batch_lone import RUN_RECORDS
 from streamlog.errors import CorruptRecordError, InvalidRecordError, UnsupportedCompressionTypeError
 from streamlog.record import Record
 from streamlog.storage.env import EngineError
 from streamlog.storage.keys import BATCH_START, pack_key, unpack_key
 from streamlog.storage.log import Reader, corrupt
 
+if TYPE_CHECKING:
+    from streamlog.storage.env import Cursor
+
 _ATTRIBUTES_LOW: Final = BATCH_START + 22
 _CONTROL: Final = 0x20
 LONE_BYTES_MAX: Final = 4096
 """Smaller batches are looked at for being a lone record: its short path costs half."""
+LONE_BATCHES_MIN: Final = 4
+"""After so many lone batches in a row a run of them is tried; four times as many after a try that failed."""
+RUN_RECORDS_MIN: Final = 24
+"""A shorter run costs as much as its batches one by one."""
+STEP_RECORDS: Final = 32
+"""A run is taken from the cursor in such steps: at most so many values are looked at in vain."""
 
 
 class FoundRecords(NamedTuple):
@@ -47,14 +63,59 @@ def read_records(
 
     Raises   CorruptRecordError if the very first batch is damaged, with `log_id`, `last_offset`.
     """
-    records: list[Record] = []
-    append = records.append
-    batches = size_bytes = 0
-    last_offset = -1
+    reading = _Reading(log_id, topic, partition, start_offset, end_offset, bytes_max, check_crcs)
     try:
         cursor = snapshot.transaction.cursor()
-        if not cursor.set_range(pack_key(log_id, start_offset)):
-            return FoundRecords(records, None, 0, 0)
+        while reading.one_by_one(cursor) and reading.in_runs(cursor):
+            pass
+    except EngineError as error:
+        raise snapshot.environment.named(error) from error
+    next_offset = reading.next_offset if reading.batches else None
+    return FoundRecords(reading.records, next_offset, reading.batches, reading.size_bytes)
+
+
+class _Reading:
+    """One call of `read_records`: what is asked, and what was found up to `next_offset`."""
+
+    __slots__ = (
+        "log_id", "topic", "partition", "start_offset", "end_offset", "bytes_max", "check_crcs",
+        "records", "next_offset", "batches", "size_bytes", "lone_min", "run_max",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        log_id: int,
+        topic: str,
+        partition: int,
+        start_offset: int,
+        end_offset: int,
+        bytes_max: int,
+        check_crcs: bool,
+    ) -> None:
+        self.log_id = log_id
+        self.topic = topic
+        self.partition = partition
+        self.start_offset = self.next_offset = start_offset
+        self.end_offset = end_offset
+        self.bytes_max = bytes_max
+        self.check_crcs = check_crcs
+        self.records: list[Record] = []
+        self.batches = self.size_bytes = 0
+        self.lone_min = LONE_BATCHES_MIN
+        self.run_max = RUN_RECORDS
+
+    def one_by_one(self, cursor: Cursor) -> bool:
+        """Read batch by batch from `next_offset`; whether it ended for a run of lone ones, else all is read.
+
+        Raises   CorruptRecordError if the very first batch is damaged.
+        """
+        topic, partition, check_crcs = self.topic, self.partition, self.check_crcs
+        log_id, end_offset, bytes_max = self.log_id, self.end_offset, self.bytes_max
+        records, next_offset = self.records, self.next_offset
+        batches, size_bytes, left = self.batches, self.size_bytes, self.lone_min
+        if not cursor.set_range(pack_key(log_id, next_offset)):
+            return False
+        is_run = False
         for key, value in cursor.iternext():
             found_log_id, found_offset = unpack_key(key)
             # A checkpoint's number is above every offset, so one comparison ends the log in both ways.
@@ -70,29 +131,97 @@ def read_records(
                     else None
                 )
                 if lone is not None:
-                    append(lone)
-                elif len(value) <= _ATTRIBUTES_LOW or not value[_ATTRIBUTES_LOW] & _CONTROL:
-                    decoded = records_of(
-                        value, topic, partition, start_offset, check_crcs, BATCH_START, found_offset
-                    )
+                    records.append(lone)
+                    left -= 1
+                else:
+                    decoded = self._decode(value, found_offset)
+                    left = left - 1 if len(decoded) == 1 and size < LONE_BYTES_MAX else self.lone_min
                     if records:
                         records += decoded
                     else:
                         records = decoded
-                        append = records.append
-                elif check_crcs:
-                    parse_batch(value, position=BATCH_START)  # a flipped bit must not pass for a marker
             except (CorruptRecordError, InvalidRecordError, UnsupportedCompressionTypeError) as error:
                 if batches:
                     break
                 if isinstance(error, UnsupportedCompressionTypeError):
                     raise  # whole, but its codec's library is not here
                 raise corrupt(log_id, found_offset, error) from error
-            last_offset = found_offset
+            next_offset = found_offset + 1
             batches += 1
             size_bytes += size
             if size_bytes >= bytes_max:
                 break
-    except EngineError as error:
-        raise snapshot.environment.named(error) from error
-    return FoundRecords(records, last_offset + 1 if batches else None, batches, size_bytes)
+            if left <= 0 and end_offset - next_offset >= RUN_RECORDS_MIN:
+                is_run = True
+                break
+        self.records, self.next_offset = records, next_offset
+        self.batches, self.size_bytes = batches, size_bytes
+        return is_run
+
+    def _decode(self, value: memoryview, last_offset: int) -> list[Record]:
+        if len(value) <= _ATTRIBUTES_LOW or not value[_ATTRIBUTES_LOW] & _CONTROL:
+            return records_of(
+                value,
+                self.topic,
+                self.partition,
+                self.start_offset,
+                self.check_crcs,
+                BATCH_START,
+                last_offset,
+            )
+        if self.check_crcs:
+            parse_batch(value, position=BATCH_START)  # a flipped bit must not pass for a marker
+        return []
+
+    def in_runs(self, cursor: Cursor) -> bool:
+        """Read runs of lone batches from `next_offset`; whether something else follows, else all is read."""
+        while self.end_offset - self.next_offset >= RUN_RECORDS_MIN:
+            asked = min(self.run_max, self.end_offset - self.next_offset)
+            values = self._take(cursor, asked)
+            sizes = list(map(len, values))
+            room = self.bytes_max - self.size_bytes
+            size_bytes = sum(sizes) - BATCH_START * len(sizes)
+            is_full = size_bytes >= room
+            if size_bytes > room:
+                from bisect import bisect_right
+
+                ends = list(accumulate([size - BATCH_START for size in sizes]))
+                fitting = bisect_right(ends, room)
+                values, sizes, size_bytes = values[:fitting], sizes[:fitting], ends[fitting - 1]
+            records = None
+            if len(values) >= RUN_RECORDS_MIN:
+                records = lone_records_of(
+                    values, sizes, self.topic, self.partition, self.next_offset, self.check_crcs, BATCH_START
+                )
+            if records is None:
+                self.lone_min *= 4
+                self.run_max = STEP_RECORDS
+                return True
+            self.records += records
+            self.next_offset += len(values)
+            self.batches += len(values)
+            self.size_bytes += size_bytes
+            if is_full:
+                return False
+            if len(values) < asked:
+                return True
+            self.lone_min = LONE_BATCHES_MIN
+            self.run_max = min(2 * self.run_max, RUN_RECORDS)
+        return self.next_offset < self.end_offset
+
+    def _take(self, cursor: Cursor, count: int) -> list[memoryview]:
+        """The next values, up to `count`, whose keys follow each other without holes: lone batches, most likely."""
+        values: list[memoryview] = []
+        log_id, first = self.log_id, self.next_offset
+        if not cursor.set_key(pack_key(log_id, first)):
+            return values
+        coming = cursor.iternext(keys=False)
+        while len(values) < count:
+            known = len(values)
+            step = min(STEP_RECORDS, count - known)
+            values += islice(coming, step)
+            # Keys rise: when the last of `step` is so many further, there is none between them but these.
+            if cursor.key() != pack_key(log_id, first + known + step - 1):
+                del values[known:]
+                break
+        return values

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from streamlog.batch import (
     MAGIC_COLUMNAR,
@@ -14,13 +17,14 @@ from streamlog.batch import (
     Codec,
     ControlType,
     control_batch,
+    lone_record_of,
     seal_columnar,
     seal_v2_columns,
 )
 from streamlog.batch_sealed import assemble
-from streamlog.errors import CorruptRecordError, UnsupportedCompressionTypeError
+from streamlog.errors import CorruptRecordError, StreamlogError, UnsupportedCompressionTypeError
 from streamlog.record import Record
-from streamlog.storage import log
+from streamlog.storage import log, records
 from streamlog.storage.env import Environment
 from streamlog.storage.keys import BATCH_START, pack_key
 from streamlog.storage.records import FoundRecords, read_records
@@ -162,3 +166,154 @@ def test_a_codec_that_is_not_installed_ends_the_list_before_its_batch(
     with pytest.raises(UnsupportedCompressionTypeError, match="cramjam"):
         found(environment, 1, end)
     assert [record.value for record in found(environment, 2, end).records] == [b"v2"]
+
+
+# Runs of lone batches: another way to the same answer
+
+Answer = FoundRecords | tuple[type, str]
+MANY = 400
+
+
+def answers(
+    environment: Environment, start: int, end: int, bytes_max: int, check_crcs: bool, runs: bool
+) -> list[Answer]:
+    """Everything from `start` to `end`, read after read; behind a damaged batch it goes on."""
+    given: list[Answer] = []
+    with pytest.MonkeyPatch.context() as patch:
+        if not runs:
+            patch.setattr(records, "LONE_BATCHES_MIN", 1 << 60)
+        while start < end:
+            try:
+                with environment.snapshot() as snapshot:
+                    answer = read_records(snapshot, LOG_ID, "t", 3, start, end, bytes_max, check_crcs)
+            except StreamlogError as error:
+                given.append((type(error), str(error)))
+                start = int(error.facts.get("last_offset", start)) + 1  # type: ignore[call-overload]
+                continue
+            given.append(answer)
+            if answer.next_offset is None:
+                break
+            start = answer.next_offset
+    return given
+
+
+def lone_alike(count: int) -> list[Batch]:
+    return [seal_columnar([b"k%04d" % n], [b"v%04d" % n], timestamps=n) for n in range(count)]
+
+
+def lone_of_lengths(count: int) -> list[Batch]:
+    return [seal_columnar([b"k"], [b"v" * (n * 7 % 60)], timestamps=n) for n in range(count)]
+
+
+def lone_v2(count: int) -> list[Batch]:
+    return [seal_v2_columns([b"k%04d" % n], [b"v%04d" % n], timestamps=n) for n in range(count)]
+
+
+def large_ones(count: int) -> list[Batch]:
+    return [seal_columnar([b"a"] * 9, [b"%d" % n for n in range(9)], timestamps=5)] * (count % 7)
+
+
+def markers(count: int) -> list[Batch]:
+    return [control_batch(ControlType.COMMIT, producer_id=1, producer_epoch=0, timestamp=5)] * (count % 3)
+
+
+def holes(count: int) -> list[Batch]:
+    return [seal_columnar([b"h"], [b"hole"], timestamps=3, offsets=[n % 3]) for n in range(count)]
+
+
+PARTS = st.lists(
+    st.tuples(
+        st.sampled_from([lone_alike, lone_of_lengths, lone_v2, large_ones, markers, holes]),
+        st.sampled_from([1, 5, 30, 70, MANY]),
+    ),
+    min_size=1,
+    max_size=5,
+)
+DAMAGE = st.lists(
+    st.tuples(
+        st.floats(0, 1), st.sampled_from(["flip", "cut", "delete"]), st.integers(0, 100), st.integers(0, 7)
+    ),
+    max_size=3,
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    parts=PARTS,
+    damage=DAMAGE,
+    bytes_max=st.sampled_from([1, 900, 7_000, 40_000, 1 << 20]),
+    start=st.floats(0, 1),
+    check_crcs=st.booleans(),
+)
+def test_runs_find_what_reading_batch_by_batch_finds(
+    environment: Environment,
+    parts: list[tuple[Callable[[int], list[Batch]], int]],
+    damage: list[tuple[float, str, int, int]],
+    bytes_max: int,
+    start: float,
+    check_crcs: bool,
+) -> None:
+    transaction = environment.write()
+    for key, _ in list(transaction.cursor()):
+        transaction.delete(bytes(key))
+    transaction.commit()
+    end = store(environment, *[batch for part, count in parts for batch in part(count)])
+    transaction = environment.write()
+    keys = [bytes(key) for key, _ in transaction.cursor()]
+    for place, kind, at, bit in damage if keys else []:
+        key = keys[int(place * (len(keys) - 1))]
+        value = bytearray(transaction.get(key) or b"")
+        if kind == "flip" and value:
+            value[at % len(value)] ^= 1 << bit
+            transaction.put(key, bytes(value))
+        elif kind == "cut" and value:
+            transaction.put(key, bytes(value[: at % len(value)]))
+        elif kind == "delete":
+            transaction.delete(key)
+    transaction.commit()
+    first = int(start * end)
+    expected = answers(environment, first, end, bytes_max, check_crcs, runs=False)
+    assert answers(environment, first, end, bytes_max, check_crcs, runs=True) == expected
+
+
+def test_a_long_run_is_read_at_once(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    end = store(environment, *lone_alike(MANY))
+    one_by_one: list[int] = []
+
+    def counting(data: memoryview, topic: str, partition: int, last_offset: int, *rest: Any) -> Record | None:
+        one_by_one.append(last_offset)
+        return lone_record_of(data, topic, partition, last_offset, *rest)
+
+    monkeypatch.setattr(records, "lone_record_of", counting)
+    assert [record.offset for record in found(environment, 0, end).records] == list(range(MANY))
+    assert len(one_by_one) < MANY / 10
+
+
+def test_a_try_that_fails_makes_the_next_one_wait(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lone batches by the dozen between others must not be looked at over and over."""
+    batches = [batch for _ in range(40) for batch in [*lone_alike(12), *large_ones(1)]]
+    end = store(environment, *batches)
+    tries: list[int] = []
+    take = records._Reading._take
+
+    def counting(reading: Any, cursor: Any, count: int) -> list[memoryview]:
+        tries.append(count)
+        return take(reading, cursor, count)
+
+    monkeypatch.setattr(records._Reading, "_take", counting)
+    assert len(found(environment, 0, end).records) == 40 * (12 + 9)
+    assert len(tries) <= 2
+
+
+def test_what_is_no_run_is_not_copied(environment: Environment) -> None:
+    """Large batches behind a run stay within `bytes_max`, and a look at them costs no memory."""
+    large = seal_columnar([b"a"], [b"x" * 50_000], timestamps=1)
+    end = store(environment, *lone_alike(8), *[large] * 60)
+    answer = found(environment, 0, end, bytes_max=200_000)
+    assert (answer.batches, answer.next_offset) == (8 + 3, 8 + 3)
