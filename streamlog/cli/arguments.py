@@ -45,11 +45,24 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)
         super().__init__(*args, **options)
         self._given: Sequence[str] = ()
+        self._intermixed = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Also a subcommand's parser names what it does not know: only it knows what was meant."""
+        """Also a subcommand's parser names what it does not know: only it knows what was meant.
+
+        Options may stand between positionals (`produce TOPIC --create FILE`), which argparse does on request only.
+        """
+        if self._intermixed:
+            return super().parse_known_args(args, namespace)
         self._given = args or ()
-        namespace, unknown = super().parse_known_args(args, namespace)
+        if any(action.nargs in ("*", "+") for action in self._get_positional_actions()):
+            self._intermixed = True
+            try:
+                namespace, unknown = self.parse_known_intermixed_args(args, namespace)
+            finally:
+                self._intermixed = False
+        else:
+            namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(self._told_unknown(unknown))
         return namespace, unknown

@@ -40,7 +40,9 @@ def add_parser(commands: Commands) -> None:
     """Add `produce`."""
     parser = add_command(commands, "produce", run, "write lines of files or stdin into a topic", DESCRIPTION)
     parser.add_argument("topic", metavar="TOPIC")
-    parser.add_argument("files", metavar="FILE", nargs="*", help="files to read; - is stdin (default)")
+    parser.add_argument(
+        "files", metavar="FILE", nargs="*", default=[], help="files to read; - is stdin (default)"
+    )
     parser.add_argument("--create", action="store_true", help="create the topic if there is none")
     parser.add_argument(
         "--partitions", type=whole(1), metavar="N", help="with --create: how many partitions (default 1)"
@@ -237,9 +239,10 @@ class Production:
                 )
             except (BadLine, StreamlogError) as error:
                 producer.flush()
+                before = f"written before it: {plural(self.records, 'record')}" if self.records else ""
                 raise CommandError(
-                    f"line {number} of {source.title}: {error}. The {plural(self.records, 'record')} before "
-                    "it were written, nothing after it"
+                    f"line {number} of {source.title}: {error}. {before.capitalize() or 'Nothing was written'}"
+                    f"{'; nothing after it' if before else ''}"
                 ) from error
             self.records += 1
 

@@ -79,6 +79,11 @@ def run_create(arguments: argparse.Namespace, terminal: Terminal) -> int:
         created = []
         for name in arguments.topics:
             existed = name in cluster.topics
+            if existed and not arguments.if_not_exists:
+                raise CommandError(
+                    f"topic {name!r} already exists in {arguments.dir}; --if-not-exists leaves it as it is, "
+                    "`streamlog topics alter` changes it"
+                )
             topic = cluster.create_topic(
                 name,
                 partitions=arguments.partitions,

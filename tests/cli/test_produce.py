@@ -184,7 +184,7 @@ def test_a_bad_json_line_is_named(cli: Any, line: bytes, word: str) -> None:
         "json",
         stdin=b'{"value":"good"}\n' + line + b'\n{"value":"x"}\n',
     )
-    done.failed(1, "line 2 of stdin", word, "The 1 record before it were written")
+    done.failed(1, "line 2 of stdin", word, "Written before it: 1 record; nothing after it")
     assert values(cli) == ["good"]
 
 
@@ -271,3 +271,17 @@ def test_terminated(process: Start, cli: Any) -> None:
     producing.terminate()
     _, err = producing.communicate(timeout=30)
     assert (producing.returncode, err) == (143, b"")
+
+
+def test_options_may_stand_between_topic_and_file(cli: Any) -> None:
+    Path("app.log").write_bytes(b"one\n")
+    assert cli("produce", "logs", "--create", "app.log").code == 0
+    assert cli("produce", "--key", "k", "logs", "--partition", "0", "app.log", "app.log").code == 0
+    assert values(cli) == ["one", "one", "one"]
+    cli("produce", "--quiet").failed(2, "required: TOPIC.")
+
+
+def test_a_first_line_that_cannot_be_written_says_that_nothing_was(cli: Any) -> None:
+    cli("produce", "logs", "--create", "--format", "json", stdin=b"no json\n").failed(
+        1, "Nothing was written"
+    )

@@ -30,7 +30,7 @@ def test_create_json_and_if_not_exists(cli: Any) -> None:
         {"topic": "a", "partitions": 1, "created": False},
         {"topic": "b", "partitions": 1, "created": True},
     ]
-    cli("topics", "create", "a").failed(1, "'a'", "exists")
+    cli("topics", "create", "a").failed(1, "'a'", "exists", "--if-not-exists")
     cli("topics", "create", "a", "--if-not-exists", "--partitions", "2").failed(1, "partitions=1, not 2")
 
 
