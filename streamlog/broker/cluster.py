@@ -42,6 +42,7 @@ from streamlog.core.cluster_image import (
 from streamlog.errors import (
     ClosedError,
     ConfigError,
+    CorruptStoreError,
     StoreForkedError,
     TopicAlreadyExistsError,
     TopicDeletionDisabledError,
@@ -155,6 +156,14 @@ class BrokerCluster:
                     allowed=str(len(known)),
                 )
             return
+        left = self.directory.brokers()
+        if left:
+            # Made anew, the metadata would not know their logs, and what nobody knows is deleted.
+            raise CorruptStoreError(
+                f"{self.directory.location} has stores of brokers ({', '.join(map(str, left))}), but its metadata log is "
+                "empty: it was removed or lost. Nothing was touched; restore a backup",
+                path=self.directory.location,
+            )
         count = 1 if brokers is None else brokers
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ConfigError(

@@ -146,8 +146,8 @@ def cleanable_end_offset(
     newest = newest_place(reader, log_id)
     if newest is None:
         return first_dirty
-    [stored] = iterate_headers(reader, log_id, newest[0])
-    end_offset = min(last_stable_offset, stored.header.base_offset)
+    stored = next(iterate_headers(reader, log_id, newest[0]), None)
+    end_offset = last_stable_offset if stored is None else min(last_stable_offset, stored.header.base_offset)
     if min_compaction_lag_ms > 0:
         for stored in iterate_headers(reader, log_id, first_dirty):
             if stored.header.base_offset >= end_offset:

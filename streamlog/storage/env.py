@@ -24,6 +24,7 @@ import errno
 import os
 import weakref
 from collections import deque
+from struct import error as struct_error
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 import lmdb
@@ -57,7 +58,8 @@ RECLAIM_RESERVE_SHARE: Final = 16
 RECLAIM_RESERVE_BYTES: Final = (1 << 18, 1 << 26)
 """Of `disk_bytes_max`, 1/16 but between these two is kept for deleting: copy-on-write needs pages to free pages."""
 
-EngineError = lmdb.Error
+EngineError = (lmdb.Error, struct_error)
+"""What reading may raise: the second where a damaged page gives a key or a value a length that no layout has."""
 
 
 class Snapshot(msgspec.Struct, gc=False, eq=False):
@@ -373,7 +375,7 @@ class Environment:
         if self._forked:
             self._refuse()
 
-    def named(self, error: lmdb.Error) -> Exception:
+    def named(self, error: Exception) -> Exception:
         """The streamlog error for an engine error."""
         return named(error, self.location, DATA_FILE)
 
@@ -417,7 +419,7 @@ class Environment:
                 disk_bytes_max=self._bytes_max,
             )
 
-    def _snapshot_after(self, error: lmdb.Error) -> Snapshot:
+    def _snapshot_after(self, error: Exception) -> Snapshot:
         """Once more, after what stood in the way is removed. The reader is announced already."""
         if isinstance(error, lmdb.ReadersFullError):  # row 6
             self.release_stale_readers()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from struct import error as struct_error
 from typing import Final
 
 from streamlog.errors import (
@@ -34,6 +35,11 @@ def named(error: Exception, path: str, data_file: str) -> Exception:
     name, text = type(error).__name__, str(error)
     file = os.path.join(path, data_file)
     code: int = getattr(error, "code", 0)
+    if isinstance(error, struct_error):  # row 21
+        return CorruptStoreError(
+            f"{file} has a key or a value of a length that nothing of ours has ({text}). Run `streamlog verify`",
+            path=path,
+        )
     if name in _FULL:  # row 1
         return StoreFullError(
             f"the store {path} is full (its map or disk_bytes_max is used up); nothing of it is stored."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from streamlog.errors import (
     ClosedError,
     ClusterLockedError,
     ConfigError,
+    CorruptStoreError,
     NetworkFileSystemError,
     StorageError,
     TopicAlreadyExistsError,
@@ -182,4 +184,21 @@ def test_a_deletion_that_was_interrupted_is_made_good_by_housekeeping(tmp_path: 
     while cluster.broker.deletions.doomed:
         cluster.broker.advance()
     assert cluster.broker.delete_orphans() == 0
+    cluster.close()
+
+
+def test_brokers_without_their_metadata_are_not_taken_for_a_new_cluster(tmp_path: Path) -> None:
+    """Their logs would be orphans of topics nobody knows, and deleted at the first housekeeping."""
+    cluster = opened(tmp_path / "c")
+    cluster.create_topic("t", 1, 1, {})
+    produce(cluster, "t", 0, b"precious")
+    cluster.close()
+    (tmp_path / "c" / "metadata").rename(tmp_path / "aside")
+    for _ in range(2):
+        with pytest.raises(CorruptStoreError, match="metadata"):
+            opened(tmp_path / "c")
+    shutil.rmtree(tmp_path / "c" / "metadata")
+    (tmp_path / "aside").rename(tmp_path / "c" / "metadata")
+    cluster = opened(tmp_path / "c")
+    assert values_of(cluster, "t", 0) == [(0, b"precious")]
     cluster.close()

@@ -6,26 +6,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from streamlog.errors import DiskFullError, StorageError
 from streamlog.storage.backup import copy_into
-from streamlog.storage.env import EngineError, Environment
+from streamlog.storage.env import Environment
 
 
 class FailingEngine:
     def copy(self, path: str, compact: bool) -> None:
         Path(path, "data.mdb").write_bytes(b"half")
-        error = EngineError("mdb_env_copy2")
+        error = lmdb.Error("mdb_env_copy2")
         error.code = 28  # type: ignore[misc]
         raise error
 
 
 def test_a_failed_copy_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(EngineError):
+    with pytest.raises(lmdb.Error):
         copy_into(FailingEngine(), tmp_path / "new", "data.mdb")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(EngineError):
+    with pytest.raises(lmdb.Error):
         copy_into(FailingEngine(), tmp_path, "data.mdb")
     assert list(tmp_path.iterdir()) == []
 

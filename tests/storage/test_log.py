@@ -10,6 +10,7 @@ from streamlog.errors import CorruptRecordError, CorruptStoreError
 from streamlog.storage import cleaner, log
 from streamlog.storage.env import Environment
 from streamlog.storage.keys import BATCH_START, CHECKPOINT_BASE, pack_key
+from streamlog.storage.records import read_records
 from tests.storage.builders import OwnedLog, seal
 
 
@@ -307,3 +308,20 @@ def test_a_body_that_is_nonsense_under_a_right_crc_is_named_with_its_place(owned
         with pytest.raises(CorruptRecordError) as caught:
             log.offset_for_timestamp(snapshot, 7, 0, 2, 7)
     assert (caught.value.facts["log_id"], caught.value.facts["last_offset"]) == (7, 1)
+
+
+def test_a_key_of_a_wrong_length_is_named(owned: OwnedLog) -> None:
+    """A damaged page may give a key any length."""
+    owned.append((b"k", b"v", 5))
+    transaction = owned.environment.write()
+    transaction.put(pack_key(7, 5 << 8)[:-1], b"?")
+    transaction.commit()
+    for look in (
+        lambda snapshot: log.read(snapshot, 7, 0, 1 << 40, 1 << 20),
+        lambda snapshot: read_records(snapshot, 7, "t", 0, 0, 1 << 40, 1 << 20),
+        lambda snapshot: list(log.iterate_headers(snapshot, 7)),
+        lambda snapshot: log.newest_place(snapshot, 7),
+        lambda snapshot: log.offset_for_timestamp(snapshot, 7, 0, 1 << 40, 9),
+    ):
+        with owned.environment.snapshot() as snapshot, pytest.raises(CorruptStoreError, match="length"):
+            look(snapshot)
