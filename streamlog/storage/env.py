@@ -58,8 +58,7 @@ RECLAIM_RESERVE_SHARE: Final = 16
 RECLAIM_RESERVE_BYTES: Final = (1 << 18, 1 << 26)
 """Of `disk_bytes_max`, 1/16 but between these two is kept for deleting: copy-on-write needs pages to free pages."""
 
-EngineError = (lmdb.Error, struct_error)
-"""What reading may raise: the second where a damaged page gives a key or a value a length that no layout has."""
+EngineError = (lmdb.Error, struct_error)  # the second: a damaged page gave a key or a value a wrong length
 
 
 class Snapshot(msgspec.Struct, gc=False, eq=False):
