@@ -36,10 +36,10 @@ finally:
 
 if _TYPE_CHECKING:
     from streamlog.client import serde
+    from streamlog.client.connecting import connect
     from streamlog.client.consumer_group import ConsumerGroup
     from streamlog.client.producer import Producer
     from streamlog.client.topic import Partition, Topic
-    from streamlog.connecting import connect
 
 __all__ = [
     "Cluster",
@@ -70,7 +70,7 @@ _LATER = {
     "Partition": "streamlog.client.topic",
     "Producer": "streamlog.client.producer",
     "Topic": "streamlog.client.topic",
-    "connect": "streamlog.connecting",
+    "connect": "streamlog.client.connecting",
     "serde": "streamlog.client",
 }
 

@@ -45,7 +45,7 @@ FLOOR_0 = frozenset(
 FLOORS = dict.fromkeys(FLOOR_0, 0) | {
     **{"core": 1, "storage": 1, "broker": 2, "client": 3},  # noqa: PIE800
     **{"streams": 4, "connect": 4, "wire": 4, "kafka": 4, "aio": 4},  # noqa: PIE800
-    **{"sql": 5, "cli": 6, "connecting": 6, "__init__": 6, "__main__": 6},  # noqa: PIE800
+    **{"sql": 5, "cli": 6, "__init__": 6, "__main__": 6},  # noqa: PIE800
 }
 ONLY = {
     "streams": {"client"},

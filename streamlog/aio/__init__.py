@@ -21,9 +21,9 @@ or for acks holds no thread at all.
     cluster    open, topics, partitions
 """
 
-from streamlog.aio.cluster import Cluster, Partition, Topic, open
+from streamlog.aio.cluster import Cluster, Partition, Topic, connect, open
 from streamlog.aio.consumer import Consumer
 from streamlog.aio.group import ConsumerGroup
 from streamlog.aio.producer import Producer
 
-__all__ = ["Cluster", "Consumer", "ConsumerGroup", "Partition", "Producer", "Topic", "open"]
+__all__ = ["Cluster", "Consumer", "ConsumerGroup", "Partition", "Producer", "Topic", "connect", "open"]

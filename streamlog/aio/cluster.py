@@ -18,7 +18,9 @@ from streamlog.aio.consumer import Consumer
 from streamlog.aio.group import ConsumerGroup
 from streamlog.aio.producer import LoopProducer, Producer
 from streamlog.aio.waiting import Workers
+from streamlog.client.brokers import BrokerHandle
 from streamlog.client.cluster import Cluster as BlockingCluster
+from streamlog.client.connecting import connect as core_connect
 from streamlog.client.consumer import Consumer as BlockingConsumer
 from streamlog.client.delivery import attach
 from streamlog.client.habits import KnowsHabits
@@ -35,20 +37,28 @@ if TYPE_CHECKING:
     from streamlog.broker.housekeeping import CleanerReport
 
 
+def connect(url: str, **options: Any) -> Opening:
+    """Open what a URL names, as `streamlog.connect`; use it as `open`."""
+    return Opening(url, options, core_connect)
+
+
 def open(path: str | os.PathLike[str], **options: Any) -> Opening:
     """Open the cluster in a directory; options as `streamlog.open`.
 
     `async with open(path) as cluster` closes it at the end; `cluster = await open(path)` leaves that to you.
     """
-    return Opening(path, options)
+    return Opening(path, options, open_cluster)
 
 
 class Opening:
     """A cluster that will be open once awaited or entered."""
 
-    def __init__(self, path: str | os.PathLike[str], options: dict[str, Any]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], options: dict[str, Any], opener: Callable[..., BlockingCluster]
+    ) -> None:
         self._path = path
         self._options = options
+        self._opener = opener
         self._cluster: Cluster | None = None
 
     def __await__(self) -> Generator[Any, None, Cluster]:
@@ -64,7 +74,7 @@ class Opening:
 
     async def _open(self) -> Cluster:
         workers = Workers()
-        opening = workers.submit(lambda: open_cluster(self._path, **self._options))
+        opening = workers.submit(lambda: self._opener(self._path, **self._options))
         try:
             core = await workers.shielded(opening, lambda core: core.close())
         except BaseException:
@@ -102,6 +112,11 @@ class Cluster(KnowsHabits):
     def path(self) -> Path:
         """The directory (of a cluster in memory: where it lives while it is open)."""
         return self._core.path
+
+    @property
+    def brokers(self) -> list[BrokerHandle]:
+        """The brokers, by id."""
+        return self._core.brokers
 
     @property
     def topics(self) -> list[str]:

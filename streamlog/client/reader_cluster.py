@@ -133,6 +133,9 @@ class ReaderCluster(Cluster):
 
     def producer(self, *_: object, **__: object) -> NoReturn:
         """Raises ReadOnlyError."""
+        self._make_producer()
+
+    def _make_producer(self, *_: object) -> NoReturn:
         self._check_open()
         self._beside.refuse_write("producing")
 

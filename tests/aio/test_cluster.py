@@ -13,12 +13,18 @@ import pytest
 
 import streamlog
 import streamlog.aio
-from streamlog.errors import ClosedError, ConfigError, DeliveryError, TopicAlreadyExistsError
+from streamlog.errors import (
+    ClosedError,
+    ConfigError,
+    DeliveryError,
+    ReadOnlyError,
+    TopicAlreadyExistsError,
+)
 from tests.aio.loops import in_loop, until, watched
 
 LATE_OR_MISSING = {
     # Names of the blocking classes that have no twin here, and why.
-    "Cluster": {"add_broker", "brokers", "network", "reassign"},  # they come with replication
+    "Cluster": {"add_broker", "network", "reassign"},  # they come with replication
     "Topic": set(),
     "Partition": set(),
     "Producer": set(),
@@ -172,3 +178,20 @@ async def test_habits_from_elsewhere_get_a_did_you_mean() -> None:
         ):
             with pytest.raises(AttributeError, match=meant):
                 getattr(owner, habit)
+
+
+@in_loop
+async def test_a_reader_refuses_what_writes(tmp_path: Path) -> None:
+    async with streamlog.aio.connect(str(tmp_path / "d")) as owner:
+        await owner.create_topic("orders")
+        async with owner.producer() as producer:
+            await producer.send("orders", b"one")
+        async with streamlog.aio.open(tmp_path / "d", mode="r") as reader:
+            assert reader.brokers == owner.brokers
+            with pytest.raises(ReadOnlyError):
+                reader.producer()
+            with pytest.raises(ReadOnlyError):
+                await reader.create_topic("more")
+            consumer = reader.consumer(stop_at_end=True)
+            await consumer.assign([("orders", 0)])
+            assert [record.value async for record in consumer] == [b"one"]
