@@ -276,8 +276,8 @@ def test_terminated(process: Start, cli: Any) -> None:
 def test_options_may_stand_between_topic_and_file(cli: Any, tmp_path: Path) -> None:
     log = tmp_path / "app.log"
     log.write_bytes(b"one\n")
-    assert cli("produce", "logs", "--create", log).code == 0
-    assert cli("produce", "--key", "k", "logs", "--partition", "0", log, log).code == 0
+    assert cli("produce", "logs", "--create", str(log)).code == 0
+    assert cli("produce", "--key", "k", "logs", "--partition", "0", str(log), str(log)).code == 0
     assert values(cli) == ["one", "one", "one"]
     cli("produce", "--quiet").failed(2, "required: TOPIC.")
 
