@@ -434,7 +434,7 @@ def _body_of(
     elif not timestamps:
         base_timestamp = max_timestamp = NO_TIMESTAMP
         deltas = []
-    elif timestamps.count(timestamps[0]) == len(timestamps) == count:
+    elif timestamps[0] == timestamps[-1] and timestamps.count(timestamps[0]) == len(timestamps) == count:
         base_timestamp = max_timestamp = timestamps[0]
         deltas = 0
     else:

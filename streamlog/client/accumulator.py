@@ -23,6 +23,7 @@ Source: Kafka RecordAccumulator.
 from __future__ import annotations
 
 from collections import deque
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from streamlog.batch import Batch, seal_columnar
@@ -31,7 +32,7 @@ from streamlog.broker.pending import Pending
 from streamlog.broker.runner import Service
 from streamlog.client.callbacks import DeliveryCallbacks
 from streamlog.client.delivery import OpenBatch
-from streamlog.client.gathering import TopicBuffer, check_size
+from streamlog.client.gathering import Gate, TopicBuffer, check_size
 from streamlog.client.measuring import ProducerTraffic
 from streamlog.client.timeouts import milliseconds
 from streamlog.compression import CODECS, Codec
@@ -66,7 +67,8 @@ class Accumulator:
         self._images = backend.topics
         # Records above this take the slow way (`_admit`): too large, or large for their topic. -1: all of
         # them do.
-        self._usual_bytes_max = self._record_bytes_max = config.max_request_size
+        self._usual_bytes_max = config.max_request_size
+        self._gate = Gate(config.max_request_size)
         self._lock = runtime.turn_lock()  # an interrupt of the thread that holds it may take it again
         self._topics: dict[str, TopicBuffer] = {}
         self._in_flight: deque[OpenBatch] = deque()
@@ -131,10 +133,18 @@ class Accumulator:
             self._topic_codecs.pop(image.name, None)
         else:
             self._topic_codecs[image.name] = codec
-        buffer = TopicBuffer(image, self.config, config.max_message_bytes, self._runtime.random)
+        buffer = TopicBuffer(
+            image,
+            self._images,
+            self.config,
+            config.max_message_bytes,
+            self._runtime.random,
+            self._gate,
+            self._wall_ns,
+        )
         if buffer.large_bytes < self._usual_bytes_max:
             self._usual_bytes_max = buffer.large_bytes
-            self._record_bytes_max = min(self._record_bytes_max, buffer.large_bytes)
+            self._gate.record_bytes_max = min(self._gate.record_bytes_max, buffer.large_bytes)
         return buffer
 
     def _enter(self) -> None:
@@ -145,15 +155,14 @@ class Accumulator:
                 "be called here"
             )
 
-    def _open_batch_now(self, topic: str, partition: int) -> OpenBatch:
-        """The open batch of a partition, a new one if there is none. Called with the lock held."""
-        buffer, batch = self._look_again(topic, partition)
-        return batch or self._open_batch(buffer, partition)
-
     def _look_again(self, topic: str, partition: int) -> tuple[TopicBuffer, OpenBatch | None]:
         """The topic's buffer now and the open batch of a partition. Called with the lock held."""
         buffer = self._topics[topic]
-        return buffer, buffer.batches[buffer.checked_partition(partition)]
+        batch = buffer.batches[buffer.checked_partition(partition)]
+        if batch is not None and batch.is_closed:  # an interrupt cut its sealing short
+            self._seal([batch])
+            batch = None
+        return buffer, batch
 
     def _open_batch(self, buffer: TopicBuffer, partition: int) -> OpenBatch:
         """A new open batch of a partition. Called with the lock held."""
@@ -168,7 +177,12 @@ class Accumulator:
                 self._service.wake()
         self._batches_opened += 1
         batch = OpenBatch(
-            self, buffer.image.name, partition, until_ms, buffer.batch_bytes if linger_ms else 0
+            self,
+            buffer.image.name,
+            partition,
+            until_ms,
+            buffer.batch_bytes if linger_ms else 0,
+            buffer.message_bytes_max,
         )
         buffer.batches[partition] = batch
         return batch
@@ -179,19 +193,16 @@ class Accumulator:
         sealed: list[OpenBatch] = []
         cost_bytes = 0
         for batch in batches:
-            if not batch.values or batch.pending is not None or batch.error is not None:
+            if not batch.is_unsent:
                 self._detach(batch)
                 continue
-            codec = self._topic_codecs.get(batch.topic, self._codec)
+            batch.is_closed = True  # first: who appends from now on looks whether the record was taken
+            batch.take()
+            if not batch.values:
+                self._detach(batch)
+                continue
             try:
-                encoded = seal_columnar(
-                    batch.keys,
-                    batch.values,
-                    headers=None if batch.headers is None else batch.header_column(),
-                    timestamps=batch.timestamps,
-                    codec=codec,
-                    level=self.config.compression_level if codec is self._codec else None,
-                )
+                parts = self._encoded(batch, 0, len(batch.values))
             except Exception as error:  # no memory, a codec that fails: the others of this round still travel
                 batch.fail(error)
                 self._failed.append(batch)
@@ -199,10 +210,12 @@ class Accumulator:
                 self._traffic.settled(batch)
                 self._detach(batch)
                 continue
+            if len(parts) > 1:
+                batch.starts = [0, *accumulate([part.record_count for part in parts[:-1]])]
             batch.entry = len(entries)
-            batch.sent_bytes = encoded.size_bytes
-            cost_bytes += encoded.size_bytes
-            entries.append((batch.topic, batch.partition, encoded))
+            batch.sent_bytes = sum([part.size_bytes for part in parts])
+            cost_bytes += batch.sent_bytes
+            entries += [(batch.topic, batch.partition, part) for part in parts]
             sealed.append(batch)
         if not entries:
             return
@@ -218,7 +231,29 @@ class Accumulator:
         self._batches_sent += len(sealed)
         self._traffic.requests += 1
         if self._buffered_bytes > self.config.buffer_memory:
-            self._record_bytes_max = -1  # sends take the slow way, `_admit`: they wait for room first
+            self._gate.record_bytes_max = -1  # sends take the slow way, `_admit`: they wait for room first
+
+    def _encoded(self, batch: OpenBatch, start: int, end: int) -> list[Batch]:
+        """Records of a batch in bytes. In halves, should they be more than the topic allows: sizes are counted
+        without the lock, and a thread stopped in the middle of counting undoes what others counted.
+        """
+        keys, values, timestamps, headers = batch.keys, batch.values, batch.timestamps, batch.header_column()
+        if end - start < len(values):
+            keys, values, timestamps = keys[start:end], values[start:end], timestamps[start:end]
+            headers = headers and headers[start:end]
+        codec = self._topic_codecs.get(batch.topic, self._codec)
+        encoded = seal_columnar(
+            keys,
+            values,
+            headers=headers,
+            timestamps=timestamps,
+            codec=codec,
+            level=self.config.compression_level if codec is self._codec else None,
+        )
+        if 0 < batch.bytes_max < encoded.size_bytes and end - start > 1:
+            middle = (start + end) // 2
+            return self._encoded(batch, start, middle) + self._encoded(batch, middle, end)
+        return [encoded]
 
     def _hand_over(self, pending: Pending, sealed: list[OpenBatch], again: bool = False) -> None:
         """From the buffers to those in flight and into the inbox. `again`: what is done already is left as
@@ -230,6 +265,7 @@ class Accumulator:
                 self._buffered_bytes += batch.sent_bytes
                 self._records_sent += len(batch.values)
                 self._in_flight.append(batch)
+            batch.release()
             if batch.callbacks is not None:
                 pending.on_done = self._callbacks.wake
             self._detach(batch)
@@ -264,7 +300,7 @@ class Accumulator:
             self._inside = True
             try:
                 # In this order: a record sent aside from now on asks for another look.
-                self._record_bytes_max = self._usual_bytes_max
+                self._gate.record_bytes_max = self._usual_bytes_max
                 if self._aside:
                     self._seal(self._open_batches())
             finally:
@@ -284,7 +320,7 @@ class Accumulator:
                 return
             left_ms = deadline_ms - self._runtime.clock.monotonic_ms()
             if left_ms <= 0:
-                self._record_bytes_max = -1  # the next send waits as well
+                self._gate.record_bytes_max = -1  # the next send waits as well
                 raise BufferExhaustedError(
                     f"{self._buffered_bytes} bytes wait to be written, more than "
                     f"buffer_memory={self.config.buffer_memory}, "
@@ -302,7 +338,10 @@ class Accumulator:
     def _reap(self) -> None:
         """Take finished batches off the list of those in flight."""
         in_flight = self._in_flight
-        if not in_flight or not (in_flight[0].settled or in_flight[0].settle()):
+        try:
+            if not in_flight[0].settle():
+                return
+        except IndexError:  # none, or another thread was faster
             return
         with self._lock:
             if self._inside:
@@ -351,7 +390,7 @@ class Accumulator:
             self._backend.wait(batch.pending, max(left_ms, 0))
         except StreamlogTimeoutError as error:
             raise StreamlogTimeoutError(
-                f"{len(batch.values)} records for {batch.topic}-{batch.partition} were not written "
+                f"{batch.record_count} records for {batch.topic}-{batch.partition} were not written "
                 f"within {timeout_ms} ms; "
                 "they may still be",
                 topic=batch.topic,
@@ -423,6 +462,14 @@ class Accumulator:
             count=count,
             failed=records,
         ) from first.error
+
+    def _let_go(self) -> None:
+        """Closed: batches that could not be sent keep their records, but no futures (OpenBatch, invariant 4)."""
+        with self._lock:
+            for batch in [] if self._inside else self._open_batches():
+                batch.is_closed = True
+                batch.take()
+                batch.release()
 
     # -- the producer's own thread ---------------------------------------------------------------------------
 

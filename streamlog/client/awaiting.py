@@ -60,7 +60,7 @@ class Arrivals:
             if not future.done():
                 future.set_exception(
                     StreamlogTimeoutError(
-                        f"{len(batch.values)} records for {batch.topic}-{batch.partition} were not written "
+                        f"{batch.record_count} records for {batch.topic}-{batch.partition} were not written "
                         f"within delivery_timeout_ms={timeout_ms}; they may still be",
                         topic=batch.topic,
                         partition=batch.partition,
@@ -83,7 +83,7 @@ async def settled(batch: OpenBatch) -> None:
         future = loop.create_future()
         arrivals.futures.append(future)
         producer = batch.producer
-        producer._callbacks.add(batch, 0, arrivals.tell)
+        producer._callbacks.add(batch, arrivals.tell)
         producer._hurry(batch)
     else:
         future = loop.create_future()

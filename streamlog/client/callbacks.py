@@ -22,7 +22,7 @@ from streamlog.client.delivery import OpenBatch, SendFuture
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-Callback = Callable[[SendFuture], object]
+Callback = Callable[[Any], object]  # gets the SendFuture it was added to
 
 
 class DeliveryCallbacks:
@@ -38,16 +38,16 @@ class DeliveryCallbacks:
     def waiting(self) -> bool:
         return bool(self._batches)
 
-    def add(self, batch: OpenBatch, index: int, callback: Callback, future: SendFuture | None = None) -> None:
-        """Have `callback` called once the fate of record `index` of the batch is known.
+    def add(self, batch: OpenBatch, callback: Callback, future: SendFuture | None = None) -> None:
+        """Have `callback` called once the fate of the batch is known.
 
-        future: what to call it with, so that people find in it the very object they hold.
+        future: what to call it with: the very object somebody holds.
         """
         with self._lock:
             if batch.callbacks is None:
                 batch.callbacks = []
                 self._batches.append(batch)
-            batch.callbacks.append((SendFuture(batch, index) if future is None else future, callback))
+            batch.callbacks.append((future, callback))
             if batch.pending is not None:
                 batch.pending.on_done = self.wake
         if self._closed:
@@ -81,7 +81,7 @@ class DeliveryCallbacks:
         self.run()
 
 
-def _run(callback: Callback, future: SendFuture) -> None:
+def _run(callback: Callback, future: SendFuture | None) -> None:
     try:
         callback(future)
     except Exception:

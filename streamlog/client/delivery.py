@@ -1,18 +1,27 @@
 """What a producer is gathering, has sent, and has promised: batches and the futures of their records.
 
-    send() --> OpenBatch (lists of keys, values, ...) --seal--> Batch --Produce--> Pending --> SendFuture.result()
+    send() --append, no lock--> tail --take, under the lock--> columns --seal--> Batch --Produce--> Pending
+                 SendFuture                                                                            |
+                     ^--------------------------- result() asks its batch <----------------------------+
 
-A future is a pair (batch, index): making one costs an allocation and nothing else. What became of the record is read
-from the batch when somebody asks.
+The future *is* the record: `send` makes one object and appends it to one list, which is one step of the
+interpreter and needs no lock. Whoever seals says so first (`is_closed`) and takes the tail afterwards, so a
+sender that finds the batch open behind its append knows that its record is in; one that finds it closed asks
+under the lock, see `Producer._travels`.
 
 Invariants:
- 1. The lists of an open batch have equal lengths whenever the producer's lock is free.
- 2. A sealed batch is never appended to; a batch is sealed at most once.
- 3. A failed batch remembers which of its records somebody has learnt about; flush reports the others.
+ 1. The tail of an unsent batch only grows (but for `withdraw`, of a record that was not taken), so taking it
+    again after an interrupt takes the same records first.
+ 2. What counts is `taken`, replaced in one step: the columns hold `taken[0]` records, whatever else an
+    interrupt left behind them; `taken[1]` of the tail are among them.
+ 3. A closed batch takes no more records than its sealing finds; a batch is sealed at most once.
+ 4. Once sent, a batch holds no futures: they are invisible to the garbage collector, a cycle would stay.
+ 5. A failed batch remembers which of its records somebody has learnt about; flush reports the others.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
@@ -57,65 +66,132 @@ class OpenBatch:
     """The records of one partition that travel together."""
 
     __slots__ = (
-        "producer", "topic", "partition", "keys", "values", "headers", "timestamps",
-        "size_bytes", "size_limit", "linger_until_ms",
-        "pending", "entry", "sent_bytes", "produced", "error", "callbacks", "known_failures", "settled",
+        "producer", "topic", "partition", "tail", "is_closed", "taken", "keys", "values", "timestamps", "headers",
+        "has_headers", "size_bytes", "size_limit", "bytes_max", "linger_until_ms",
+        "pending", "entry", "starts", "sent_bytes", "produced", "error", "callbacks", "known_failures", "settled",
         "arrivals",
     )  # fmt: skip
 
     def __init__(
-        self, producer: Accumulator, topic: str, partition: int, linger_until_ms: int, size_limit: int
+        self,
+        producer: Accumulator,
+        topic: str,
+        partition: int,
+        linger_until_ms: int,
+        size_limit: int,
+        bytes_max: int = 0,
     ) -> None:
         self.producer = producer
         self.topic = topic
         self.partition = partition
+        self.tail: list[SendFuture] = []
+        self.is_closed = False  # set before the tail is taken for the last time
+        self.taken = (0, 0)  # records in the columns; and how many of the tail are among them
         self.keys: list[bytes | None] = []
         self.values: list[bytes | None] = []
-        self.headers: dict[int, Headers] | None = None
         self.timestamps: list[int] = []
-        self.size_bytes = 0
+        self.headers: dict[int, Headers] | None = None
+        self.has_headers = False  # set before a record with headers is appended
+        self.size_bytes = 0  # an estimate, and counted without the lock
         self.size_limit = size_limit  # at this size it is sealed; 0 = with its first record
+        self.bytes_max = bytes_max  # what the topic allows; 0 = not known
         self.linger_until_ms = linger_until_ms
-        # Set when sent: the request, and which of its entries is ours.
+        # Set when sent: the request, which of its entries is ours, or the first of several that begin at `starts`.
         self.pending: Pending | None = None
         self.entry = 0
+        self.starts: list[int] | None = None
         self.sent_bytes = 0
-        self.produced: api.Produced | None = None
+        self.produced: Sequence[api.Produced] = ()
         self.error: BaseException | None = None
-        self.callbacks: list[tuple[SendFuture, Callable[[SendFuture], object]]] | None = None
+        self.callbacks: list[tuple[SendFuture | None, Callable[[Any], object]]] | None = None
         self.known_failures: set[int] | None = None
         self.settled = False
         self.arrivals: Arrivals | None = None  # who awaits it in an event loop
 
     def __repr__(self) -> str:
         state = "failed" if self.error else "done" if self.settled else "sent" if self.pending else "open"
-        return f"OpenBatch({self.topic}-{self.partition}, {len(self.values)} records, {state})"
+        return f"OpenBatch({self.topic}-{self.partition}, {self.record_count} records, {state})"
 
-    def put(self, key: bytes | None, value: bytes | None, headers: Headers, timestamp: int) -> None:
-        """Append one record, where speed does not count."""
+    @property
+    def record_count(self) -> int:
+        count, taken = self.taken
+        return count + max(len(self.tail) - taken, 0)
+
+    @property
+    def is_unsent(self) -> bool:
+        return self.pending is None and self.error is None
+
+    # -- gathering: all but `send`'s own append is called with the producer's lock held ----------------------
+
+    def put(self, key: bytes | None, value: bytes | None, headers: Headers, timestamp: int) -> SendFuture:
+        """Append one record."""
         if headers:
-            self.put_headers(len(self.values), headers)
-        self.keys.append(key)
-        self.timestamps.append(timestamp)
-        self.values.append(value)
+            self.has_headers = True
+        future = SendFuture(self, self.record_count, key, value, timestamp, headers)
+        self.tail.append(future)
+        return future
 
-    def put_headers(self, index: int, headers: Headers) -> None:
-        if self.headers is None:
-            self.headers = {}
-        self.headers[index] = headers
+    def take(self) -> None:
+        """Move what the tail has gained into the columns and number it. May be called again after an interrupt."""
+        count, taken = self.taken
+        fresh = self.tail[taken:]  # one step: what others append from now on is not in it
+        if not fresh:
+            return
+        end = count + len(fresh)
+        self._cut(count)
+        self.keys += [future.key for future in fresh]
+        self.values += [future.value for future in fresh]
+        self.timestamps += [future.timestamp for future in fresh]
+        # A future's number is how many were before it when it looked; other threads may have come in between.
+        if [future.index for future in fresh] != list(range(count, end)):
+            for index, future in enumerate(fresh, count):
+                future.index = index
+        if self.has_headers:
+            self.headers = {
+                **(self.headers or {}), **{future.index: future.headers for future in fresh if future.headers}
+            }  # fmt: skip
+        self.taken = (end, taken + len(fresh))
 
-    def realign(self) -> None:
-        """Drop what an interrupted `send` left half appended; its caller never got a future."""
-        count = min(len(self.keys), len(self.values), len(self.timestamps))
-        del self.keys[count:], self.values[count:], self.timestamps[count:]
-        if self.headers is not None:
-            for index in [index for index in self.headers if index >= count]:
-                del self.headers[index]
+    def extend(self, keys: list[bytes | None], values: list[bytes | None], timestamp: int) -> int:
+        """Append whole columns behind what there is. Returns the number of their first record."""
+        self.take()
+        count, taken = self.taken
+        self._cut(count)
+        self.keys += keys
+        self.values += values
+        self.timestamps += [timestamp] * len(values)
+        self.taken = (count + len(values), taken)
+        return count
+
+    def _cut(self, count: int) -> None:
+        """Drop what an interrupt left behind the records that count."""
+        if len(self.keys) > count:
+            del self.keys[count:]
+        if len(self.values) > count:
+            del self.values[count:]
+        if len(self.timestamps) > count:
+            del self.timestamps[count:]
+
+    def has_taken(self, future: SendFuture, tail: list[SendFuture]) -> bool:
+        """Of a batch that was sent: whether a record somebody appended to `tail`, maybe too late, is in it."""
+        return tail is not self.tail and future in tail[: self.taken[1]]
+
+    def withdraw(self, future: SendFuture, tail: list[SendFuture]) -> None:
+        """Take a record out again that was appended behind the last taking of the tail, or before it began."""
+        if future in tail:
+            tail.remove(future)
+
+    def release(self) -> None:
+        """The batch is sent: let go of the futures (invariant 4)."""
+        self.tail = []
+
+    # -- what became of it -----------------------------------------------------------------------------------
 
     def fail(self, error: BaseException) -> None:
         """The batch never left: its records have failed."""
         self.error = error
         self.settled = True
+        self.release()
 
     def header_column(self) -> list[Headers] | None:
         if self.headers is None:
@@ -132,10 +208,13 @@ class OpenBatch:
             return self.error is not None
         if pending.error is not None:
             self.error = pending.error
-        else:
+        elif self.starts is None:
             produced: api.Produced = pending.reply[self.entry]
-            self.produced = produced
+            self.produced = (produced,)
             self.error = produced.error
+        else:
+            self.produced = pending.reply[self.entry : self.entry + len(self.starts)]
+            self.error = next((part.error for part in self.produced if part.error is not None), None)
         self.settled = True
         return True
 
@@ -146,17 +225,21 @@ class OpenBatch:
                 self.known_failures = set()
             self.known_failures.add(index)
             raise self.error.with_traceback(None)
-        produced = self.produced
-        assert produced is not None, self
+        if self.starts is None:
+            start, produced = 0, self.produced[0]
+        else:
+            part = bisect_right(self.starts, index) - 1
+            start, produced = self.starts[part], self.produced[part]
+        timestamp = produced.log_append_time if produced.log_append_time >= 0 else self.timestamps[index]
         if produced.base_offset == NO_OFFSET:
             return RecordMetadata(self.topic, self.partition, NO_OFFSET, self.timestamps[index])
-        timestamp = produced.log_append_time if produced.log_append_time >= 0 else self.timestamps[index]
-        return RecordMetadata(self.topic, self.partition, produced.base_offset + index, timestamp)
+        return RecordMetadata(self.topic, self.partition, produced.base_offset + index - start, timestamp)
 
     def metadata_of(self, start: int, count: int) -> Iterator[RecordMetadata]:
         """Where `count` records from `start` on are; the batch was written."""
-        produced = self.produced
-        assert produced is not None, self
+        if self.starts is not None:
+            return map(self.metadata, range(start, start + count))
+        produced = self.produced[0]
         first = produced.base_offset
         offsets = repeat(NO_OFFSET) if first == NO_OFFSET else range(first + start, first + start + count)
         timestamps: Iterable[int] = self.timestamps[start : start + count]
@@ -188,11 +271,16 @@ class OpenBatch:
         ]
 
 
-class SendFuture(msgspec.Struct, frozen=True, eq=False, gc=False):
+class SendFuture(msgspec.Struct, eq=False, gc=False):
     """The promise of `send`: where the record will be. Awaitable."""
 
     batch: Any
-    index: int
+    index: int  # in the batch; sure once that is sealed
+    # The record on its way into the batch. Futures of `send_many` go without.
+    key: bytes | None = None
+    value: bytes | None = None
+    timestamp: int = 0
+    headers: Headers = ()
 
     def __repr__(self) -> str:
         batch: OpenBatch = self.batch
@@ -231,7 +319,7 @@ class SendFuture(msgspec.Struct, frozen=True, eq=False, gc=False):
 
         Callbacks of one partition run in order; what they raise is logged.
         """
-        self.batch.producer._callbacks.add(self.batch, self.index, callback, self)
+        self.batch.producer._callbacks.add(self.batch, callback, self)
 
     def __await__(self) -> Generator[Any, None, RecordMetadata]:
         batch: OpenBatch = self.batch
@@ -243,14 +331,21 @@ class SendFuture(msgspec.Struct, frozen=True, eq=False, gc=False):
 class SentMany(Sequence[SendFuture]):
     """The promises of one `send_many`, made when looked at."""
 
-    __slots__ = ("_segments", "_order", "_futures")
+    __slots__ = ("_segments", "_order", "_futures", "_was_each")
 
-    def __init__(self, segments: list[tuple[OpenBatch, int, int]], order: list[int] | None) -> None:
+    def __init__(
+        self,
+        segments: list[tuple[OpenBatch, int, int]],
+        order: list[int] | None,
+        futures: list[SendFuture] | None = None,
+    ) -> None:
         """segments: (batch, first index, count), in the order the records were gathered, partition by partition.
-        order: for each gathered record, which item of the call it was; None if that is the same."""
+        order: for each gathered record, which item of the call it was; None if that is the same.
+        futures: of records sent one by one, whose indexes are not known yet."""
         self._segments = segments
         self._order = order
-        self._futures: list[SendFuture] | None = None
+        self._futures = futures
+        self._was_each = futures is not None
 
     def __repr__(self) -> str:
         return f"<SentMany {len(self)} records>"
@@ -285,7 +380,7 @@ class SentMany(Sequence[SendFuture]):
         batches = [batch for batch, _, _ in self._segments]
         if batches and not all(batch.settle() for batch in batches):
             batches[0].producer._await_all(batches, timeout)
-        if any(batch.error is not None for batch in batches):
+        if self._was_each or any(batch.error is not None for batch in batches):
             return [future.result(timeout) for future in self._all()]
         gathered: list[RecordMetadata] = []
         for batch, start, count in self._segments:

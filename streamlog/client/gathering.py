@@ -8,7 +8,7 @@ Everything here works on whole columns: the cost of a Python call is paid per ca
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 from operator import add, sub
 from typing import Any, Final, NamedTuple
@@ -39,16 +39,45 @@ class Gathered(NamedTuple):
     order: list[int] | None
 
 
-class TopicBuffer:
-    """The open batches of one topic, one per partition, and its partitioner. Belongs to one image of the topic."""
+class Gate:
+    """Which records of a producer take the slow way (`Accumulator._admit`) before they are gathered."""
 
-    __slots__ = ("image", "count", "batches", "partitioner", "place", "hashes", "batch_bytes", "large_bytes")
+    __slots__ = ("record_bytes_max",)
+
+    def __init__(self, record_bytes_max: int) -> None:
+        # Larger ones do: too large, or large for their topic. -1: all do.
+        self.record_bytes_max = record_bytes_max
+
+
+class TopicBuffer:
+    """The open batches of one topic, one per partition, and its partitioner. Belongs to one image of the topic.
+
+    `send` finds all it needs here, in slots.
+    """
+
+    __slots__ = (
+        "image", "images", "count", "batches", "partitioner", "place", "hashes", "batch_bytes", "large_bytes",
+        "message_bytes_max", "gate", "wall_ns", "serializes",
+    )  # fmt: skip
 
     def __init__(
-        self, image: TopicImage, config: ProducerConfig, message_bytes_max: int, chance: Chance
+        self,
+        image: TopicImage,
+        images: Mapping[str, TopicImage],
+        config: ProducerConfig,
+        message_bytes_max: int,
+        chance: Chance,
+        gate: Gate,
+        wall_ns: Callable[[], int],
     ) -> None:
-        """message_bytes_max: the topic's max.message.bytes; sizes here are estimates, so batches stay well below it."""
+        """message_bytes_max: the topic's max.message.bytes; sizes here are estimates, so batches stay well below it.
+        images: of all topics, as they are now. gate: the producer's."""
         self.image = image
+        self.images = images
+        self.gate = gate
+        self.wall_ns = wall_ns
+        self.serializes = config.key_serializer is not None or config.value_serializer is not None
+        self.message_bytes_max = message_bytes_max
         self.batch_bytes = min(config.batch_size, message_bytes_max // 2)
         # A larger record than this could lift an open batch over the topic's limit: it begins a new one.
         self.large_bytes = message_bytes_max // 6

@@ -82,7 +82,7 @@ class ProducerTraffic:
         traffic = self._topics.get(batch.topic)
         if traffic is None:
             traffic = self._topics[batch.topic] = TopicTraffic()
-        records = len(batch.values)
+        records = batch.record_count
         pending = batch.pending
         if pending is not None:
             traffic.records += records

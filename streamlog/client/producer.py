@@ -73,7 +73,6 @@ class Producer(Accumulator, KnowsHabits):
         self._on_close = on_close
         self._serialize_key = resolve_serializer(config.key_serializer, "key_serializer")
         self._serialize_value = resolve_serializer(config.value_serializer, "value_serializer")
-        self._serializes = self._serialize_key is not None or self._serialize_value is not None
 
     def __repr__(self) -> str:
         state = (
@@ -113,7 +112,14 @@ class Producer(Accumulator, KnowsHabits):
         partition:   None = the partitioner decides.     timestamp:  ms since the epoch; None = now.
         Raises   UnknownTopicOrPartitionError, RecordTooLargeError, BufferExhaustedError, ...: nothing was sent.
         """
-        if self._serializes:
+        try:
+            buffer = self._topics[topic]
+            is_known = buffer.image is buffer.images.get(topic)
+        except (KeyError, TypeError):
+            is_known = False
+        if not is_known:
+            buffer = self._buffer_of(topic)
+        if buffer.serializes:
             key, value = self._serialized(key, value)
         if type(value) is not bytes and value is not None:
             value = to_bytes(value, "value_serializer")
@@ -122,9 +128,6 @@ class Producer(Accumulator, KnowsHabits):
         size = RECORD_OVERHEAD_BYTES if value is None else len(value) + RECORD_OVERHEAD_BYTES
         if key is not None:
             size += len(key)
-        buffer = self._topics.get(topic) if type(topic) is str else None
-        if buffer is None or buffer.image is not self._images.get(topic):
-            buffer = self._buffer_of(topic)
         if partition is not None:
             partition = buffer.checked_partition(partition)
         elif buffer.hashes and key is not None:
@@ -135,38 +138,74 @@ class Producer(Accumulator, KnowsHabits):
         if headers is not None:
             checked = check_headers(headers)
             size += headers_bytes(checked)
-        timestamp = self._wall_ns() // 1_000_000 if timestamp is None else checked_timestamp(timestamp)
-        if size > self._record_bytes_max:
+        if timestamp is None:
+            wall_ns = buffer.wall_ns  # a name of its own: called as a method it costs twice as much
+            timestamp = wall_ns() // 1_000_000
+        else:
+            timestamp = checked_timestamp(timestamp)
+        if size > buffer.gate.record_bytes_max:
             self._admit(size, topic)
             if size > buffer.large_bytes:
                 return self._send_alone(topic, partition, key, value, checked, timestamp)
+        try:
+            batch = buffer.batches[partition]
+        except IndexError:  # the topic changed since we looked
+            batch = None
+        if batch is not None and (total := batch.size_bytes + size) < batch.size_limit:
+            batch.size_bytes = total
+            if checked:
+                batch.has_headers = True
+            tail = batch.tail
+            future = SendFuture(batch, len(tail), key, value, timestamp, checked)
+            tail.append(future)
+            if not batch.is_closed or self._travels(future, tail):
+                return future
+        return self._place(topic, partition, key, value, checked, timestamp, size)
+
+    def _travels(self, future: SendFuture, tail: list[SendFuture]) -> bool:
+        """A batch was closed while a record was appended to its tail: whether the record travels with it."""
+        batch: OpenBatch = future.batch
         with self._lock:
-            if self._inside:  # a signal handler or __del__ struck this very thread between two steps of ours
-                return self._send_aside(topic, partition, key, value, checked, timestamp)
+            if self._inside:  # an interrupt of the very thread that is sealing, wherever it is in that
+                batch.withdraw(future, tail)
+                return False
             self._inside = True
             try:
-                try:
-                    batch = buffer.batches[partition] or self._open_batch(buffer, partition)
-                except IndexError:  # the topic changed since we looked
-                    batch = self._open_batch_now(topic, partition)
-                index = len(batch.values)
-                try:
-                    if checked:
-                        batch.put_headers(index, checked)
-                    batch.keys.append(key)
-                    batch.timestamps.append(timestamp)
-                    batch.values.append(value)
-                except BaseException:
-                    batch.realign()
-                    raise
-                batch.size_bytes = size = batch.size_bytes + size
-                if size < batch.size_limit:
-                    return SendFuture(batch, index)
+                if batch.is_unsent:  # an interrupt cut the sealing short, or it found no record: now it does
+                    self._seal([batch])
+                travels = batch.is_unsent or batch.has_taken(future, tail)
+            finally:
+                self._inside = False
+        self._after_sealing()
+        return travels
+
+    def _place(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        timestamp: int,
+        size: int,
+    ) -> SendFuture:
+        """Put a record into its partition's open batch under the lock: the first one, or one that makes it full."""
+        with self._lock:
+            if self._inside:  # a signal handler or __del__ struck this very thread between two steps of ours
+                return self._send_aside(topic, partition, key, value, headers, timestamp)
+            self._inside = True
+            try:
+                buffer, batch = self._look_again(topic, partition)
+                batch = batch or self._open_batch(buffer, partition)
+                future = batch.put(key, value, headers, timestamp)
+                batch.size_bytes = total = batch.size_bytes + size
+                if total < batch.size_limit:
+                    return future
                 self._seal([batch])
             finally:
                 self._inside = False
         self._after_sealing()
-        return SendFuture(batch, index)
+        return future
 
     def _send_alone(
         self,
@@ -181,7 +220,7 @@ class Producer(Accumulator, KnowsHabits):
         own.
         """
         alone = OpenBatch(self, topic, partition, 0, 0)
-        alone.put(key, value, headers, timestamp)
+        future = alone.put(key, value, headers, timestamp)
         with self._lock:
             if self._inside:
                 return self._send_aside(topic, partition, key, value, headers, timestamp)
@@ -193,7 +232,7 @@ class Producer(Accumulator, KnowsHabits):
             finally:
                 self._inside = False
         self._after_sealing()
-        return SendFuture(alone, 0)
+        return future
 
     def _send_aside(
         self,
@@ -208,11 +247,11 @@ class Producer(Accumulator, KnowsHabits):
         soon.
         """
         batch = OpenBatch(self, topic, partition, 0, 0)
-        batch.put(key, value, headers, timestamp)
+        future = batch.put(key, value, headers, timestamp)
         self._aside.append(batch)
-        self._record_bytes_max = -1  # whoever sends next seals it first, see `_admit`
+        self._gate.record_bytes_max = -1  # whoever sends next seals it first, see `_admit`
         self._service.wake()
-        return SendFuture(batch, 0)
+        return future
 
     def send_many(self, topic: str, items: Iterable[Any]) -> SentMany:
         """Send many records at once, several times faster than one by one.
@@ -271,7 +310,7 @@ class Producer(Accumulator, KnowsHabits):
     ) -> None:
         """Append the records of one partition: into the open batch, into a new one, or cut into several."""
         total_bytes = column_bytes(keys) + column_bytes(values) + RECORD_OVERHEAD_BYTES * len(values)
-        if total_bytes > self._record_bytes_max:
+        if total_bytes > self._gate.record_bytes_max:
             self._admit(largest_record(keys, values), buffer.image.name)
         if total_bytes <= buffer.batch_bytes:
             with self._lock:
@@ -291,7 +330,7 @@ class Producer(Accumulator, KnowsHabits):
         ends = running_sizes(keys, values)
         start, total = 0, len(values)
         while start < total:
-            if self._record_bytes_max < 0:
+            if self._gate.record_bytes_max < 0:
                 self._admit(0, buffer.image.name)
             with self._lock:
                 self._enter()
@@ -320,14 +359,7 @@ class Producer(Accumulator, KnowsHabits):
         segments: list[tuple[OpenBatch, int, int]],
     ) -> None:
         """Append columns to an open batch and seal it if that makes it full. Called with the lock held."""
-        index = len(batch.values)
-        try:
-            batch.keys += keys
-            batch.timestamps += [self._wall_ns() // 1_000_000] * len(values)
-            batch.values += values
-        except BaseException:
-            batch.realign()
-            raise
+        index = batch.extend(keys, values, self._wall_ns() // 1_000_000)
         batch.size_bytes += size_bytes
         segments.append((batch, index, len(values)))
         if batch.size_bytes >= batch.size_limit:
@@ -350,7 +382,7 @@ class Producer(Accumulator, KnowsHabits):
                         timestamp=None if getattr(item, "timestamp", -1) in (None, -1) else item.timestamp,
                     )
                 )
-        return SentMany([(future.batch, future.index, 1) for future in futures], None)
+        return SentMany([(future.batch, 0, 1) for future in futures], None, futures)
 
     def flush(self, timeout: float | None = None) -> None:
         """Send everything gathered so far and wait until its fate is known.
@@ -378,12 +410,13 @@ class Producer(Accumulator, KnowsHabits):
             self._service.stop()
             self._callbacks.close()
             self._traffic.close()
+            self._let_go()
             self._on_close(self)
 
     @property
     def pending_records(self) -> int:
         """Records gathered or sent whose fate is not known yet."""
-        return sum(len(batch.values) for batch in [*self._open_batches(), *self._in_flight])
+        return sum(batch.record_count for batch in [*self._open_batches(), *self._in_flight])
 
     def partitions_for(self, topic: str) -> list[int]:
         """The partition numbers of a topic."""

@@ -14,7 +14,7 @@ from streamlog.client.delivery import OpenBatch
 
 def settled_batch(callbacks: DeliveryCallbacks, partition: int, settled: bool = True) -> OpenBatch:
     batch = OpenBatch(None, "t", partition, 0, 0)  # type: ignore[arg-type]
-    batch.values.append(b"x")
+    batch.put(None, b"x", (), 0)
     if settled:
         batch.fail(KeyError())
     return batch
@@ -33,7 +33,7 @@ def test_a_batch_waits_for_the_ones_before_it_in_its_partition_only() -> None:
         ("0 second", settled_batch(callbacks, 0)),
         ("1", settled_batch(callbacks, 1)),
     ):
-        callbacks.add(batch, 0, lambda _, name=name: called.append(name))  # type: ignore[misc]
+        callbacks.add(batch, lambda _, name=name: called.append(name))  # type: ignore[misc]
     callbacks.run()
     assert called == ["1"] and callbacks.waiting
     unsettled.fail(KeyError())

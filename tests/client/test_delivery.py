@@ -273,19 +273,6 @@ def test_waiting_for_a_future_does_not_hold_up_the_loop(cluster: Cluster, single
 # -- the batch ---------------------------------------------------------------------------------------------
 
 
-def test_realign_drops_what_an_interrupt_left_half_appended(cluster: Cluster, single: Topic) -> None:
-    with cluster.producer() as producer:
-        batch = OpenBatch(producer, "single", 0, 5, 1000)
-        batch.keys += [b"a", b"b"]
-        batch.timestamps += [1, 2]
-        batch.values += [b"x"]
-        batch.headers = {0: (("kept", None),), 1: (("gone", None),)}
-        batch.realign()
-        assert (batch.keys, batch.timestamps, batch.values) == ([b"a"], [1], [b"x"])
-        assert batch.headers == {0: (("kept", None),)}
-        assert "1 records, open" in repr(batch)
-
-
 def test_sent_many_is_a_sequence(cluster: Cluster, orders: Topic) -> None:
     with cluster.producer() as producer:
         sent = producer.send_many("orders", [(b"%d" % i, b"x") for i in range(10)])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from streamlog import Cluster
 from streamlog.client.gathering import (
     RECORD_OVERHEAD_BYTES,
+    Gate,
     TopicBuffer,
     check_headers,
     cut,
@@ -27,7 +28,8 @@ from streamlog.errors import SerializationError, UnknownTopicOrPartitionError
 def buffer_of(cluster: Cluster, partitions: int, **options: Any) -> TopicBuffer:
     cluster.create_topic("t", partitions=partitions)
     image = cluster._backend.topic("t")
-    return TopicBuffer(image, ProducerConfig.from_options(options), 1_048_588, random.Random(7))
+    config, gate = ProducerConfig.from_options(options), Gate(1_048_576)
+    return TopicBuffer(image, {"t": image}, config, 1_048_588, random.Random(7), gate, lambda: 0)
 
 
 def test_pairs_become_columns() -> None:
