@@ -23,10 +23,9 @@ Source: Kafka RecordAccumulator.
 from __future__ import annotations
 
 from collections import deque
-from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
-from streamlog.batch import Batch, seal_columnar
+from streamlog.batch import Batch
 from streamlog.broker import api
 from streamlog.broker.pending import Pending
 from streamlog.broker.runner import Service
@@ -202,7 +201,8 @@ class Accumulator:
                 self._detach(batch)
                 continue
             try:
-                parts = self._encoded(batch, 0, len(batch.values))
+                codec = self._topic_codecs.get(batch.topic, self._codec)
+                parts = batch.encode(codec, self.config.compression_level if codec is self._codec else None)
             except Exception as error:  # no memory, a codec that fails: the others of this round still travel
                 batch.fail(error)
                 self._failed.append(batch)
@@ -210,8 +210,6 @@ class Accumulator:
                 self._traffic.settled(batch)
                 self._detach(batch)
                 continue
-            if len(parts) > 1:
-                batch.starts = [0, *accumulate([part.record_count for part in parts[:-1]])]
             batch.entry = len(entries)
             batch.sent_bytes = sum([part.size_bytes for part in parts])
             cost_bytes += batch.sent_bytes
@@ -232,28 +230,6 @@ class Accumulator:
         self._traffic.requests += 1
         if self._buffered_bytes > self.config.buffer_memory:
             self._gate.record_bytes_max = -1  # sends take the slow way, `_admit`: they wait for room first
-
-    def _encoded(self, batch: OpenBatch, start: int, end: int) -> list[Batch]:
-        """Records of a batch in bytes. In halves, should they be more than the topic allows: sizes are counted
-        without the lock, and a thread stopped in the middle of counting undoes what others counted.
-        """
-        keys, values, timestamps, headers = batch.keys, batch.values, batch.timestamps, batch.header_column()
-        if end - start < len(values):
-            keys, values, timestamps = keys[start:end], values[start:end], timestamps[start:end]
-            headers = headers and headers[start:end]
-        codec = self._topic_codecs.get(batch.topic, self._codec)
-        encoded = seal_columnar(
-            keys,
-            values,
-            headers=headers,
-            timestamps=timestamps,
-            codec=codec,
-            level=self.config.compression_level if codec is self._codec else None,
-        )
-        if 0 < batch.bytes_max < encoded.size_bytes and end - start > 1:
-            middle = (start + end) // 2
-            return self._encoded(batch, start, middle) + self._encoded(batch, middle, end)
-        return [encoded]
 
     def _hand_over(self, pending: Pending, sealed: list[OpenBatch], again: bool = False) -> None:
         """From the buffers to those in flight and into the inbox. `again`: what is done already is left as

@@ -23,14 +23,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from itertools import repeat
+from itertools import accumulate, repeat
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from streamlog.batch import Batch, seal_columnar
 from streamlog.broker import api
 from streamlog.broker.turn import Pending
 from streamlog.client.awaiting import all_settled, settled
+from streamlog.compression import Codec
 from streamlog.record import Headers, Record, RecordMetadata
 
 if TYPE_CHECKING:
@@ -171,6 +173,28 @@ class OpenBatch:
             del self.values[count:]
         if len(self.timestamps) > count:
             del self.timestamps[count:]
+
+    def encode(self, codec: Codec, level: int | None) -> list[Batch]:
+        """What was taken, in bytes. In several parts, should it be more than the topic allows: sizes are counted
+        without the lock, and a thread stopped in the middle of counting undoes what others counted.
+        """
+        parts = self._encoded(codec, level, 0, len(self.values))
+        if len(parts) > 1:
+            self.starts = [0, *accumulate([part.record_count for part in parts[:-1]])]
+        return parts
+
+    def _encoded(self, codec: Codec, level: int | None, start: int, end: int) -> list[Batch]:
+        keys, values, timestamps, headers = self.keys, self.values, self.timestamps, self.header_column()
+        if end - start < len(values):
+            keys, values, timestamps = keys[start:end], values[start:end], timestamps[start:end]
+            headers = headers and headers[start:end]
+        encoded = seal_columnar(
+            keys, values, headers=headers, timestamps=timestamps, codec=codec, level=level
+        )
+        if 0 < self.bytes_max < encoded.size_bytes and end - start > 1:
+            middle = (start + end) // 2
+            return self._encoded(codec, level, start, middle) + self._encoded(codec, level, middle, end)
+        return [encoded]
 
     def has_taken(self, future: SendFuture, tail: list[SendFuture]) -> bool:
         """Of a batch that was sent: whether a record somebody appended to `tail`, maybe too late, is in it."""

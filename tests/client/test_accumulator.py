@@ -13,11 +13,11 @@ from streamlog.errors import ClosedError, ReentrantCallError
 def test_an_interrupted_sealing_leaves_the_batch_where_flush_finds_it(
     cluster: Cluster, orders: Topic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streamlog.client import accumulator
+    from streamlog.client import delivery
 
     with cluster.producer(linger_ms=10_000) as producer:
         futures = [producer.send("orders", b"%d" % partition, partition=partition) for partition in (0, 1)]
-        seal = accumulator.seal_columnar
+        seal = delivery.seal_columnar
         calls = 0
 
         def interrupted(*columns: object, **options: object) -> object:
@@ -27,7 +27,7 @@ def test_an_interrupted_sealing_leaves_the_batch_where_flush_finds_it(
                 raise KeyboardInterrupt
             return seal(*columns, **options)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(accumulator, "seal_columnar", interrupted)
+        monkeypatch.setattr(delivery, "seal_columnar", interrupted)
         with pytest.raises(KeyboardInterrupt):
             producer.flush()
         assert not any(future.done() for future in futures) and producer.pending_records == 2

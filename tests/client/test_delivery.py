@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from streamlog import Cluster, Producer, Record, Topic
-from streamlog.client.delivery import OpenBatch, attach
+from streamlog.client.delivery import attach
 from streamlog.errors import ClosedError, DeliveryError, InvalidRecordError
 
 
@@ -130,16 +130,16 @@ def test_failures_somebody_read_are_forgotten(cluster: Cluster, compacted: Topic
 def test_a_batch_that_cannot_be_sealed_fails_alone_and_is_told(
     cluster: Cluster, orders: Topic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streamlog.client import accumulator
+    from streamlog.client import delivery
 
-    seal = accumulator.seal_columnar
+    seal = delivery.seal_columnar
 
     def failing(keys: list[bytes], values: list[bytes], **options: object) -> object:
         if values[0] == b"bad":
             raise MemoryError("no room to compress")
         return seal(keys, values, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(accumulator, "seal_columnar", failing)
+    monkeypatch.setattr(delivery, "seal_columnar", failing)
     producer = cluster.producer(linger_ms=10_000)
     good, bad = producer.send("orders", b"good", partition=0), producer.send("orders", b"bad", partition=1)
     called: list[object] = []

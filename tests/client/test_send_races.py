@@ -273,7 +273,7 @@ def test_an_interrupt_between_taking_and_counting_takes_again(cluster: Cluster, 
 def test_a_sealing_cut_short_is_finished_by_the_next_sender(
     cluster: Cluster, single: Topic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streamlog.client import accumulator
+    from streamlog.client import delivery
 
     table = Table(cluster, single)
     table.send(b"own")
@@ -282,7 +282,7 @@ def test_a_sealing_cut_short_is_finished_by_the_next_sender(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(accumulator, "seal_columnar", interrupted)
+        patch.setattr(delivery, "seal_columnar", interrupted)
         with pytest.raises(KeyboardInterrupt):
             table.producer.flush()
     closed = open_batch(table.producer)
