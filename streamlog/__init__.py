@@ -74,10 +74,23 @@ _LATER = {
     "serde": "streamlog.client",
 }
 
+# What other clients of Kafka call it.
+_ELSEWHERE = {
+    "AdminClient": "cluster.create_topic(...) and its neighbours",
+    "AIOKafkaConsumer": "streamlog.aio.open(path), then cluster.consumer_group(name, topics).consumer()",
+    "AIOKafkaProducer": "streamlog.aio.open(path), then cluster.producer()",
+    "KafkaAdminClient": "cluster.create_topic(...) and its neighbours",
+    "KafkaConsumer": "cluster.consumer_group(name, topics).consumer()",
+    "KafkaProducer": "cluster.producer()",
+    "NewTopic": "cluster.create_topic(name, partitions=...)",
+}
+
 
 def __getattr__(name: str) -> object:
     if name not in _LATER:
-        raise AttributeError(f"module 'streamlog' has no attribute {name!r}")
+        here = _ELSEWHERE.get(name)
+        hint = f"; here it is `{here}`" if here else ""
+        raise AttributeError(f"module 'streamlog' has no attribute {name!r}{hint}", name=name)
     module = __import__(_LATER[name], fromlist=[name])  # "serde" is a module itself: fromlist imports it
     found = globals()[name] = getattr(module, name)
     return found

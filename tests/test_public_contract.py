@@ -254,3 +254,13 @@ def test_known_options_that_mean_nothing_here_are_accepted() -> None:
         cluster.consumer(config={"security.protocol": "SSL", "sasl.mechanism": "PLAIN"}).close()
         with pytest.raises(ConfigError, match="connect"):
             cluster.producer(config=ported)
+
+
+@pytest.mark.parametrize(
+    "name", ["KafkaProducer", "KafkaConsumer", "AIOKafkaProducer", "AdminClient", "NewTopic"]
+)
+def test_classes_of_other_clients_say_what_it_is_here(name: str) -> None:
+    with pytest.raises(AttributeError, match=r"here it is `.*cluster\."):
+        getattr(streamlog, name)
+    with pytest.raises(AttributeError, match=r"no attribute 'opn'$"):
+        getattr(streamlog, "opn")  # noqa: B009

@@ -24,6 +24,7 @@ from streamlog.errors import (
     ConfigError,
     IllegalStateError,
     InvalidGroupIdError,
+    InvalidTopicError,
     StreamlogError,
     UnknownTopicOrPartitionError,
 )
@@ -51,8 +52,27 @@ def checked_topics(topics: Topics) -> tuple[str, ...] | Pattern[str]:
         raise _no_topics(topics)
     names = tuple(topics)
     for name in names:
+        if isinstance(name, str) and name.startswith("^"):
+            raise InvalidTopicError(
+                f"{name!r} looks like a regular expression; did you mean re.compile({name[1:]!r})?",
+                topic=name,
+                suggestion=f"re.compile({name[1:]!r})",
+            )
         validate_topic_name(name)
     return names
+
+
+def _warn_of_missing(names: list[str]) -> None:
+    """Kafka's UNKNOWN_TOPIC_OR_PARTITION warning: a topic may come later, or the name is misspelt."""
+    if names:
+        import logging
+
+        logging.getLogger("streamlog.consumer").warning(
+            "subscribed to %s, which %s not exist; records come once somebody creates %s",
+            ", ".join(map(repr, names)),
+            "does" if len(names) == 1 else "do",
+            "it" if len(names) == 1 else "them",
+        )
 
 
 def _no_topics(topics: object) -> ConfigError:
@@ -142,6 +162,8 @@ class ConsumerAssignment(ConsumerPositions):
             if self._backend.config.auto_create_topics:
                 for name in wanted:
                     self._backend.topic_for_client(name)
+            else:
+                _warn_of_missing([name for name in wanted if name not in self._backend.topics])
             self._pattern, self._subscribed = None, tuple(sorted(set(wanted)))
         else:
             self._pattern, self._subscribed = wanted, ()

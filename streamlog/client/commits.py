@@ -235,6 +235,14 @@ class Commits:
 def _checked_offsets(offsets: Mapping[TopicPartition, Any]) -> dict[TopicPartition, OffsetAndMetadata]:
     from streamlog.client.offsets import checked_partitions
 
+    if not isinstance(offsets, Mapping):
+        raise ConfigError(
+            f"commit({offsets!r:.80}): allowed: a mapping of partitions to next offsets, such as "
+            "{(record.topic, record.partition): record.offset + 1}, or nothing for all that was handed out",
+            option="offsets",
+            value=offsets,
+            allowed="a mapping of partitions to next offsets",
+        )
     checked: dict[TopicPartition, OffsetAndMetadata] = {}
     for key, tp in zip(offsets, checked_partitions(offsets), strict=True):
         given = offsets[key]

@@ -30,7 +30,8 @@ def checked_partitions(partitions: Iterable[Any]) -> list[TopicPartition]:
     if not isinstance(partitions, Iterable) or isinstance(partitions, (str, bytes)):
         partitions = [partitions]
     checked: list[TopicPartition] = []
-    for partition in partitions:
+    for given in partitions:
+        partition = getattr(given, "topic_partition", given)  # a Partition does as well
         if (
             not isinstance(partition, tuple)
             or len(partition) != 2

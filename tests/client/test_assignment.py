@@ -63,3 +63,29 @@ def test_a_partition_that_is_gone_by_the_time_it_is_assigned_is_left_out(
         [TopicPartition("single", 0), TopicPartition("single", 9), TopicPartition("gone", 0)]
     )
     assert consumer.assignment == {("single", 0)}
+
+
+def test_text_that_looks_like_a_pattern_is_told_so() -> None:
+    with pytest.raises(InvalidTopicError, match=re.escape("did you mean re.compile('orders.*')?")) as caught:
+        checked_topics(["^orders.*"])
+    assert caught.value.suggestion == "re.compile('orders.*')"
+
+
+def test_subscribing_to_what_does_not_exist_warns(
+    cluster: Cluster, single: Topic, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.consumer_group("g", ["single", "sinlge"]).consumer()
+    assert [record.getMessage() for record in caplog.records] == [
+        "subscribed to 'sinlge', which does not exist; records come once somebody creates it"
+    ]
+    caplog.clear()
+    cluster.consumer_group("g", ["single"]).consumer()
+    assert not caplog.records
+
+
+def test_partitions_of_a_topic_can_be_assigned_as_they_are(cluster: Cluster, orders: Topic) -> None:
+    consumer = cluster.consumer()
+    consumer.assign(orders.partitions)
+    assert consumer.assignment == {TopicPartition("orders", 0), TopicPartition("orders", 1)}
+    consumer.seek(orders[1], 0)
+    assert consumer.position(orders[1]) == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from streamlog import Cluster, Consumer, OffsetAndMetadata, Topic, TopicPartition
+from streamlog import Cluster, Consumer, OffsetAndMetadata, Record, Topic, TopicPartition
 from streamlog.errors import (
     CommitFailedError,
     ConfigError,
@@ -308,3 +308,10 @@ def test_an_auto_commit_does_not_make_poll_late(cluster: Cluster, filled: Topic)
     holder.join()
     consumer.close()
     assert group.offsets() == {T0: 20}
+
+
+@pytest.mark.parametrize("wrong", [Record("orders", 0, 3), [("orders", 0)], "orders", 3])
+def test_what_is_no_mapping_of_offsets(cluster: Cluster, orders: Topic, wrong: object) -> None:
+    consumer = cluster.consumer_group("g", ["orders"]).consumer()
+    with pytest.raises(ConfigError, match=r"allowed: a mapping of partitions to next offsets"):
+        consumer.commit(wrong)  # type: ignore[arg-type]
