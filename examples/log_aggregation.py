@@ -246,6 +246,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--crash-after", type=int, metavar="N", help="die without a goodbye after shipping N lines"
     )
     options = parser.parse_args(arguments)
+    for path in options.paths:
+        if not path.exists():
+            parser.error(f"there is no {path}")
     with tempfile.TemporaryDirectory() as scratch:
         files = files_in(options.paths) if options.paths else sample(Path(scratch))
         if not files:

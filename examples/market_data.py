@@ -235,6 +235,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("symbol", "price", "time"):
         parser.add_argument(f"--{name}-column", metavar="NAME")
     options = parser.parse_args(arguments)
+    for path in options.files:
+        if not path.exists():
+            parser.error(f"there is no {path}")
     columns = Columns(options.symbol_column, options.price_column, options.time_column)
     with tempfile.TemporaryDirectory() as scratch:
         files = options.files or sample(Path(scratch))

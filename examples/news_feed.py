@@ -157,6 +157,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", metavar="DIR", help="where the feed lives (default: a temporary directory)")
     options = parser.parse_args(arguments)
+    for path in options.files:
+        if not path.exists():
+            parser.error(f"there is no {path}")
     sections = sample()
     if options.files:
         sections = {path.stem: path.read_text("utf-8", "replace").splitlines() for path in options.files}

@@ -90,3 +90,11 @@ def test_real_logs(example: ModuleType, tmp_path: Path, real: RealData) -> None:
     }
     apache = files[0].read_bytes()
     assert totals[str(files[0])]["error"] == apache.count(b"[error]")
+
+
+def test_a_file_that_is_not_there(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        example.main([str(tmp_path / "nowhere")])
+    assert ended.value.code == 2 and f"there is no {tmp_path}/nowhere" in capsys.readouterr().err

@@ -87,3 +87,11 @@ def test_real_prices(example: ModuleType, tmp_path: Path, real: RealData) -> Non
             stocks
         ) + len(days)
     assert {alert.symbol for alert in alerts} == set(last)
+
+
+def test_a_file_that_is_not_there(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        example.main([str(tmp_path / "nowhere")])
+    assert ended.value.code == 2 and f"there is no {tmp_path}/nowhere" in capsys.readouterr().err

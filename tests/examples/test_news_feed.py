@@ -42,3 +42,11 @@ def test_files_are_sections(example: ModuleType, tmp_path: Path, capsys: pytest.
     (tmp_path / "two.txt").write_text("third\n")
     assert example.main([str(tmp_path / "one.txt"), str(tmp_path / "two.txt")]) == 0
     assert "2 publishers have published 3 stories" in capsys.readouterr().out
+
+
+def test_a_file_that_is_not_there(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        example.main([str(tmp_path / "nowhere")])
+    assert ended.value.code == 2 and f"there is no {tmp_path}/nowhere" in capsys.readouterr().err
