@@ -86,7 +86,9 @@ class Broker(TurnOwner):
         self._coordinator: Coordinator | None = None
         self.reader = LogReader(environment)
         self.subscribe_lock = runtime.lock()
-        self._load_lock = runtime.lock()
+        self._load_lock = (
+            runtime.turn_lock()
+        )  # may be taken again: a signal handler strikes while this thread loads
         self._topic_meters: dict[str, TopicMeters] = {}
         self._all_topics = TopicMeters(lambda name: metrics.meter(TOPIC_METRICS + name))
         self.group_counters: GroupCounters | None = None
@@ -107,9 +109,8 @@ class Broker(TurnOwner):
             from streamlog.broker.coordinator import Coordinator
 
             with self._load_lock:
-                coordinator = self._coordinator = self._coordinator or Coordinator(
-                    self, self.config, self.incarnation
-                )
+                made = Coordinator(self, self.config, self.incarnation)
+                coordinator = self._coordinator = self._coordinator or made
         return coordinator
 
     # -- partitions --------------------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ class Broker(TurnOwner):
                 # The topic was deleted, perhaps made anew, and its DropTopic has not come yet (or never will:
                 # interrupted).
                 partition.stop_serving()
-                del self.partitions[name, number]
+                self.partitions.pop((name, number), None)
             topic = self.metadata.image.topic(name)
             if not 0 <= number < len(topic.partitions):
                 raise UnknownTopicOrPartitionError(
@@ -145,10 +146,10 @@ class Broker(TurnOwner):
             partition = Partition(
                 topic, number, image, self.topic_config(topic), state, self.topic_meters(name)
             )
-            self.partitions[name, number] = partition
-            if is_untrimmed:
+            loaded = self.partitions.setdefault((name, number), partition)
+            if is_untrimmed and loaded is partition:
                 self.slip_in(TrimHead(partition))
-            return partition
+            return loaded
 
     def topic_config(self, topic: TopicImage) -> TopicConfig:
         config = TopicConfig.with_overrides(topic.config, self.config)

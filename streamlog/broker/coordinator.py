@@ -39,6 +39,7 @@ from streamlog.core.group_state import GroupLimits, State
 from streamlog.core.machine import Decision
 from streamlog.errors import (
     CoordinatorNotAvailableError,
+    ReentrantCallError,
     StorageError,
     StreamlogError,
     UnknownTopicOrPartitionError,
@@ -129,7 +130,7 @@ class Coordinator:
         self._folds: dict[int, _Fold] = {}
         self._parked: dict[int, Pending] = {}
         self._deadlines: list[tuple[int, str]] = []
-        self._load_lock = broker.runtime.lock()
+        self._load_lock = broker.runtime.turn_lock()
         self._tokens = 0
         self.deadline_changed = False
 
@@ -389,7 +390,8 @@ class Coordinator:
     def _hosted_or_new(self, group_id: str, partition: Partition) -> HostedGroup:
         hosted = self._hosted.get(group_id)
         if hosted is None:
-            hosted = self._hosted[group_id] = HostedGroup(group_id, self._new_machine(group_id), partition)
+            made = HostedGroup(group_id, self._new_machine(group_id), partition)
+            hosted = self._hosted.setdefault(group_id, made)
         hosted.is_idle = False
         return hosted
 
@@ -403,6 +405,11 @@ class Coordinator:
         """Fold the partition's log into machines, once."""
         if partition.number in self._folds:
             return
+        if self._load_lock._is_owned():
+            raise ReentrantCallError(
+                f"groups of {CONSUMER_OFFSETS_TOPIC}-{partition.number} are being loaded by this very thread, which a "
+                "signal handler or __del__ interrupted; ask for a group outside of it"
+            )
         with self._load_lock:
             if partition.number in self._folds:
                 return

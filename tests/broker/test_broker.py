@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from streamlog.broker import api
+from streamlog.broker import broker as broker_module
 from streamlog.broker.cluster import BrokerCluster
 from streamlog.broker.turn import Tick
 from streamlog.broker.upkeep import DropTopic, RaiseLogStart, RefreshTopic, SaveCleanerCheckpoint, TrimHead
@@ -283,3 +284,21 @@ def test_after_closing_everything_is_refused(tmp_path: Path) -> None:
             cluster.broker.call(request)
     assert cluster.broker._serve(0) is None
     cluster.close()
+
+
+def test_a_signal_handler_may_load_what_its_thread_is_just_loading(
+    cluster: BrokerCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.create_topic("struck", 1, 1, {})
+    broker, load, inside = cluster.broker, broker_module.load_state, []
+
+    def struck(*given: Any) -> Any:
+        if not inside:
+            inside.append(None)
+            inside[0] = broker.partition("struck", 0)
+        return load(*given)
+
+    monkeypatch.setattr(broker_module, "load_state", struck)
+    loaded = in_thread(lambda: broker.partition("struck", 0)).result()
+    assert [loaded] == inside, "one object per partition"
+    assert broker.partition("struck", 0) is loaded

@@ -22,6 +22,7 @@ from streamlog.errors import (
     CorruptStoreError,
     InvalidGroupIdError,
     InvalidRequestError,
+    ReentrantCallError,
     StorageError,
     UnknownTopicOrPartitionError,
 )
@@ -475,3 +476,20 @@ def test_a_name_that_is_no_unicode_is_refused_by_name(cluster: BrokerCluster) ->
         join(cluster, "\ud800")
     reply = cluster.call_group("\ud800", events.OffsetCommit(token=0, offsets={T0: OffsetAndMetadata(3)}))
     assert isinstance(reply.errors[T0], InvalidRequestError)
+
+
+def test_a_signal_handler_that_needs_what_its_thread_is_loading_is_told(
+    cluster: BrokerCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for itself for ever."""
+    cluster.ensure_offsets_topic()
+    replay = log.get_extra
+
+    def struck(*given: Any) -> Any:
+        monkeypatch.undo()
+        with pytest.raises(ReentrantCallError):
+            cluster.coordinator.group("g")
+        return replay(*given)
+
+    monkeypatch.setattr(log, "get_extra", struck)
+    assert in_thread(lambda: cluster.coordinator.group("g")).result() is None
