@@ -323,7 +323,7 @@ if child == 0:
     calls = dict(
         send=lambda: producer.send("t", b"x"), send_many=lambda: producer.send_many("t", [(None, b"x")]),
         flush=producer.flush,
-        result=waiting.result, poll=consumer.poll, iterate=lambda: next(iterator), read=topic[0].read,
+        result=waiting.result, poll=consumer.poll, iterate=lambda: next(iterator), read=lambda: topic[0].read(),
         create=lambda: cluster.create_topic("u"),
         topics=lambda: cluster.topics, seek=lambda: consumer.seek(("t", 0), 0), join=member.poll,
         commit=member.commit, lag=group.lag,
