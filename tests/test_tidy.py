@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,11 @@ TESTED_ELSEWHERE = {
 Rule = Callable[[str, ast.Module, str], Iterator[str]]
 
 
+@cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 def imports(path: str, tree: ast.Module) -> Iterator[tuple[str, int, bool, bool]]:
     """Every import as (full dotted target, line, at module top, for type checking only)."""
     typing_only = {
@@ -113,8 +119,9 @@ def imports(path: str, tree: ast.Module) -> Iterator[tuple[str, int, bool, bool]
         for inner in ast.walk(node)
     }
     package = ["streamlog", *Path(path).parent.parts]
+    at_top = {id(node) for node in tree.body}
     for node in ast.walk(tree):
-        top, only = node in tree.body, id(node) in typing_only
+        top, only = id(node) in at_top, id(node) in typing_only
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno, top, only
@@ -225,7 +232,7 @@ def test_the_house_is_tidy(rule: Rule) -> None:
     complaints: list[str] = []
     for file in FILES:
         source = file.read_text(encoding="utf-8")
-        complaints += rule(file.relative_to(ROOT / "streamlog").as_posix(), ast.parse(source), source)
+        complaints += rule(file.relative_to(ROOT / "streamlog").as_posix(), parsed(source), source)
     assert not complaints, "\n".join(complaints)
 
 
@@ -237,7 +244,7 @@ def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
         if Path(path).stem == "__init__":
             continue
         found = set()
-        for target, _, _, typing_only in imports(path, ast.parse(source)):
+        for target, _, _, typing_only in imports(path, parsed(source)):
             if not typing_only:
                 found |= {name for name in names.values() if target == name or target.startswith(name + ".")}
         graph[names[path]] = found - {names[path]}
@@ -356,12 +363,12 @@ GOOD = [
 
 @pytest.mark.parametrize(("rule", "path", "source"), BAD)
 def test_every_rule_can_fail(rule: Rule, path: str, source: str) -> None:
-    assert list(rule(path, ast.parse(source), source))
+    assert list(rule(path, parsed(source), source))
 
 
 @pytest.mark.parametrize(("rule", "path", "source"), GOOD)
 def test_no_rule_fails_too_easily(rule: Rule, path: str, source: str) -> None:
-    assert not list(rule(path, ast.parse(source), source))
+    assert not list(rule(path, parsed(source), source))
 
 
 def test_every_rule_has_a_bad_example() -> None:
