@@ -29,6 +29,7 @@ from streamlog.broker.turn import DEFER, Pending, Tick, Turn, TurnOwner
 from streamlog.broker.upkeep import (
     DropLogs,
     DropTopic,
+    PutCheckpoints,
     RaiseLogStart,
     RefreshTopic,
     SaveCleanerCheckpoint,
@@ -112,6 +113,10 @@ class Broker(TurnOwner):
                 made = Coordinator(self, self.config, self.incarnation)
                 coordinator = self._coordinator = self._coordinator or made
         return coordinator
+
+    @property
+    def has_coordinator(self) -> bool:
+        return self._coordinator is not None
 
     # -- partitions --------------------------------------------------------------------------------------------------
 
@@ -242,6 +247,11 @@ class Broker(TurnOwner):
                         self.transaction(turn, True), request.partition.log_id, request.checkpoint
                     )
                 turn.reply(pending, None)
+            case PutCheckpoints():
+                is_current = request.is_current()
+                if is_current:
+                    request.put_into(self.transaction(turn))
+                turn.reply(pending, is_current)
             case DropTopic():
                 turn.effects.append(lambda: self._drop(request.topic))
                 turn.reply(pending, None)
@@ -320,6 +330,9 @@ class Broker(TurnOwner):
             self.transaction(turn, reclaiming=True), partition.log_id, request.plan
         )
         turn.staged[partition] = recoded(state, change)
+        # Now, and when it is done: who reads in between has seen neither.
+        partition.compactions += 1
+        turn.effects.append(lambda: setattr(partition, "compactions", partition.compactions + 1))
         turn.reply(pending, change)
         return None
 
@@ -354,8 +367,6 @@ class Broker(TurnOwner):
     # -- committing and applying -------------------------------------------------------------------------------------
 
     def _before_commit(self, turn: Turn) -> None:
-        if turn.staged_machines and self._coordinator is not None:
-            self._coordinator.before_commit(turn)
         for partition, state in turn.staged.items():
             retention_bytes = partition.config.retention_bytes
             if 0 <= retention_bytes < state.size_bytes and partition.config.deletes:

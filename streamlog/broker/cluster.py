@@ -116,6 +116,8 @@ class BrokerCluster:
         self.put_produce = self.broker.put
         self.heartbeats = Heartbeats(self.runtime)
         self.housekeeping = Housekeeping(self)
+        for owner in owners:
+            owner.on_checkpoint_due = self.housekeeping.wake
         self.housekeeping.start()
         self.runtime.attach(self)
 

@@ -11,7 +11,8 @@ Invariants:
  2. One decision with records per machine a turn: a second request for it is deferred to the next turn.
  3. A parked request is answered by its token, exactly once, by whatever later decision names it.
  4. A checkpoint holds the newest value of every live key at its offset: replaying it and the records behind it
-    gives the same machines as replaying the log from its start. Compaction, which takes tombstones away, deletes it.
+    gives the same machines as replaying the log from its start. Compaction, which takes tombstones
+    away, deletes it. `checkpointing` writes it, outside of turns.
 
 Sources: Kafka CoordinatorRuntime, GroupCoordinatorShard.
 Not implemented: transaction coordinators (they will be hosted the same way).
@@ -27,6 +28,7 @@ import msgspec
 
 from streamlog import batch as batches
 from streamlog.broker.api import GroupRequest
+from streamlog.broker.checkpointing import decode_offsets, save_offsets
 from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Source
 from streamlog.broker.turn import DEFER, Pending, Turn
@@ -46,12 +48,11 @@ from streamlog.errors import (
 )
 from streamlog.record import OffsetAndMetadata, TopicPartition
 from streamlog.storage import log
-from streamlog.storage.keys import CheckpointKind
+from streamlog.storage.fold_checkpoints import load_fold
 
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
 
-FOLD_KIND: Final = CheckpointKind.FOLD
 FOLD_CHECKPOINT_EVERY_RECORDS: Final = 4096
 _READ_BYTES: Final = 4 * 1024 * 1024
 TICK_GROUPS_MAX: Final = 256
@@ -97,20 +98,13 @@ class HostedGroup(Source):
 
 
 class _Fold:
-    """One partition of `__consumer_offsets`, loaded: its live keys and how far the checkpoint is behind."""
+    """One partition of `__consumer_offsets`, loaded: how far its checkpoint is behind, and how large that is."""
 
-    __slots__ = ("latest", "records_since_checkpoint")
+    __slots__ = ("keys_saved", "records_since_checkpoint")
 
-    def __init__(self, latest: dict[bytes, bytes] | None = None) -> None:
-        self.latest: dict[bytes, bytes] = {} if latest is None else latest
+    def __init__(self) -> None:
+        self.keys_saved = 0
         self.records_since_checkpoint = 0
-
-    def note(self, key: bytes, value: bytes | None) -> None:
-        if value is None:
-            self.latest.pop(key, None)
-        else:
-            self.latest[key] = value
-        self.records_since_checkpoint += 1
 
 
 class Coordinator:
@@ -133,6 +127,8 @@ class Coordinator:
         self._load_lock = broker.runtime.turn_lock()
         self._tokens = 0
         self.deadline_changed = False
+        self.overdue: dict[int, None] = {}
+        """Partitions of `__consumer_offsets` whose checkpoint is worth writing anew."""
 
     # -- look-ups, by any thread -------------------------------------------------------------------------------------
 
@@ -280,27 +276,6 @@ class Coordinator:
                 decision = hosted.machine.handle(events.ExtendDeadlines(by_ms), turn.now_ms, turn.wall_ms)
                 self._stage(turn, hosted, decision, None)
 
-    def before_commit(self, turn: Turn) -> None:
-        """Save the folds that have grown enough, with everything this turn adds to them."""
-        for number in sorted({hosted.partition.number for hosted in turn.staged_machines}):
-            fold = self._folds[number]
-            decided = [
-                (hosted.partition, decision.records)
-                for hosted, decision in turn.staged_machines.items()
-                if hosted.partition.number == number and decision.records
-            ]
-            count = fold.records_since_checkpoint + sum(len(records) for _, records in decided)
-            if not decided or count < max(FOLD_CHECKPOINT_EVERY_RECORDS, len(fold.latest)):
-                continue
-            saved = _Fold(dict(fold.latest))
-            for _, records in decided:
-                for key, value in records:
-                    saved.note(key, value)
-            partition = decided[0][0]
-            value = msgspec.msgpack.encode((turn.staged[partition].log_end_offset, saved.latest))
-            log.put_extra(self._broker.transaction(turn), partition.log_id, FOLD_KIND, value)
-            turn.effects.append(_reset(fold))
-
     def _stage(
         self, turn: Turn, hosted: HostedGroup, decision: Decision[Any], asking: Pending | None
     ) -> None:
@@ -329,13 +304,31 @@ class Coordinator:
 
     def _apply_decision(self, hosted: HostedGroup, machine: GroupMachine, decision: Decision[Any]) -> None:
         machine.apply(decision.records, decision.changes)
-        fold = self._folds[hosted.partition.number]
-        for key, value in decision.records:
-            fold.note(key, value)
+        if decision.records:
+            self._note_records(hosted.partition.number, len(decision.records))
         if machine.state is State.DEAD and hosted.machine is machine:
             hosted.machine = self._new_machine(hosted.group_id)
         hosted.publish()
         self._note_deadline(hosted)
+
+    def _note_records(self, number: int, count: int) -> None:
+        fold = self._folds[number]
+        fold.records_since_checkpoint += count
+        if fold.records_since_checkpoint >= max(FOLD_CHECKPOINT_EVERY_RECORDS, fold.keys_saved):
+            fold.records_since_checkpoint = 0
+            self.overdue[number] = None
+            self._broker.on_checkpoint_due()
+
+    def save_overdue(self) -> int:
+        """Save the folds that have grown enough; not inside a turn, one thread at a time. Returns how many."""
+        count = 0
+        while self.overdue:
+            number, _ = self.overdue.popitem()
+            keys = save_offsets(self._broker, number)
+            if keys is not None:
+                self._folds[number].keys_saved = keys
+                count += 1
+        return count
 
     def _forget_idle(self, hosted: HostedGroup, was_idle: bool) -> None:
         """Drop a group nobody would miss and nobody has asked for since the last time."""
@@ -418,15 +411,16 @@ class Coordinator:
             environment, state = self._broker.environment, partition.state
             now_ms = self._broker.runtime.clock.monotonic_ms()
             with environment.snapshot() as snapshot:
-                saved = log.get_extra(snapshot, partition.log_id, FOLD_KIND)
+                saved = load_fold(snapshot, partition.log_id)
             offset = state.log_start_offset
             if saved is not None:
                 try:
-                    offset, fold.latest = msgspec.msgpack.decode(saved, type=tuple[int, dict[bytes, bytes]])
+                    offset, latest = decode_offsets(saved)
                 except msgspec.DecodeError:
-                    pass  # a cache: without it all of the log is replayed
-                for key, value in fold.latest.items():
+                    latest = {}  # a cache: without it all of the log is replayed
+                for key, value in latest.items():
                     self._replay(machines, partition, key, value, now_ms)
+                fold.keys_saved = len(latest)
             while offset < state.log_end_offset:
                 with environment.snapshot() as snapshot:
                     found = log.read(snapshot, partition.log_id, offset, state.log_end_offset, _READ_BYTES)
@@ -435,7 +429,7 @@ class Coordinator:
                 for batch in found:
                     for record in batch.records(CONSUMER_OFFSETS_TOPIC, partition.number, offset):
                         self._replay(machines, partition, record.key, record.value, now_ms)
-                        fold.note(record.key, record.value)
+                        fold.records_since_checkpoint += 1
                     offset = batch.next_offset
             for hosted in machines.values():
                 # What is dropped here (members of a killed process) is dropped again at every load: no record needed.
@@ -489,7 +483,3 @@ def _forget(parked: dict[int, Pending], token: int) -> Callable[[], object]:
 
 def _park(parked: dict[int, Pending], pending: Pending) -> Callable[[], object]:
     return lambda: parked.setdefault(pending.token, pending)
-
-
-def _reset(fold: _Fold) -> Callable[[], None]:
-    return lambda: setattr(fold, "records_since_checkpoint", 0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 
-from streamlog.broker.coordinator import FOLD_KIND
+from streamlog.broker.checkpointing import decode_offsets
 from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC
 from streamlog.core.group import GroupMachine, group_partition
 from streamlog.core.group_records import decode_key
@@ -19,6 +19,7 @@ from streamlog.core.group_state import GroupLimits, GroupView
 from streamlog.record import OffsetAndMetadata, TopicPartition
 from streamlog.storage import log
 from streamlog.storage.env import Snapshot
+from streamlog.storage.fold_checkpoints import load_fold
 
 if TYPE_CHECKING:
     from streamlog.broker.reading_beside import ClusterBeside
@@ -47,11 +48,11 @@ class OffsetsFold:
 
     def start_from_checkpoint(self, snapshot: Snapshot) -> bool:
         """Begin at the checkpoint the owner's fold left; False if there is none that can be read: it is a cache."""
-        saved = log.get_extra(snapshot, self.log_id, FOLD_KIND)
+        saved = load_fold(snapshot, self.log_id)
         if saved is None:
             return False
         try:
-            self.offset, latest = msgspec.msgpack.decode(saved, type=tuple[int, dict[bytes, bytes]])
+            self.offset, latest = decode_offsets(saved)
         except msgspec.DecodeError:
             return False
         for key, value in latest.items():

@@ -3,6 +3,7 @@
     every log.retention.check.interval.ms   time and size retention: look in a snapshot, then ask the turn
     every log.cleaner.backoff.ms            compaction: recode outside from a snapshot, swap in a turn
     every offsets.retention.check.interval  groups forget offsets that have expired
+    when a fold has grown enough            its checkpoint is encoded here and put into the store in turns
     every minute                            reader slots of killed processes are freed: they keep deleted pages
 
 The decisions are `storage.retention`'s, `storage.cleaner`'s and `core.replica`'s; this module only knows when, for which
@@ -14,11 +15,13 @@ Sources: Kafka LogManager.cleanupLogs, LogCleanerManager.grabFilthiestCompactedL
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
 from streamlog.broker.broker import Broker
+from streamlog.broker.checkpointing import try_to
 from streamlog.broker.partition import Partition, is_untrimmed
 from streamlog.broker.runner import Service
 from streamlog.broker.upkeep import RaiseLogStart, SaveCleanerCheckpoint, SwapCompacted, TrimHead
@@ -28,6 +31,8 @@ from streamlog.errors import ClosedError, StreamlogError, UnknownTopicOrPartitio
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
 
+
+ResultT = TypeVar("ResultT")
 
 FIRST_RUN_AFTER_MS: Final = 30_000
 """Kafka's log.initial.task.delay.ms: opening comes first."""
@@ -80,10 +85,26 @@ class Housekeeping:
         """
         self._cluster.check_usable()
         self._expire_offsets()
+        self.save_folds()
         return self._run_alone(force=True)
 
-    def _run_alone(self, force: bool, compacted_only: bool = False) -> CleanerReport:
-        """One run at a time. A flag, since nobody may wait while holding a lock."""
+    def save_folds(self) -> int:
+        """Save the checkpoints of folds that have grown enough, now. Returns how many were written."""
+        return self._alone(self._save_folds)
+
+    def _save_folds(self) -> int:
+        count = self._cluster.metadata.save_overdue()
+        for broker in self._cluster.brokers:
+            if broker.has_coordinator:
+                count += broker.coordinator.save_overdue()
+        return count
+
+    def wake(self) -> None:
+        """A fold has grown enough. May be called inside a turn."""
+        self._service.wake()
+
+    def _alone(self, action: Callable[[], ResultT]) -> ResultT:
+        """One action at a time. A flag, since nobody may wait while holding a lock."""
         waiter = self._cluster.runtime.waiter()
         mine = False
         try:
@@ -92,15 +113,19 @@ class Housekeeping:
                     mine, self._is_running = not self._is_running, True
                 if not mine:
                     waiter.wait(BUSY_LOOK_MS)
-            return self._run(force, compacted_only)
+            return action()
         finally:
             if mine:
                 self._is_running = False
+
+    def _run_alone(self, force: bool, compacted_only: bool = False) -> CleanerReport:
+        return self._alone(lambda: self._run(force, compacted_only))
 
     def _serve(self, now_ms: int) -> int | None:
         if self._stopped:
             return None
         clock, config = self._cluster.runtime.clock, self._cluster.config
+        try_to(self.save_folds)
         try:
             if now_ms >= self._next_expiry_ms:
                 self._next_expiry_ms = now_ms + config.offsets_retention_check_interval_ms

@@ -22,9 +22,11 @@ import msgspec
 
 from streamlog import batch as batches
 from streamlog.broker import api
+from streamlog.broker.checkpointing import copy_of, save_image
 from streamlog.broker.partition import load_state
 from streamlog.broker.runner import Runtime
 from streamlog.broker.turn import DEFER, Pending, Turn, TurnOwner
+from streamlog.broker.upkeep import PutCheckpoints
 from streamlog.core import cluster_image, controller
 from streamlog.core.cluster_image import ClusterImage, MetadataRecord
 from streamlog.core.replica import ReplicaState, appended
@@ -38,6 +40,7 @@ from streamlog.errors import (
 from streamlog.record import Record
 from streamlog.storage import log
 from streamlog.storage.env import Environment, Snapshot
+from streamlog.storage.fold_checkpoints import load_fold
 from streamlog.storage.keys import CheckpointKind
 
 METADATA_LOG_ID: Final = 1
@@ -59,6 +62,10 @@ class AppendMetadata(msgspec.Struct, frozen=True):
     expected_offset: int = -1
 
 
+class CopyImage(msgspec.Struct, frozen=True):
+    """Answer the offset and a copy of the image at it."""
+
+
 class MetadataLog(TurnOwner):
     """The metadata log and the image that is its fold."""
 
@@ -74,7 +81,8 @@ class MetadataLog(TurnOwner):
         self.image = ClusterImage()
         self.state = ReplicaState()
         self._default_counts = default_counts
-        self._records_since_checkpoint = 0
+        self.saved_offset = 0  # up to here the image's checkpoint goes
+        self._asked_offset = 0  # and up to here it was asked to
         self._load()
 
     def __repr__(self) -> str:
@@ -87,7 +95,7 @@ class MetadataLog(TurnOwner):
         end = self.state.log_end_offset
         with self.environment.snapshot() as snapshot:
             begun = fold_image(snapshot, self.image, self.state.log_start_offset, end)
-        self._records_since_checkpoint = end - begun
+        self.saved_offset = self._asked_offset = begun
 
     # -- deciding ----------------------------------------------------------------------------------------------------
 
@@ -99,6 +107,13 @@ class MetadataLog(TurnOwner):
             return DEFER  # one decision a turn: the next one must see this one's records in the image
         request = pending.request
         match request:
+            case CopyImage():
+                turn.reply(pending, (self.state.log_end_offset, copy_of(self.image)))
+                return None
+            case PutCheckpoints():
+                request.put_into(self.transaction(turn))
+                turn.reply(pending, True)
+                return None
             case AppendMetadata():
                 if request.expected_offset not in (-1, self.state.log_end_offset):
                     raise NotControllerError(
@@ -179,12 +194,23 @@ class MetadataLog(TurnOwner):
             self.image.apply(record)
         if __debug__ and len(self.image.topics) < 64:
             self.image._check()
-        self._records_since_checkpoint += 0 if self.state is state else len(records)
         self.state = state
-        if self._records_since_checkpoint >= CHECKPOINT_EVERY_RECORDS:
-            self._try_checkpoint()
+        if state.log_end_offset - self._asked_offset >= CHECKPOINT_EVERY_RECORDS:
+            self._asked_offset = state.log_end_offset
+            self.on_checkpoint_due()
 
     # -- the checkpoint ----------------------------------------------------------------------------------------------
+
+    def copy_image(self) -> tuple[int, ClusterImage]:
+        """The offset up to which the image goes, and the image as it is now, to be kept. Not inside a turn."""
+        copied: tuple[int, ClusterImage] = self.call(CopyImage())
+        return copied
+
+    def save_overdue(self) -> int:
+        """Save the image if it has grown enough; not inside a turn, one thread at a time. Returns how often."""
+        if self._asked_offset <= self.saved_offset:
+            return 0
+        return int(save_image(self, METADATA_LOG_ID))
 
     def _try_checkpoint(self) -> None:
         """The checkpoint only saves time, so a store that is full or closing may refuse it; the next one covers more."""
@@ -194,7 +220,7 @@ class MetadataLog(TurnOwner):
             pass
 
     def save_checkpoint(self) -> None:
-        """Save the image, so that the next opening need not replay the log. Called by the runner, between commits."""
+        """Save the image, so that the next opening need not replay the log. Called by the last runner."""
         value = msgspec.msgpack.encode((self.state.log_end_offset, self.image.checkpoint()))
         transaction = self.environment.write()
         try:
@@ -203,13 +229,13 @@ class MetadataLog(TurnOwner):
         except BaseException:
             transaction.abort()
             raise
-        self._records_since_checkpoint = 0
+        self.saved_offset = self._asked_offset = self.state.log_end_offset
 
     def close(self) -> None:
         """Finish what is under way and refuse everything later. The environment is closed by the cluster."""
 
         def save() -> None:
-            if self._records_since_checkpoint > CHECKPOINT_EVERY_RECORDS // 8:
+            if self.state.log_end_offset - self.saved_offset > CHECKPOINT_EVERY_RECORDS // 8:
                 self._try_checkpoint()
 
         self.stop(save)
@@ -247,11 +273,11 @@ def fold_image(
 
 def load_image_checkpoint(snapshot: Snapshot) -> tuple[int, cluster_image.ImageCheckpoint] | None:
     """The offset up to which an image was saved, and the image; None if there is none. Raises CorruptStoreError."""
-    saved = log.get_extra(snapshot, METADATA_LOG_ID, IMAGE_KIND)
+    saved = load_fold(snapshot, METADATA_LOG_ID)
     if saved is None:
         return None
     try:
-        return msgspec.msgpack.decode(saved, type=tuple[int, cluster_image.ImageCheckpoint])
+        return msgspec.msgpack.decode(b"".join(saved), type=tuple[int, cluster_image.ImageCheckpoint])
     except msgspec.DecodeError as error:
         raise CorruptStoreError(f"the image's checkpoint cannot be decoded: {error}") from error
 

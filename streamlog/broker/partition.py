@@ -157,6 +157,7 @@ class Partition(Source):
         "generation",
         "is_cutting",
         "synced_offset",
+        "compactions",
         "meters",
         "__weakref__",
     )
@@ -183,6 +184,7 @@ class Partition(Source):
         self.synced_offset = state.log_end_offset  # where `flush.messages` counts from
         # Counts truncations: a compaction planned before one must not be applied after it.
         self.generation = 0
+        self.compactions = 0  # and a checkpoint encoded before a compaction must not be stored after it
         self.meters = meters
 
     def __repr__(self) -> str:

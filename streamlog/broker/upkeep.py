@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from streamlog.broker.partition import Partition
 from streamlog.core.cluster_image import TopicImage
+from streamlog.storage import log
+from streamlog.storage.keys import checkpoint_key
 
 if TYPE_CHECKING:
     from streamlog.storage import cleaner
+    from streamlog.storage.env import WriteTransaction
+    from streamlog.storage.fold_checkpoints import Entry
 
 
 class DropTopic(msgspec.Struct, frozen=True):
@@ -51,6 +56,24 @@ class SwapCompacted(msgspec.Struct, frozen=True):
     partition: Partition
     generation: int
     plan: cleaner.CompactionPlan
+
+
+class PutCheckpoints(msgspec.Struct, frozen=True):
+    """Store what was encoded outside of the turn: (kind, value or None to delete) of one log. Answers whether it did.
+
+    is_current:  asked in the turn: whether the log is still the one it was encoded from.
+    """
+
+    log_id: int
+    entries: tuple[Entry, ...]
+    is_current: Callable[[], bool]
+
+    def put_into(self, transaction: WriteTransaction) -> None:
+        for kind, value in self.entries:
+            if value is None:
+                transaction.delete(checkpoint_key(self.log_id, kind))
+            else:
+                log.put_extra(transaction, self.log_id, kind, value)
 
 
 class SaveCleanerCheckpoint(msgspec.Struct, frozen=True):

@@ -63,6 +63,12 @@ CLEANER_CHECKPOINT_LAYOUT: Final = (
     ),
 )
 
+FOLD_HEAD_LAYOUT: Final = (
+    Field("mark", "B", "0xC1, which begins no msgpack value"),
+    Field("piece_set", "B", "0 or 1: a new set is written beside the old one, then the head names it"),
+    Field("pieces", "I", "how many pieces there are"),
+)
+
 
 def layout_struct(layout: tuple[Field, ...]) -> Struct:
     """The struct of a layout; a last field without a code is what follows it."""
@@ -79,8 +85,14 @@ class CheckpointKind(IntEnum):
     PRODUCER_STATE = 2  # the kinds from here on belong to the floors above: bytes to this one
     LEADER_EPOCHS = 3
     ABORTED_TRANSACTIONS = 4
-    FOLD = 5
+    FOLD = 5  # the value itself, or FOLD_HEAD_LAYOUT where it is in pieces
 
+
+FOLD_PIECES: Final = 1 << 16
+"""Kinds from here on are pieces of a large FOLD: FOLD_PIECES + piece set * FOLD_PIECES_MAX + number of the piece."""
+
+FOLD_PIECES_MAX: Final = 1 << 20
+FOLD_HEAD_MARK: Final = 0xC1  # begins no msgpack value
 
 ENVIRONMENT_LOG_ID: Final = 0
 LOG_ID_MAX: Final = (1 << 32) - 1
@@ -92,6 +104,7 @@ KEY: Final = layout_struct(KEY_LAYOUT)
 BATCH_VALUE_PREFIX: Final = layout_struct(BATCH_VALUE_LAYOUT)
 LOG_CHECKPOINT: Final = layout_struct(LOG_CHECKPOINT_LAYOUT)
 CLEANER_CHECKPOINT: Final = layout_struct(CLEANER_CHECKPOINT_LAYOUT)
+FOLD_HEAD: Final = layout_struct(FOLD_HEAD_LAYOUT)
 
 BATCH_START: Final = BATCH_VALUE_PREFIX.size
 

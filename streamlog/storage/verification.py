@@ -25,6 +25,7 @@ from streamlog.batch import HEADER_BYTES, Batch, BatchHeader, parse_batch, parse
 from streamlog.errors import CorruptStoreError, StreamlogError
 from streamlog.storage.cleaner import load_cleaner_checkpoint
 from streamlog.storage.env import EngineError, Environment
+from streamlog.storage.fold_checkpoints import is_piece
 from streamlog.storage.keys import (
     BATCH_START,
     CHECKPOINT_BASE,
@@ -183,7 +184,7 @@ def _walk_keys(reader: Reader, report: EnvironmentReport, compacted: Collection[
                     )
                 if number < CHECKPOINT_BASE:
                     _check_header(report, log, number, value)
-                elif number - CHECKPOINT_BASE not in _KINDS:
+                elif number - CHECKPOINT_BASE not in _KINDS and not is_piece(number - CHECKPOINT_BASE):
                     report.add(
                         log_id,
                         NO_OFFSET,

@@ -10,7 +10,7 @@ import pytest
 from streamlog.broker import api, coordinator
 from streamlog.broker.api import GroupRequest
 from streamlog.broker.cluster import BrokerCluster
-from streamlog.broker.coordinator import FOLD_KIND, LATE_MS_MAX
+from streamlog.broker.coordinator import LATE_MS_MAX
 from streamlog.broker.runner import ThreadedRuntime
 from streamlog.broker.turn import Tick, Turn
 from streamlog.clock import ManualClock
@@ -28,6 +28,7 @@ from streamlog.errors import (
 )
 from streamlog.record import OffsetAndMetadata, TopicPartition
 from streamlog.storage import log
+from streamlog.storage.keys import CheckpointKind
 from tests.broker.builders import batch_of, in_thread, opened, produce
 from tests.broker.interrupting import Interrupt
 
@@ -127,9 +128,10 @@ def test_folds_are_saved_and_equal_the_replay(tmp_path: Path, monkeypatch: pytes
     cluster.create_topic("t", 1, 1, {})
     for offset in range(8):
         commit(cluster, "g", offset)
+    cluster.housekeeping.save_folds()
     partition = cluster.coordinator.group("g").partition
     with cluster.broker.environment.snapshot() as snapshot:
-        assert log.get_extra(snapshot, partition.log_id, FOLD_KIND) is not None
+        assert log.get_extra(snapshot, partition.log_id, CheckpointKind.FOLD) is not None
     cluster.close()
     cluster = opened(tmp_path / "c")
     assert committed(cluster, "g") == {T0: 7}
@@ -145,6 +147,7 @@ def test_a_fold_saved_with_two_groups_of_one_turn_holds_both(
     cluster = opened(tmp_path / "c")
     cluster.create_topic("t", 1, 1, {})
     cluster.ensure_offsets_topic()
+    cluster.housekeeping.stop()  # no turn but this test's
     requests = [
         cluster.broker.enqueue(
             GroupRequest(group, events.OffsetCommit(token=0, offsets={T0: OffsetAndMetadata(offset)}))
@@ -154,6 +157,7 @@ def test_a_fold_saved_with_two_groups_of_one_turn_holds_both(
     before = cluster.broker.turns_total
     cluster.broker.advance()
     assert all(request.error is None for request in requests) and cluster.broker.turns_total == before + 1
+    cluster.housekeeping.save_folds()
     cluster.close()
     cluster = opened(tmp_path / "c")
     assert (committed(cluster, first), committed(cluster, second)) == ({T0: 1}, {T0: 2})
@@ -166,7 +170,7 @@ def test_a_damaged_fold_is_only_a_cache(tmp_path: Path) -> None:
     commit(cluster, "g", 5)
     log_id = cluster.coordinator.group("g").partition.log_id
     transaction = cluster.broker.environment.write()
-    log.put_extra(transaction, log_id, FOLD_KIND, b"\xc1 nonsense")
+    log.put_extra(transaction, log_id, CheckpointKind.FOLD, b"\xc1 nonsense")
     transaction.commit()
     cluster.close()
     cluster = opened(tmp_path / "c")
@@ -445,6 +449,7 @@ def test_what_was_deleted_stays_deleted_when_its_tombstone_is_compacted_away(
     for offset in range(4):
         commit(cluster, "g", offset)
         commit(cluster, "g", offset, TopicPartition("u", 0))
+    cluster.housekeeping.save_folds()
     cluster.call_group("g", events.OffsetDelete(token=0, partitions=(T0,)))
     commit(cluster, "g", 9, TopicPartition("u", 0))
     retention_ms = cluster.broker.coordinator.group("g").partition.config.delete_retention_ms  # type: ignore[union-attr]

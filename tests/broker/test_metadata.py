@@ -204,6 +204,10 @@ def test_the_image_is_saved_every_so_many_records(reopen: Open, monkeypatch: pyt
     metadata = started(reopen)
     metadata.call(api.CreateTopic("a"))
     assert saved_image(metadata) is None
+    asked: list[None] = []
+    metadata.on_checkpoint_due = lambda: asked.append(None)
     metadata.call(api.CreateTopic("b"))
-    assert saved_image(metadata) is not None
+    assert asked == [None] and saved_image(metadata) is None, "not in the turn"
+    assert metadata.save_overdue() == 1 and saved_image(metadata) is not None
+    assert metadata.save_overdue() == 0
     assert sorted(reopen().image.topics) == ["a", "b"]

@@ -23,7 +23,7 @@ from streamlog.core.group import group_partition
 from streamlog.errors import NotAStreamlogDirectoryError
 from streamlog.storage import log
 from streamlog.storage.env import Environment
-from streamlog.storage.keys import pack_key
+from streamlog.storage.keys import CheckpointKind, pack_key
 
 T0 = TopicPartition("t", 0)
 
@@ -234,7 +234,7 @@ def test_a_groups_checkpoint_that_lies_is_found(path: Path) -> None:
         for latest in (fold.latest, {}):
             transaction = environment.write()
             value = msgspec.msgpack.encode((checkpoint.log_end_offset, latest))
-            log.put_extra(transaction, log_id, coordinator.FOLD_KIND, value)
+            log.put_extra(transaction, log_id, CheckpointKind.FOLD, value)
             transaction.commit()
             environment.close()
             problems = verify_directory(path).problems

@@ -45,6 +45,7 @@ def table(name: str) -> list[list[str]]:
         ("BATCH_VALUE_LAYOUT", keys.BATCH_VALUE_LAYOUT),
         ("LOG_CHECKPOINT_LAYOUT", keys.LOG_CHECKPOINT_LAYOUT),
         ("CLEANER_CHECKPOINT_LAYOUT", keys.CLEANER_CHECKPOINT_LAYOUT),
+        ("FOLD_HEAD_LAYOUT", keys.FOLD_HEAD_LAYOUT),
         ("HEADER_LAYOUT", HEADER_LAYOUT),
     ],
 )
