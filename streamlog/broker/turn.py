@@ -83,8 +83,7 @@ class TurnOwner:
         self._stopped = False  # and answers those still in the inbox with `_refusal`
         self._broken: BaseException | None = None
         self.on_checkpoint_due: Callable[[], object] = bool  # wakes who saves a fold that has grown enough
-        self.sibling_locks: tuple[TurnLock, ...] = ()
-        """Turn locks of the other owners: their runner does not run turns here, too (law 1)."""
+        self.sibling_locks: tuple[TurnLock, ...] = ()  # of the other owners: law 1
 
     @property
     def turn_lock(self) -> TurnLock:

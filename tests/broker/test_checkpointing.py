@@ -28,9 +28,9 @@ ONE_PARTITION = {"offsets_topic_num_partitions": 1}
 
 def commit(cluster: BrokerCluster, count: int, value: int = 1, group: str = "g") -> None:
     """Commit `count` partitions of one group in one turn."""
-    offsets = {
-        TopicPartition("a-topic-of-many-partitions", n): OffsetAndMetadata(value) for n in range(count)
-    }
+    if TOPIC not in cluster.topics:
+        cluster.create_topic(TOPIC, 1_000, 1, {})
+    offsets = {TopicPartition(TOPIC, n): OffsetAndMetadata(value) for n in range(count)}
     cluster.call_group(group, events.OffsetCommit(token=0, offsets=offsets))
 
 
