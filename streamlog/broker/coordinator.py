@@ -222,9 +222,14 @@ class Coordinator:
         unknown: dict[TopicPartition, StreamlogError | None] = {}
         if type(event) is events.OffsetCommit:
             unknown = self._unknown(event.offsets)
-            if unknown:
-                known_offsets = {tp: where for tp, where in event.offsets.items() if tp not in unknown}
-                event = msgspec.structs.replace(event, offsets=known_offsets)
+            known_offsets = {tp: where for tp, where in event.offsets.items() if tp not in unknown}
+            topics = self._broker.metadata.image.topics
+            topic_ids = {
+                topic: image.topic_id
+                for topic, _ in known_offsets
+                if (image := topics.get(topic)) is not None
+            }
+            event = msgspec.structs.replace(event, offsets=known_offsets, topic_ids=topic_ids)
         decision = hosted.machine.handle(event, turn.now_ms, turn.wall_ms)
         if unknown:
             for _, answer in decision.replies:
@@ -431,10 +436,15 @@ class Coordinator:
                         self._replay(machines, partition, record.key, record.value, now_ms)
                         fold.records_since_checkpoint += 1
                     offset = batch.next_offset
+            topics = self._broker.metadata.image.topics
+            topic_ids = {name: image.topic_id for name, image in list(topics.items())}
             for hosted in machines.values():
                 # What is dropped here (members of a killed process) is dropped again at every load: no record needed.
                 decision = hosted.machine.finish_loading(now_ms, self._broker.runtime.clock.wall_ms())
                 hosted.machine.apply(decision.records, decision.changes)
+                stale = hosted.machine.drop_stale_offsets(topic_ids)
+                if stale:
+                    self._broker.slip_in(GroupRequest(hosted.group_id, events.StaleOffsets(stale)))
                 hosted.view = hosted.machine.view()
                 hosted.stable_generation = hosted.view.generation
                 self._hosted[hosted.group_id] = hosted

@@ -27,7 +27,7 @@ makes a new one on demand).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from typing_extensions import assert_never
 
@@ -43,6 +43,7 @@ from streamlog.core.group_events import (
     LeaveGroup,
     OffsetCommit,
     OffsetDelete,
+    StaleOffsets,
     SyncGroup,
     TopicsDeleted,
 )
@@ -118,6 +119,20 @@ class GroupMachine:
             for partition, stored in sorted(self._offsets.copy().items())
         }
 
+    def drop_stale_offsets(self, topic_ids: Mapping[str, str]) -> tuple[TopicPartition, ...]:
+        """While loading: forget offsets committed for another topic than the one that has the name now.
+
+        topic_ids:  of the topics there are. Offsets without an id are believed.
+        """
+        stale = tuple(
+            partition
+            for partition, stored in sorted(self._offsets.items())
+            if stored.topic_id and topic_ids.get(partition[0], stored.topic_id) != stored.topic_id
+        )
+        for partition in stale:
+            del self._offsets[partition]
+        return stale
+
     def next_deadline_ms(self) -> int | None:
         """When `on_deadline` has something to do, if nothing else happens before."""
         return min(self._group.deadlines_ms(), default=None)
@@ -148,6 +163,8 @@ class GroupMachine:
                 group_offsets.expire_offsets(draft, self._offsets)
             case TopicsDeleted():
                 group_offsets.forget_topics(draft, self._offsets, event.topics)
+            case StaleOffsets():
+                group_offsets.bury(draft, self._offsets, event.partitions)
             case ExtendDeadlines():
                 group_rebalance.extend_deadlines(draft, event.by_ms)
             case _:
@@ -249,7 +266,7 @@ def _refuse(draft: GroupDraft, event: GroupEvent) -> None:
     match event:
         case DeleteGroup() | OffsetDelete():
             draft.reply(event.token, GroupIdNotFoundError(f"there is no group {draft.group_id!r}"))
-        case ExpireOffsets() | TopicsDeleted() | ExtendDeadlines():
+        case ExpireOffsets() | TopicsDeleted() | StaleOffsets() | ExtendDeadlines():
             pass
         case _:
             draft.reply(

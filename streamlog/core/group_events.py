@@ -95,6 +95,8 @@ class OffsetCommit(msgspec.Struct, frozen=True, kw_only=True):
     member_id: str = ""
     generation: int = -1
     group_instance_id: str | None = None
+    topic_ids: dict[str, str] = {}
+    """What the topics are: stored beside the offsets, so that those of a topic made anew are not taken for them."""
     names_missing_group: bool = False
     """OffsetCommit v9 and later: a group that does not exist is GROUP_ID_NOT_FOUND, before
     ILLEGAL_GENERATION."""
@@ -129,6 +131,12 @@ class TopicsDeleted(msgspec.Struct, frozen=True, gc=False):
     topics: tuple[str, ...]
 
 
+class StaleOffsets(msgspec.Struct, frozen=True, gc=False):
+    """Offsets of a former topic of the same name were dropped at loading; the log is to forget them, too."""
+
+    partitions: tuple[TopicPartition, ...]
+
+
 class ExtendDeadlines(msgspec.Struct, frozen=True, gc=False):
     """The judge itself was late (debugger, suspended laptop): nobody is blamed for that time."""
 
@@ -138,7 +146,7 @@ class ExtendDeadlines(msgspec.Struct, frozen=True, gc=False):
 Request: TypeAlias = (
     JoinGroup | SyncGroup | Heartbeat | LeaveGroup | OffsetCommit | OffsetDelete | DeleteGroup
 )
-GroupEvent: TypeAlias = Request | ExpireOffsets | TopicsDeleted | ExtendDeadlines
+GroupEvent: TypeAlias = Request | ExpireOffsets | TopicsDeleted | StaleOffsets | ExtendDeadlines
 
 
 # ----------------------------------------------------------------------------------------------------------

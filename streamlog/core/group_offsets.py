@@ -60,13 +60,16 @@ def commit(draft: GroupDraft, offsets: Offsets, event: OffsetCommit) -> None:
     if member is not None and group.state in (State.STABLE, State.PREPARING_REBALANCE):
         draft.start_session(member)  # a commit is a sign of life
     reply = OffsetCommitReply(
-        {partition: _store(draft, partition, committing) for partition, committing in event.offsets.items()}
+        {
+            partition: _store(draft, partition, committing, event.topic_ids.get(partition[0], ""))
+            for partition, committing in event.offsets.items()
+        }
     )
     draft.reply(event.token, reply)
 
 
 def _store(
-    draft: GroupDraft, partition: TopicPartition, committing: OffsetAndMetadata
+    draft: GroupDraft, partition: TopicPartition, committing: OffsetAndMetadata, topic_id: str
 ) -> StreamlogError | None:
     """Each partition stands for itself: one that is refused does not hold up the others."""
     metadata, characters_max = committing.metadata, draft.limits.offset_metadata_characters_max
@@ -74,7 +77,7 @@ def _store(
         return OffsetMetadataTooLargeError(
             f"{partition}: {len(metadata)} characters of metadata, {characters_max} are allowed"
         )
-    stored = CommittedOffset(committing.offset, committing.leader_epoch, metadata, draft.wall_ms)
+    stored = CommittedOffset(committing.offset, committing.leader_epoch, metadata, draft.wall_ms, topic_id)
     try:
         record = encode_offset_key(draft.group_id, partition), encode_offset_value(stored)
     except (UnicodeEncodeError, struct.error) as error:
@@ -178,6 +181,11 @@ def forget_topics(draft: GroupDraft, offsets: Offsets, topics: Iterable[str]) ->
     """The topics are deleted: one of the same name, later, must not begin in the middle."""
     names = frozenset(topics)
     _forget(draft, [partition for partition in offsets if partition[0] in names])
+
+
+def bury(draft: GroupDraft, offsets: Offsets, partitions: Iterable[TopicPartition]) -> None:
+    """Offsets of a former topic of that name, dropped when the group was loaded: the log forgets them, too."""
+    _forget(draft, [partition for partition in partitions if partition not in offsets])
 
 
 def _forget(draft: GroupDraft, partitions: Iterable[TopicPartition]) -> None:

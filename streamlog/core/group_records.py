@@ -1,13 +1,14 @@
 """The bytes of `__consumer_offsets`: Kafka's own layouts, so that Kafka's tools and habits apply.
 
     key                                       value (None = tombstone)
-    OffsetCommitKey v1                        OffsetCommitValue v3 (v0-v3 are read)
+    OffsetCommitKey v1                        OffsetCommitValue v3 (v0-v4 are read; v4 where the topic id is known)
       int16 version = 1 (0 is read alike)       int16 version = 3
       string group                              int64 offset
       string topic                              int32 leader_epoch        from v3
       int32 partition                           string metadata
                                                 int64 commit_timestamp    wall clock, ms
                                                 int64 expire_timestamp    v1 only, ignored
+                                                v4: compact string metadata, tagged fields: 0 = uuid topic_id
     GroupMetadataKey v2                       GroupMetadataValue v3 (v0-v3 are read)
       int16 version = 2                         int16 version = 3
       string group                              string protocol_type      "" = none
@@ -29,7 +30,7 @@ Of a member's protocols only the chosen one's bytes are stored, as in Kafka: aft
 just that one.
 
 Sources: OffsetCommitKey.json, OffsetCommitValue.json, GroupMetadataKey.json, GroupMetadataValue.json.
-Not implemented: OffsetCommitValue v4 and GroupMetadataValue v4 (flexible, topic ids), the records of
+Not implemented: GroupMetadataValue v4 (flexible), the records of
 KIP-848 and share groups (key versions 3 and above: `decode_key` gives None, the caller steps over them).
 """
 
@@ -47,6 +48,7 @@ from streamlog.record import TopicPartition
 OFFSET_COMMIT_KEY_VERSION: Final = 1
 GROUP_METADATA_KEY_VERSION: Final = 2
 OFFSET_COMMIT_VALUE_VERSION: Final = 3
+FLEXIBLE_OFFSET_VALUE_VERSION: Final = 4
 GROUP_METADATA_VALUE_VERSION: Final = 3
 NO_TIMESTAMP: Final = -1
 _IN_PROCESS_HOST: Final = "streamlog/"
@@ -56,6 +58,9 @@ _INT16 = struct.Struct(">h")
 _TWO_INT16 = struct.Struct(">hh")
 _INT32 = struct.Struct(">i")
 _INT64 = struct.Struct(">q")
+_FLEXIBLE_HEAD = struct.Struct(">hqi")
+_FLEXIBLE_MARK = _INT16.pack(FLEXIBLE_OFFSET_VALUE_VERSION)
+_TOPIC_ID_TAG = b"\x01\x00\x10"  # one tagged field, number 0, of 16 bytes
 _OFFSET_VALUE_HEAD = struct.Struct(">hqih")
 
 
@@ -73,6 +78,8 @@ class CommittedOffset(msgspec.Struct, frozen=True, gc=False):
     leader_epoch: int
     metadata: str
     commit_timestamp_ms: int
+    topic_id: str = ""
+    """32 hexadecimal digits; "" where it is not known. A topic made anew under the same name has another."""
 
 
 class StoredMember(msgspec.Struct, frozen=True, gc=False):
@@ -155,6 +162,17 @@ def decode_key(key: bytes) -> OffsetKey | GroupKey | None:
 
 def encode_offset_value(committed: CommittedOffset) -> bytes:
     metadata = committed.metadata.encode()
+    if committed.topic_id:
+        return b"".join(
+            (
+                _FLEXIBLE_HEAD.pack(FLEXIBLE_OFFSET_VALUE_VERSION, committed.offset, committed.leader_epoch),
+                _unsigned_varint(len(metadata) + 1),
+                metadata,
+                _INT64.pack(committed.commit_timestamp_ms),
+                _TOPIC_ID_TAG,
+                bytes.fromhex(committed.topic_id),
+            )
+        )
     head = _OFFSET_VALUE_HEAD.pack(
         OFFSET_COMMIT_VALUE_VERSION, committed.offset, committed.leader_epoch, len(metadata)
     )
@@ -163,6 +181,8 @@ def encode_offset_value(committed: CommittedOffset) -> bytes:
 
 def decode_offset_value(value: bytes) -> CommittedOffset:
     try:
+        if value[:2] == _FLEXIBLE_MARK:
+            return _decode_flexible_offset_value(value)
         version, offset, leader_epoch, metadata_bytes = _OFFSET_VALUE_HEAD.unpack_from(value)
         if version != OFFSET_COMMIT_VALUE_VERSION:
             return _decode_older_offset_value(value)
@@ -174,6 +194,49 @@ def decode_offset_value(value: bytes) -> CommittedOffset:
         return CommittedOffset(offset, leader_epoch, metadata, commit_timestamp_ms)
     except (ValueError, struct.error) as error:
         raise CorruptRecordError(f"OffsetCommitValue: {error}", value=value) from error
+
+
+def _decode_flexible_offset_value(value: bytes) -> CommittedOffset:
+    _, offset, leader_epoch = _FLEXIBLE_HEAD.unpack_from(value)
+    metadata_bytes, at = _read_unsigned_varint(value, _FLEXIBLE_HEAD.size)
+    end = at + metadata_bytes - 1
+    if metadata_bytes < 1 or end > len(value):
+        raise ValueError(f"metadata of {metadata_bytes - 1} bytes")
+    (commit_timestamp_ms,) = _INT64.unpack_from(value, end)
+    topic_id = ""
+    tags, tag_at = _read_unsigned_varint(value, end + _INT64.size)
+    for _ in range(tags):
+        tag, tag_at = _read_unsigned_varint(value, tag_at)
+        size, tag_at = _read_unsigned_varint(value, tag_at)
+        if tag_at + size > len(value):
+            raise ValueError(f"a tagged field of {size} bytes")
+        if tag == 0:
+            topic_id = value[tag_at : tag_at + size].hex()
+        tag_at += size
+    return CommittedOffset(offset, leader_epoch, value[at:end].decode(), commit_timestamp_ms, topic_id)
+
+
+def _unsigned_varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def _read_unsigned_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number and where it ends."""
+    number = 0
+    for shift in range(0, 35, 7):
+        if at >= len(data):
+            raise ValueError("a number is cut off")
+        byte = data[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at
+    raise ValueError("a number of more than 5 bytes")
 
 
 def _decode_older_offset_value(value: bytes) -> CommittedOffset:

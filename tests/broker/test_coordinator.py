@@ -498,3 +498,53 @@ def test_a_signal_handler_that_needs_what_its_thread_is_loading_is_told(
 
     monkeypatch.setattr(log, "get_extra", struck)
     assert in_thread(lambda: cluster.coordinator.group("g")).result() is None
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_topic_made_anew_begins_without_the_offsets_of_the_one_that_was_deleted(
+    tmp_path: Path, checkpointed: bool
+) -> None:
+    """The crash: the topic's deletion is in the metadata log, and the process dies before any group has heard of it."""
+    other = TopicPartition("u", 0)
+    cluster = opened(tmp_path / "c")
+    for topic in ("t", "u"):
+        cluster.create_topic(topic, 1, 1, {})
+    commit(cluster, "g", 500)
+    commit(cluster, "g", 7, other)
+    if checkpointed:
+        number = cluster.coordinator.group("g").partition.number
+        cluster.coordinator.overdue[number] = None
+        assert cluster.coordinator.save_overdue() == 1
+    cluster.metadata.call(api.DeleteTopic("t"))
+    cluster.close()
+
+    cluster = opened(tmp_path / "c")
+    cluster.create_topic("t", 1, 1, {})  # before anything loads the group
+    assert committed(cluster, "g") == {other: 7}
+    end_offset = cluster.coordinator.group("g").partition.state.log_end_offset
+    commit(cluster, "g", 3)
+    assert committed(cluster, "g") == {T0: 3, other: 7}
+    cluster.close()
+
+    cluster = opened(tmp_path / "c")
+    assert committed(cluster, "g") == {T0: 3, other: 7}, "it was committed for the new topic"
+    state = cluster.coordinator.group("g").partition.state
+    assert state.log_end_offset == end_offset + 2, "the tombstone, and the new offset"
+    cluster.close()
+
+
+def test_the_log_forgets_what_was_dropped_at_loading(tmp_path: Path) -> None:
+    cluster = opened(tmp_path / "c")
+    cluster.create_topic("t", 1, 1, {})
+    commit(cluster, "g", 500)
+    cluster.metadata.call(api.DeleteTopic("t"))
+    cluster.close()
+    cluster = opened(tmp_path / "c")
+    cluster.create_topic("t", 1, 1, {})
+    assert committed(cluster, "g") == {}
+    cluster.broker.advance()
+    number = cluster.coordinator.group("g").partition.number
+    cluster.coordinator.overdue[number] = None
+    assert cluster.coordinator.save_overdue() == 1
+    assert cluster.coordinator._folds[number].keys_saved == 0
+    cluster.close()

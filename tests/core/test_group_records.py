@@ -65,6 +65,25 @@ def test_offset_value() -> None:
     assert decode_offset_value(hexed(OFFSET_VALUE)) == committed
 
 
+def test_offset_value_with_a_topic_id() -> None:
+    """OffsetCommitValue v4: flexible, the topic id in tagged field 0; other tagged fields are stepped over."""
+    topic_id = "00112233445566778899aabbccddeeff"
+    committed = CommittedOffset(42, 7, "md", 1000, topic_id)
+    value = f"0004 000000000000002a 00000007 03 6d64 00000000000003e8 01 00 10 {topic_id}"
+    assert encode_offset_value(committed) == hexed(value)
+    assert decode_offset_value(hexed(value)) == committed
+    other = f"0004 000000000000002a 00000007 03 6d64 00000000000003e8 02 00 10 {topic_id} 07 02 ffff"
+    assert decode_offset_value(hexed(other)) == committed
+    none = "0004 000000000000002a 00000007 03 6d64 00000000000003e8 00"
+    assert decode_offset_value(hexed(none)) == CommittedOffset(42, 7, "md", 1000)
+    long = CommittedOffset(1, -1, "é" * 4096, 5, topic_id)
+    assert decode_offset_value(encode_offset_value(long)) == long
+    whole = hexed(value)
+    for length in range(len(whole)):
+        with pytest.raises(CorruptRecordError):
+            decode_offset_value(whole[:length])
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -108,8 +127,8 @@ def test_torn_and_unknown_records_are_named_errors() -> None:
         for length in range(len(whole)):
             with pytest.raises(CorruptRecordError):
                 decode(whole[:length])
-    with pytest.raises(CorruptRecordError, match="version 4"):
-        decode_offset_value(b"\x00\x04" + hexed(OFFSET_VALUE)[2:])
+    with pytest.raises(CorruptRecordError, match="version 5"):
+        decode_offset_value(b"\x00\x05" + hexed(OFFSET_VALUE)[2:])
     with pytest.raises(CorruptRecordError, match="version 9"):
         decode_group_value(b"\x00\x09" + hexed(GROUP_VALUE)[2:])
 
