@@ -87,5 +87,5 @@ class LeaseTable:
         if late_ms <= 0:
             return
         for broker_id, end_ms in self._ends_ms.items():
-            if end_ms > looked_ms:  # what was over at the last look is over
-                self._ends_ms[broker_id] = min(end_ms + late_ms, now_ms + self.session_timeout_ms)
+            # What was over stays over: it gains less than has passed.
+            self._ends_ms[broker_id] = min(end_ms + late_ms, now_ms + self.session_timeout_ms)

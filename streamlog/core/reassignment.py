@@ -141,7 +141,7 @@ def _cancelled(
                 "in sync, and unclean.leader.election.enable is false",
                 **facts,
             )
-        isr, is_recovering = tuple([b for b in before if image.is_active(b)][:1]) or before[:1], True
+        isr, is_recovering = before[:1], True  # the election finds another where that one is not alive
     return change_partition(
         partition,
         image.is_active,
