@@ -323,17 +323,34 @@ class Metrics(Mapping[str, "dict[str, float]"]):
         """Prometheus' text format 0.0.4: type and name join the metric's name, other tags are labels."""
         families: dict[str, list[str]] = {}
         counters: set[str] = set()
+        # The same few names, and the same tags, come back for every partition: what is made of them is kept.
+        names: dict[tuple[str, str, str, str], str] = {}
+        heads: dict[str, tuple[str, str, str] | None] = {}
+        tails: dict[str, str | None] = {}
         for mbean, attributes in self._values.items():
-            domain, properties = parse_name(mbean)
-            tags = dict(properties)
-            parts = [domain, tags.pop("type", ""), tags.pop("name", "")]
-            labels = ",".join(f'{_prometheus_name(key)}="{_escape(value)}"' for key, value in tags.items())
+            cut = mbean.find(",", mbean.find(",") + 1)
+            head, tail = (mbean[:cut], mbean[cut + 1 :]) if cut > 0 else (mbean, "")
+            if head not in heads:
+                heads[head] = _plain_head(head)
+            if tail not in tails:
+                tails[tail] = _plain_labels(tail)
+            known, suffix = heads[head], tails[tail]
+            if known is None or suffix is None:
+                domain, properties = parse_name(mbean)
+                tags = dict(properties)
+                known = domain, tags.pop("type", ""), tags.pop("name", "")
+                suffix = _labels(tags)
+            domain, kind, name = known
             for attribute, number in attributes.items():
-                family = _prometheus_name("_".join(part for part in (*parts, attribute) if part))
-                if attribute == "Count":
-                    counters.add(family)
-                sample = f"{family}{{{labels}}}" if labels else family
-                families.setdefault(family, []).append(f"{sample} {_prometheus_number(number)}\n")
+                parts = (domain, kind, name, attribute)
+                family = names.get(parts)
+                if family is None:
+                    family = names[parts] = _prometheus_name("_".join(filter(None, parts)))
+                    families.setdefault(family, [])
+                    if attribute == "Count":
+                        counters.add(family)
+                text = repr(number) if type(number) is int else _prometheus_number(number)
+                families[family].append(f"{family}{suffix}{text}\n")
         lines = []
         for family in sorted(families):
             lines.append(f"# TYPE {family} {'counter' if family in counters else 'gauge'}\n")
@@ -400,6 +417,25 @@ def _percentile(values: list[float], share: float) -> float:
         return values[-1]
     lower = values[int(rank) - 1]
     return lower + (rank - int(rank)) * (values[int(rank)] - lower)
+
+
+def _plain_head(head: str) -> tuple[str, str, str] | None:
+    """Domain, type and name of an MBean that begins with these two and nothing else; None if it does not."""
+    domain, properties = parse_name(head)
+    if '"' in head or [key for key, _ in properties] != ["name", "type"]:
+        return None
+    return domain, properties[1][1], properties[0][1]
+
+
+def _plain_labels(tail: str) -> str | None:
+    """The labels of the tags behind type and name; None where the name must be looked at as a whole."""
+    properties = dict(parse_name(f":{tail}")[1])
+    return None if "type" in properties or "name" in properties else _labels(properties)
+
+
+def _labels(tags: Mapping[str, str]) -> str:
+    labels = ",".join(f'{_prometheus_name(key)}="{_escape(value)}"' for key, value in tags.items())
+    return f"{{{labels}}} " if labels else " "
 
 
 def _prometheus_name(name: str) -> str:

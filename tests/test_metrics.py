@@ -8,6 +8,7 @@ import statistics
 
 import pytest
 
+from streamlog import metrics
 from streamlog.clock import ManualClock
 from streamlog.errors import ResourceNotFoundError
 from streamlog.metrics import (
@@ -278,3 +279,37 @@ def test_collectors_are_asked_at_each_snapshot_until_forgotten(registry: Metrics
 def test_numbers_are_given_once(registry: MetricsRegistry) -> None:
     assert [registry.next_number("producer") for _ in range(3)] == [1, 2, 3]
     assert registry.next_number("consumer") == 1
+
+
+def test_prometheus_text_of_odd_names(registry: MetricsRegistry) -> None:
+    """Tags in any place, quoted or not, type and name among them: a label each, but for type and name."""
+    registry.gauge("d:name=N,type=T", lambda: 1, z="1", a="2")
+    registry.gauge("d:type=T,topic=x,name=M", lambda: 2, b="3")
+    registry.gauge('d:type=T,name="a,b"', lambda: 3, client='we"ird,=\\')
+    registry.gauge("plain", lambda: 4)
+    registry.gauge("plain", lambda: 5, tag="t")
+    registry.gauge("d:type=T,name=Q", lambda: 6, client="x,type=U", k="v")
+    samples = [line for line in registry.snapshot().prometheus().split("\n") if line and line[0] != "#"]
+    assert sorted(samples) == sorted(
+        [
+            'd_T_N_Value{a="2",z="1"} 1',
+            'd_T_M_Value{b="3",topic="x"} 2',
+            'd_T_a_b_Value{client="we\\"ird,=\\\\"} 3',
+            "plain_Value 4",
+            'plain_Value{tag="t"} 5',
+            'd_T_Q_Value{client="x,type=U",k="v"} 6',
+        ]
+    )
+
+
+def test_prometheus_text_parses_what_partitions_have_in_common_once(
+    registry: MetricsRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for partition in range(50):
+        for name in ("Size", "Start", "End", "Lag", "Segments"):
+            registry.gauge(f"kafka.log:type=Log,name={name}", lambda: 1, topic="t", partition=partition)
+    parsed: list[str] = []
+    real = metrics.parse_name
+    monkeypatch.setattr(metrics, "parse_name", lambda name: parsed.append(name) or real(name))
+    assert registry.snapshot().prometheus().count("\n") == 250 + 5
+    assert len(parsed) == 50 + 5
