@@ -139,7 +139,6 @@ class ClusterConfig(Role, frozen=True, kw_only=True):
         *(
             "log.flush.start.offset.checkpoint.interval.ms",
             "replica.socket.timeout.ms",
-            "num.replica.fetchers",
         ),
         *(
             "replica.socket.receive.buffer.bytes",
@@ -273,6 +272,9 @@ class ClusterConfig(Role, frozen=True, kw_only=True):
     replica_fetch_response_max_bytes: Annotated[int, _BYTES, "Most bytes of one follower's fetch."] = (
         10_485_760
     )
+    num_replica_fetchers: Annotated[
+        int, Whole(1, 64), "Threads with which a broker copies from each of the others."
+    ] = 1
     replica_fetch_backoff_ms: Annotated[int, _MS, "How long a follower rests after a failed fetch."] = 1_000
     replica_high_watermark_checkpoint_interval_ms: Annotated[
         int,

@@ -6,7 +6,7 @@
                               UnknownNameError, IllegalStateError, ReentrantCallError, ForeignThreadError,
                               UnsupportedOperationError
       producer's, consumer's  DeliveryError, BufferExhaustedError, CommitFailedError,
-                              NoOffsetForPartitionError
+                              NoOffsetForPartitionError, LogTruncationError
       simulation's            SimulationStalledError
       the store's             StorageError: ClusterLockedError, ReadOnlyError, DiskFullError, StoreFullError,
                               ReadersFullError, CorruptStoreError, UnsupportedFormatError,
@@ -193,6 +193,12 @@ class CommitFailedError(StreamlogError, RuntimeError):
     """The group went on without this consumer; the cause says how. Poll to rejoin."""
 
 
+class LogTruncationError(OffsetOutOfRangeError):
+    """An unclean election took back records this consumer had read; `next_offset` is where the logs part (KIP-320)."""
+
+    next_offset: int | None = None
+
+
 class NoOffsetForPartitionError(StreamlogError, LookupError):
     """Nothing committed and `auto_offset_reset="none"`: seek, or choose "earliest" or "latest"."""
 
@@ -326,6 +332,7 @@ __all__ = [
     "InvalidUpdateVersionError",
     "KafkaStorageError",
     "LeaderNotAvailableError",
+    "LogTruncationError",
     "MemberIdRequiredError",
     "NetworkError",
     "NetworkFileSystemError",

@@ -26,6 +26,16 @@ EARLIEST: Final = -2
 MAX_TIMESTAMP: Final = -3
 
 
+class Retrying(msgspec.Struct, frozen=True, gc=False):
+    """How a producer's batches are tried again; no part of Kafka's request. Options of the producer, in ms."""
+
+    delivery_timeout_ms: int = 120_000
+    request_timeout_ms: int = 30_000
+    retries: int = 2_147_483_647
+    backoff_ms: int = 100
+    backoff_max_ms: int = 1_000
+
+
 class Produce(msgspec.Struct, frozen=True):
     """Append one batch per entry. Each entry succeeds or fails on its own; all are one commit.
 
@@ -35,6 +45,9 @@ class Produce(msgspec.Struct, frozen=True):
 
     entries: list[tuple[str, int, Batch]]
     acks: int = -1
+    timeout_ms: int = 30_000
+    """How long acks=all may take: then REQUEST_TIMED_OUT, and the records may still become readable."""
+    retrying: Retrying | None = None
 
 
 class Produced(msgspec.Struct, frozen=True, gc=False):

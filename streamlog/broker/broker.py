@@ -14,10 +14,11 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, cast
 
 from streamlog.batch import Batch
-from streamlog.broker import api, producing
+from streamlog.broker import api, maintaining, producing
 from streamlog.broker.api import GroupRequest
 from streamlog.broker.deletion import FAILED_PAUSE_MS, Deletions
 from streamlog.broker.flushing import Flushing
@@ -28,27 +29,18 @@ from streamlog.broker.runner import Runtime, Service
 from streamlog.broker.turn import DEFER, Pending, Tick, Turn, TurnOwner
 from streamlog.broker.upkeep import (
     DropLogs,
-    DropTopic,
-    PutCheckpoints,
-    RaiseLogStart,
-    RefreshTopic,
-    SaveCleanerCheckpoint,
-    SwapCompacted,
     TrimHead,
 )
 from streamlog.config import ClusterConfig, TopicConfig
-from streamlog.core.cluster_image import TopicImage
+from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC, TopicImage
 from streamlog.core.replica import (
     ReplicaState,
     appended,
-    delete_records_target,
-    head_deleted,
-    recoded,
-    truncated,
+    moves_only_mark,
+    replicated,
 )
 from streamlog.errors import (
-    PolicyViolationError,
-    StorageError,
+    ReplicaNotAvailableError,
     StreamlogError,
     UnknownTopicOrPartitionError,
 )
@@ -59,7 +51,10 @@ from streamlog.storage.env import Environment
 if TYPE_CHECKING:
     from streamlog.broker.coordinator import Coordinator
     from streamlog.broker.measuring import GroupCounters
+    from streamlog.broker.peers import Peers
+    from streamlog.broker.replication import Replication
 
+CLOSE_WAIT_MS: Final = 1_000
 TICK_LOOK_MS: Final = 10  # how often the broker's thread looks whether somebody has run the tick it posted
 TOPIC_METRICS: Final = "kafka.server:type=BrokerTopicMetrics,name="
 
@@ -86,7 +81,6 @@ class Broker(TurnOwner):
         self.partitions: dict[tuple[str, int], Partition] = {}
         self._coordinator: Coordinator | None = None
         self.reader = LogReader(environment)
-        self.subscribe_lock = runtime.lock()
         self._load_lock = (
             runtime.turn_lock()
         )  # may be taken again: a signal handler strikes while this thread loads
@@ -95,8 +89,12 @@ class Broker(TurnOwner):
         self.group_counters: GroupCounters | None = None
         self.deletions = Deletions(self)
         self.flushing = Flushing(environment, runtime.clock, config.flush_ms)
+        self._down: StreamlogError | None = None
+        self.peers: Peers | None = None
+        self.replication: Replication | None = None  # of a cluster with one broker there is none
         self._service_deadline_ms: int | None = None
         self._tick: Pending | None = None
+        self._is_serving = False
         self._service = Service(runtime, f"streamlog-broker-{broker_id}", self._serve)
 
     def __repr__(self) -> str:
@@ -124,9 +122,11 @@ class Broker(TurnOwner):
         """The partition, loaded at its first use. Raises UnknownTopicOrPartitionError."""
         partition = self.partitions.get((topic, number))
         image = self.metadata.image.topics.get(topic)
-        if partition is not None and image is not None and image.topic_id == partition.topic_id:
-            return partition
-        return self._load_partition(topic, number)
+        if partition is None or image is None or image.topic_id != partition.topic_id:
+            partition = self._load_partition(topic, number)
+        if not partition.is_alone and partition.role_epoch < 0 and self.replication is not None:
+            self.replication.wait_for_role(partition)
+        return partition
 
     def _load_partition(self, name: str, number: int) -> Partition:
         with self._load_lock:
@@ -147,10 +147,19 @@ class Broker(TurnOwner):
                     partition=number,
                 )
             image = topic.partitions[number]
+            if image.log_id in self.deletions.doomed:
+                raise ReplicaNotAvailableError(
+                    f"broker {self.id} is still deleting what it had of {name}-{number}",
+                    topic=name,
+                    partition=number,
+                )
             state, is_untrimmed = load_state(self.environment, image.log_id, image.leader_epoch)
             partition = Partition(
                 topic, number, image, self.topic_config(topic), state, self.topic_meters(name)
             )
+            partition.home = self
+            if self.replication is not None:
+                self.replication.on_loaded(partition, image)
             loaded = self.partitions.setdefault((name, number), partition)
             if is_untrimmed and loaded is partition:
                 self.slip_in(TrimHead(partition))
@@ -194,7 +203,9 @@ class Broker(TurnOwner):
         elif kind is Tick:
             return self._decide_tick(turn, pending)
         else:
-            return self._decide_rare(turn, pending, request)
+            if self.replication is not None and self.replication.decide(turn, pending, request):
+                return None
+            return maintaining.decide(self, turn, pending, request)
         return None
 
     def append(self, turn: Turn, partition: Partition, batch: Batch) -> api.Produced:
@@ -212,55 +223,15 @@ class Broker(TurnOwner):
             state.leader_epoch,
             running_max,
         )
-        turn.staged[partition] = appended(state, batch.last_offset_delta + 1, stored, batch.max_timestamp)
+        if partition.is_alone:
+            turn.staged[partition] = appended(state, batch.last_offset_delta + 1, stored, batch.max_timestamp)
+        else:
+            end_offset = base_offset + batch.last_offset_delta + 1
+            turn.staged[partition] = replicated(state, end_offset, stored, batch.max_timestamp)
+            cast("Replication", self.replication).move_high_watermark(turn, partition)
         return api.Produced(
             base_offset, batch.max_timestamp if batch.is_log_append_time else -1, state.log_start_offset
         )
-
-    def _decide_rare(self, turn: Turn, pending: Pending, request: object) -> object:
-        match request:
-            case api.DeleteRecords():
-                self._delete_records(turn, pending, request)
-            case RaiseLogStart():
-                partition = request.partition
-                state = turn.staged.get(partition) or partition.state
-                if partition.view is not None and state.truncation_count == request.truncation_count:
-                    self._raise_log_start(
-                        turn, partition, min(request.log_start_offset, partition.state.high_watermark)
-                    )
-                turn.reply(pending, None)
-            case api.TruncateTail():
-                self._truncate(turn, pending, request)
-            case TrimHead():
-                turn.effects.append(lambda: self.deletions.trimming.setdefault(request.partition))
-                turn.reply(pending, None)
-            case DropLogs():
-                turn.effects.append(lambda: self._drop_logs(request.log_ids))
-                turn.reply(pending, None)
-            case SwapCompacted():
-                return self._decide_swap(turn, pending, request)
-            case SaveCleanerCheckpoint():
-                if request.partition.view is not None and request.partition.generation == request.generation:
-                    from streamlog.storage import cleaner
-
-                    cleaner.save_cleaner_checkpoint(
-                        self.transaction(turn, True), request.partition.log_id, request.checkpoint
-                    )
-                turn.reply(pending, None)
-            case PutCheckpoints():
-                is_current = request.is_current()
-                if is_current:
-                    request.put_into(self.transaction(turn))
-                turn.reply(pending, is_current)
-            case DropTopic():
-                turn.effects.append(lambda: self._drop(request.topic))
-                turn.reply(pending, None)
-            case RefreshTopic():
-                turn.effects.append(lambda: self._refresh(request.name))
-                turn.reply(pending, None)
-            case _:
-                raise TypeError(f"a broker does not know {type(request).__name__}")
-        return None
 
     def _on_dropped(self, turn: Turn) -> None:
         for partition in turn.staged:
@@ -269,74 +240,7 @@ class Broker(TurnOwner):
     def _frees(self, request: object) -> bool:
         return type(request) is not api.Produce and type(request) is not GroupRequest
 
-    def _delete_records(self, turn: Turn, pending: Pending, request: api.DeleteRecords) -> None:
-        partition = self._loaded(turn, pending, request.topic, request.partition)
-        if partition is not None:
-            if not partition.config.deletes:  # Kafka, Partition.deleteRecordsOnLeader
-                raise PolicyViolationError(
-                    f"records of {partition.topic}-{partition.number} cannot be deleted: its cleanup.policy is "
-                    f"{','.join(partition.config.cleanup_policy)}, allowed where it has 'delete'",
-                    topic=partition.topic,
-                    partition=partition.number,
-                )
-            state = turn.staged.get(partition) or partition.state
-            start = delete_records_target(state, request.before_offset, partition.topic, partition.number)
-            self._raise_log_start(turn, partition, start)
-            turn.reply(pending, start)
-
-    def _loaded(self, turn: Turn, pending: Pending, topic: str, number: int) -> Partition | None:
-        """The partition; None if the store could not read it, which is this request's trouble only."""
-        try:
-            return self.partition(topic, number)
-        except StorageError as error:
-            turn.fail(pending, error)
-            return None
-
-    def _raise_log_start(self, turn: Turn, partition: Partition, start: int) -> None:
-        state = turn.staged.get(partition) or partition.state
-        if start > state.log_start_offset:
-            self.transaction(turn, reclaiming=True)
-            turn.staged[partition] = head_deleted(state, start, 0)
-            turn.effects.append(lambda: self.deletions.trimming.setdefault(partition))
-
-    def _truncate(self, turn: Turn, pending: Pending, request: api.TruncateTail) -> None:
-        partition = self._loaded(turn, pending, request.topic, request.partition)
-        if partition is None:
-            return
-        state = turn.staged.get(partition) or partition.state
-        cut = log.truncate_tail(
-            self.transaction(turn, reclaiming=True), partition.log_id, request.from_offset
-        )
-        if cut.batches:
-            partition.is_cutting = True
-            turn.staged[partition] = truncated(
-                state, max(cut.log_end_offset, state.log_start_offset), cut.bytes, cut.max_timestamp
-            )
-            generation = partition.generation + 1
-            turn.effects.append(lambda: setattr(partition, "generation", generation))
-        turn.reply(pending, None)
-
-    def _decide_swap(self, turn: Turn, pending: Pending, request: SwapCompacted) -> object:
-        partition = request.partition
-        state = turn.staged.get(partition) or partition.state
-        if state.truncation_count != partition.state.truncation_count:
-            return DEFER  # cut in this very turn: its generation rises when that is applied
-        if partition.view is None or partition.generation != request.generation:
-            turn.reply(pending, None)
-            return None
-        from streamlog.storage import cleaner
-
-        change = cleaner.apply_compaction(
-            self.transaction(turn, reclaiming=True), partition.log_id, request.plan
-        )
-        turn.staged[partition] = recoded(state, change)
-        # Now, and when it is done: who reads in between has seen neither.
-        partition.compactions += 1
-        turn.effects.append(lambda: setattr(partition, "compactions", partition.compactions + 1))
-        turn.reply(pending, change)
-        return None
-
-    def _drop(self, topic: TopicImage) -> None:
+    def drop(self, topic: TopicImage) -> None:
         for number, image in enumerate(topic.partitions):
             partition = self.partitions.get((topic.name, number))
             if partition is not None and partition.topic_id == topic.topic_id:
@@ -347,14 +251,14 @@ class Broker(TurnOwner):
             self._topic_meters.pop(topic.name, None)
             self.metrics.remove(topic=topic.name)
 
-    def _drop_logs(self, log_ids: list[int]) -> None:
+    def drop_logs(self, log_ids: list[int]) -> None:
         self.deletions.doomed.update(dict.fromkeys(log_ids))
         for key, partition in list(self.partitions.items()):
             if partition.log_id in self.deletions.doomed:
                 self.partitions.pop(key, None)
                 partition.stop_serving()
 
-    def _refresh(self, name: str) -> None:
+    def refresh(self, name: str) -> None:
         topic = self.metadata.image.topics.get(name)
         if topic is None:
             return
@@ -367,24 +271,35 @@ class Broker(TurnOwner):
     # -- committing and applying -------------------------------------------------------------------------------------
 
     def _before_commit(self, turn: Turn) -> None:
+        marks = []
         for partition, state in turn.staged.items():
+            if not partition.is_alone and moves_only_mark(partition.state, state):
+                marks.append((partition, state))  # of itself no reason for a commit: see `Replication`
+                continue
             retention_bytes = partition.config.retention_bytes
             if 0 <= retention_bytes < state.size_bytes and partition.config.deletes:
                 state = self.deletions.trim_to_size(turn, partition, state, retention_bytes)
             log.put_checkpoint(turn.transaction or self.transaction(turn), partition.log_id, state)
+        if marks and turn.transaction is not None:
+            for partition, state in marks:
+                log.put_checkpoint(turn.transaction, partition.log_id, state)
 
     def _apply(self, turn: Turn) -> None:
         flushing = self.flushing
         is_unsynced = turn.transaction is not None and flushing.is_needed
         if is_unsynced and flushing.has_topic_rules:
             flushing.flush_full(turn)  # first: who reads a record of such a topic may rely on it
-        for partition, state in turn.staged.items():
-            partition.publish(state)
+        if self.replication is None:
+            for partition, state in turn.staged.items():
+                partition.publish(state)
+        else:
+            self.replication.publish(turn)
         if (
             (is_unsynced and flushing.note(turn))
             or self.deletions.trimming
             or self.deletions.doomed
             or (self._coordinator is not None and self._coordinator.deadline_changed)
+            or (self.replication is not None and self.replication.has_deadlines)
         ):
             self._plan_service(turn.now_ms)
 
@@ -410,6 +325,8 @@ class Broker(TurnOwner):
         deadline_ms = self._next_deadline_ms(now_ms)
         if self._coordinator is not None:
             self._coordinator.deadline_changed = False
+        if self._is_serving:
+            return  # our own tick: its thread looks when it is done
         if deadline_ms is not None and (
             self._service_deadline_ms is None or deadline_ms < self._service_deadline_ms
         ):
@@ -420,6 +337,8 @@ class Broker(TurnOwner):
         deadlines = [self.deletions.deadline_ms(), self.flushing.deadline_ms]
         if self._coordinator is not None:
             deadlines.append(self._coordinator.next_deadline_ms())
+        if self.replication is not None:
+            deadlines.append(self.replication.next_deadline_ms(now_ms))
         known = [deadline for deadline in deadlines if deadline is not None]
         return min(known) if known else None
 
@@ -435,10 +354,13 @@ class Broker(TurnOwner):
         deadline_ms = self._next_deadline_ms(now_ms)
         if deadline_ms is not None and deadline_ms <= now_ms and not failed:
             if self._tick is None or self._tick.done:  # else the turn is taken, and ours waits already
+                self._is_serving = True
                 try:
                     self._tick = self.post(Tick())
                 except StreamlogError:
                     return None  # closed meanwhile
+                finally:
+                    self._is_serving = False
             failed = self._tick.error is not None and not self.deletions.shrink()
             now_ms = self._clock.monotonic_ms()
             deadline_ms = self._next_deadline_ms(now_ms)
@@ -452,6 +374,8 @@ class Broker(TurnOwner):
     def _decide_tick(self, turn: Turn, pending: Pending) -> object:
         if self._coordinator is not None:
             self._coordinator.on_tick(turn)
+        if self.replication is not None:
+            self.replication.on_tick(turn)
         deadline_ms = self.deletions.deadline_ms()
         if deadline_ms is not None and deadline_ms <= turn.now_ms:
             self.deletions.stage_slice(turn)
@@ -469,17 +393,58 @@ class Broker(TurnOwner):
             self.post(DropLogs(orphans))
         return len(orphans)
 
+    # -- for replication: what its parts ask of the turn -------------------------------------------------------------
+
+    def log_ends(self) -> dict[int, int]:
+        """Where the loaded logs end, by log id."""
+        return {
+            partition.log_id: partition.state.log_end_offset for partition in list(self.partitions.values())
+        }
+
+    def plan_service(self) -> None:
+        """Look for deadlines anew: time has passed without us."""
+        self._plan_service(self._clock.monotonic_ms())
+
+    def on_coordinator_moved(self, turn: Turn, partition: Partition) -> None:
+        """We no longer lead a partition of an internal topic: what is folded from it goes."""
+        if self._coordinator is not None and partition.topic == CONSUMER_OFFSETS_TOPIC:
+            coordinator = self._coordinator
+            turn.effects.append(lambda: coordinator.unload(partition))
+
+    def after_turn(self, turn: Turn, call: Callable[[], None]) -> None:
+        """Have something done outside of the turn, once it is applied."""
+        turn.effects.append(lambda: self._outbox.append(call))
+
+    def answer(self, pending: Pending, value: object, error: BaseException | None = None) -> None:
+        """Answer a request that was parked. Called as the runner."""
+        self._answer(pending, value, error)
+
     # -- closing -----------------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Finish what is under way, wake who waits, refuse everything later."""
+    def close(self, refusal: StreamlogError | None = None, *, abruptly: bool = False) -> None:
+        """Finish what is under way, wake who waits, refuse everything later.
+
+        refusal:  what later callers are told; None: that it is closed.
+        abruptly: crash: what waits in the inbox is refused as well.
+        """
+        if self.replication is not None and not abruptly and not self.paused:
+            from streamlog.broker.replica_requests import SaveHighWatermarks
+
+            try:
+                self.call(SaveHighWatermarks(), CLOSE_WAIT_MS)
+            except StreamlogError:
+                pass  # a full disk, or closed before: the followers will tell at the next opening
+        self._down = refusal
 
         def withdraw() -> None:
             for partition in list(self.partitions.values()):
                 partition.stop_serving()
 
-        self.stop(withdraw)
+        self.stop(withdraw, abruptly=abruptly)
         self._service.stop()
+
+    def _refusal(self) -> StreamlogError:
+        return super()._refusal() if self._down is None else self._down
 
     def _on_stop(self, refusal: StreamlogError) -> None:
         for partition in list(self.partitions.values()):
@@ -489,3 +454,5 @@ class Broker(TurnOwner):
                 partition.stop_serving()
         if self._coordinator is not None:
             self._coordinator.close(refusal, self._answer)
+        if self.replication is not None:
+            self.replication.acknowledgements.close(refusal, self._answer)

@@ -25,7 +25,7 @@ from streamlog.broker.api import GroupRequest
 from streamlog.broker.broker import Broker
 from streamlog.broker.heartbeats import Heartbeats
 from streamlog.broker.housekeeping import Housekeeping
-from streamlog.broker.measuring import measure
+from streamlog.broker.measuring import measure, measure_broker
 from streamlog.broker.metadata import AppendMetadata, MetadataLog
 from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Listener
@@ -43,10 +43,11 @@ from streamlog.errors import (
     ClosedError,
     ConfigError,
     CorruptStoreError,
+    LeaderNotAvailableError,
+    NotControllerError,
     StoreForkedError,
     TopicAlreadyExistsError,
     TopicDeletionDisabledError,
-    UnsupportedOperationError,
 )
 from streamlog.metrics import MetricsRegistry
 from streamlog.storage.directory import ClusterDirectory
@@ -56,12 +57,18 @@ from streamlog.storage.filesystem import device
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from streamlog.broker.dispatching import Dispatcher
+    from streamlog.broker.peers import Peers
+
 CONTROLLER_ID: Final = 0
 ALLOCATOR_HINT_BYTES: Final = 16 * 1024 * 1024
 """Freeing one block of this size raises glibc's dynamic mmap threshold for good. Without it every batch of about 128 KiB
 lives in freshly mapped, zeroed pages: measured, `send_many` of 1 KiB records ran at a third of its speed.
 """
 READERS_WAIT_MS: Final = 1000
+CONTROLLER_LOOK_MS: Final = 20
+REQUEST_WAIT_MS: Final = 60_000
+"""Kafka's default.api.timeout.ms: longer than this nobody waits for a broker that is paused."""
 OFFSETS_TOPIC_CONFIG: Final[Mapping[str, str]] = {"cleanup.policy": "compact", "retention.ms": "-1"}
 
 
@@ -93,32 +100,28 @@ class BrokerCluster:
                 self.runtime,
                 config.inbox_requests_max,
                 self._default_counts,
+                config,
             )
             self._join_brokers(brokers)
-            self.brokers = [self._open_broker(broker_id) for broker_id in sorted(self.metadata.image.brokers)]
+            self.brokers = [self.open_broker(broker_id) for broker_id in sorted(self.metadata.image.brokers)]
         except BaseException:
             for environment in self._environments:
                 environment.close(force=True)
             directory.close()
             raise
-        owners = [self.metadata, *self.brokers]
-        for owner in owners:
-            owner.sibling_locks = tuple(other.turn_lock for other in owners if other is not owner)
-        self.broker = self.brokers[0]
+        self._peers: Peers | None = None
+        self.subscribe_lock = self.runtime.lock()
+        self.know_brokers(self.brokers)
         self.waiting_fetches: deque[None] = deque()
-        measure(self)
+        self.request_times, self.group_counters = measure(self)
         self.topics: dict[str, TopicImage] = self.metadata.image.topics
-        self.wait = self.broker.wait
-        self.advance = self.broker.advance
-        # `admit_produce()` helps while the leader's inbox is full, `put_produce(pending)` puts a Produce into it without
-        # running a turn. Bound, not wrapped: every record that is sent alone goes through both.
-        self.admit_produce = self.broker.admit
-        self.put_produce = self.broker.put
         self.heartbeats = Heartbeats(self.runtime)
         self.housekeeping = Housekeeping(self)
         for owner in owners:
             owner.on_checkpoint_due = self.housekeeping.wake
         self.housekeeping.start()
+        if len(self.brokers) > 1:
+            self.peers.open()
         self.runtime.attach(self)
 
     def __repr__(self) -> str:
@@ -174,15 +177,48 @@ class BrokerCluster:
                 value=brokers,
                 allowed="an int >= 1",
             )
-        if count > 1:
-            raise UnsupportedOperationError(
-                f"brokers={count}: this version of streamlog runs one broker; replication is being built"
-            )
         records: list[Any] = [BrokerRegistered(broker_id, self.incarnation) for broker_id in range(count)]
         records.append(ControllerElected(CONTROLLER_ID, 1))
         self.metadata.call(AppendMetadata(records, 0, 0))
 
-    def _open_broker(self, broker_id: int) -> Broker:
+    def know_brokers(self, brokers: list[Broker]) -> None:
+        """These are the brokers that run, by id."""
+        self.brokers = brokers
+        owners = [self.metadata, *brokers]
+        for owner in owners:
+            owner.sibling_locks = tuple(other.turn_lock for other in owners if other is not owner)
+        if not brokers:
+            return  # all are stopped: who asks the last one is told
+        self.broker = broker = brokers[0]
+        # `admit_produce()` helps while the leader's inbox is full, `put_produce(pending)` puts a Produce into it without
+        # running a turn. Bound, not wrapped: every record that is sent alone goes through both.
+        way: Broker | Dispatcher = broker if self._peers is None else self._peers.dispatcher
+        self.wait = way.wait
+        self.advance = way.advance
+        self.admit_produce = way.admit
+        self.put_produce = way.put
+
+    def measure_broker(self, broker: Broker) -> None:
+        """Have a broker that joined later counted with the others."""
+        measure_broker(self, broker, self.request_times, self.group_counters)
+
+    @property
+    def peers(self) -> Peers:
+        """The brokers among each other, made at its first use: one broker that nobody stops needs none."""
+        peers = self._peers
+        if peers is None:
+            from streamlog.broker.peers import Peers
+
+            peers = self._peers = Peers(self)
+            self.know_brokers(self.brokers)
+        return peers
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether leaders may move, so that every look-up has to ask who leads now."""
+        return self._peers is not None
+
+    def open_broker(self, broker_id: int) -> Broker:
         environment = self._open_environment(self.directory.broker_path(broker_id))
         return Broker(
             broker_id, environment, self.metadata, self.runtime, self.config, self.incarnation, self.metrics
@@ -227,10 +263,13 @@ class BrokerCluster:
             return
         first_error: Exception | None = None
         steps: list[Callable[[], object]] = [self.heartbeats.stop, self.housekeeping.stop]
+        if self._peers is not None:
+            steps.append(self._peers.dispatcher.close)
+            steps.append(self._peers.close)
         steps += [broker.close for broker in self.brokers]
         steps.append(self.metadata.close)
         steps += [
-            partial(self._close_environment, environment) for environment in reversed(self._environments)
+            partial(self.close_environment, environment) for environment in reversed(self._environments)
         ]
         steps.append(self.directory.close)
         for step in steps:
@@ -243,9 +282,12 @@ class BrokerCluster:
         if first_error is not None:
             raise first_error
 
-    def _close_environment(self, environment: Environment) -> None:
+    def close_environment(self, environment: Environment) -> None:
+        """Of a broker that stopped, or of all at the end."""
         if not environment.close():
             self._wait_for_readers(environment)
+        if not self.closed:
+            self._environments.remove(environment)
 
     def _wait_for_readers(self, environment: Environment) -> None:
         """A thread is still reading: its snapshot is short, and its end closes the file (ECOSYSTEM 3.2 row 24)."""
@@ -286,13 +328,57 @@ class BrokerCluster:
         """The partition at its leader, to read from and to listen to."""
         if self.closed:
             self.check_usable()
+        if self._peers is not None:
+            return self.leader(topic, number).partition(topic, number)
         return self.broker.partition(topic, number)
 
+    def leader(self, topic: str, number: int) -> Broker:
+        """The broker that leads a partition.
+
+        Raises   UnknownTopicOrPartitionError; LeaderNotAvailableError if nobody leads it; NetworkError if its leader is
+                 down and the controller has not found out yet. The last two are retriable.
+        """
+        if self._peers is None:
+            return self.broker
+        image = self.metadata.image.partition(topic, number)
+        if image.leader < 0:
+            raise LeaderNotAvailableError(
+                f"nobody leads {topic}-{number}: of its replicas {image.replicas} only {image.isr} may, and none of "
+                "them runs",
+                topic=topic,
+                partition=number,
+                isr=image.isr,
+            )
+        broker = self._peers.running(image.leader)
+        if broker is None:
+            from streamlog.broker.network import down
+
+            raise down(image.leader)
+        return broker
+
+    def any_replica(self, topic: str, number: int) -> Partition:
+        """A replica that is there, whoever leads: to wait with. Raises LeaderNotAvailableError without one."""
+        for broker_id in self.metadata.image.partition(topic, number).replicas:
+            broker = self.peers.running(broker_id)
+            if broker is not None:
+                return broker.partition(topic, number)
+        raise LeaderNotAvailableError(
+            f"no broker with a replica of {topic}-{number} runs", topic=topic, partition=number
+        )
+
     def leader_of(self, partition: Partition) -> Broker:
-        return self.broker
+        """The broker that hosts this very replica."""
+        return partition.home or self.broker
 
     def listener(self) -> Listener:
-        return Listener(self.runtime, self.broker.subscribe_lock, self.waiting_fetches)
+        return Listener(self.runtime, self.subscribe_lock, self.waiting_fetches)
+
+    def _tell_brokers(self, request: object) -> None:
+        """Have every broker do something; one that is paused does it when it goes on."""
+        for broker in self.brokers:
+            pending = broker.post(request)
+            if not broker.paused:
+                broker.wait(pending)
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -300,7 +386,7 @@ class BrokerCluster:
         self, name: str, partitions: int, replication_factor: int, config: dict[str, str]
     ) -> TopicImage:
         self.check_usable()
-        self.metadata.call(api.CreateTopic(name, partitions, replication_factor, config))
+        self._ask_controller(api.CreateTopic(name, partitions, replication_factor, config))
         return self.topic(name)
 
     def delete_topic(self, name: str) -> None:
@@ -310,26 +396,47 @@ class BrokerCluster:
                 f"topic {name!r} is not deleted: this cluster was opened with delete_topic_enable=False",
                 topic=name,
             )
-        image = self.metadata.call(api.DeleteTopic(name))
-        self.broker.call(DropTopic(image))
+        image = self._ask_controller(api.DeleteTopic(name))
+        self._tell_brokers(DropTopic(image))
         if CONSUMER_OFFSETS_TOPIC in self.topics:
             # As Kafka: a topic made anew begins without the offsets committed for the old one.
-            self.broker.coordinator.forget_topic(name)
+            self.coordinator.forget_topic(name)
+
+    def control(self, request: object) -> None:
+        """Have the controller decide; raises the first error there is of a partition. Waits while there is none."""
+        self.peers.open()
+        errors: Mapping[object, Exception] = self._ask_controller(request)
+        for error in errors.values():
+            raise error
+
+    def _ask_controller(self, request: object) -> Any:
+        """A decision of the controller's; while there is no controller, one is waited for."""
+        deadline_ms = self.runtime.clock.monotonic_ms() + REQUEST_WAIT_MS
+        waiter = None
+        while True:
+            try:
+                return self.metadata.call(request, REQUEST_WAIT_MS)
+            except NotControllerError:
+                if self.runtime.clock.monotonic_ms() >= deadline_ms:
+                    raise
+            waiter = waiter or self.runtime.waiter()
+            waiter.wait(CONTROLLER_LOOK_MS)
 
     def create_partitions(self, name: str, total: int) -> TopicImage:
         self.check_usable()
-        self.metadata.call(api.CreatePartitions(name, total))
+        self._ask_controller(api.CreatePartitions(name, total))
         return self.topic(name)
 
     def alter_topic(self, name: str, changes: dict[str, str | None]) -> TopicImage:
         self.check_usable()
-        self.metadata.call(api.AlterTopicConfig(name, changes))
-        self.broker.call(RefreshTopic(name))
+        self._ask_controller(api.AlterTopicConfig(name, changes))
+        self._tell_brokers(RefreshTopic(name))
         return self.topic(name)
 
     def delete_records(self, topic: str, partition: int, before_offset: int) -> int:
         self.check_usable()
-        start: int = self.broker.call(api.DeleteRecords(topic, partition, before_offset))
+        leader = self.leader(topic, partition)
+        start: int = leader.call(api.DeleteRecords(topic, partition, before_offset), REQUEST_WAIT_MS)
         return start
 
     # -- groups ------------------------------------------------------------------------------------------------------
@@ -340,11 +447,11 @@ class BrokerCluster:
             return
         self.check_usable()
         try:
-            self.metadata.call(
+            self._ask_controller(
                 api.CreateTopic(
                     CONSUMER_OFFSETS_TOPIC,
                     self.config.offsets_topic_num_partitions,
-                    min(3, len(self.brokers)),
+                    min(3, len(self.metadata.image.active_brokers()) or 1),
                     dict(OFFSETS_TOPIC_CONFIG),
                 )
             )
@@ -356,13 +463,17 @@ class BrokerCluster:
     ) -> Pending:
         """Hand an event to a group's coordinator; the answer may come later."""
         self.ensure_offsets_topic()
+        if self._peers is not None:
+            return self._peers.coordinators.post(group_id, event, on_done)
         return self.broker.post(GroupRequest(group_id, event), on_done=on_done)
 
     def call_group(self, group_id: str, event: Any, timeout_ms: int | None = None) -> Any:
         self.ensure_offsets_topic()
+        if self._peers is not None:
+            return self._peers.coordinators.call(group_id, event, timeout_ms or REQUEST_WAIT_MS)
         return self.broker.call(GroupRequest(group_id, event), timeout_ms)
 
     @property
     def coordinator(self) -> Any:
         self.ensure_offsets_topic()
-        return self.broker.coordinator
+        return self.broker.coordinator if self._peers is None else self._peers.coordinators

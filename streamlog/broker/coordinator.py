@@ -29,8 +29,8 @@ import msgspec
 from streamlog import batch as batches
 from streamlog.broker.api import GroupRequest
 from streamlog.broker.checkpointing import decode_offsets, save_offsets
+from streamlog.broker.hosted_group import HostedGroup as HostedGroup
 from streamlog.broker.partition import Partition
-from streamlog.broker.purgatory import Source
 from streamlog.broker.turn import DEFER, Pending, Turn
 from streamlog.config import ClusterConfig
 from streamlog.core import group_events as events
@@ -41,6 +41,7 @@ from streamlog.core.group_state import GroupLimits, State
 from streamlog.core.machine import Decision
 from streamlog.errors import (
     CoordinatorNotAvailableError,
+    NotCoordinatorError,
     ReentrantCallError,
     StorageError,
     StreamlogError,
@@ -55,46 +56,12 @@ if TYPE_CHECKING:
 
 FOLD_CHECKPOINT_EVERY_RECORDS: Final = 4096
 _READ_BYTES: Final = 4 * 1024 * 1024
+COMMIT_TIMEOUT_MS: Final = 5_000
+"""Kafka's offsets.commit.timeout.ms: how long a group's record may take to be replicated."""
 TICK_GROUPS_MAX: Final = 256
 """Groups whose time has come that one turn decides; the others follow in the next."""
 LATE_MS_MAX: Final = 2_000
 """A judge that comes later than this to a deadline was itself stopped (a debugger, SIGSTOP): nobody is blamed."""
-
-
-class HostedGroup(Source):
-    """A machine and what its host keeps beside it. `view` is published after each change."""
-
-    __slots__ = (
-        "group_id",
-        "machine",
-        "view",
-        "partition",
-        "scheduled_ms",
-        "is_idle",
-        "_is_news",
-        "stable_generation",
-    )
-
-    def __init__(self, group_id: str, machine: GroupMachine, partition: Partition) -> None:
-        super().__init__()
-        self.group_id = group_id
-        self.machine = machine
-        self.view = machine.view()
-        self.partition = partition
-        # The group's entry in the host's heap; its machine may want later, which is seen when the entry comes up.
-        self.scheduled_ms: int | None = None
-        self._is_news = False
-        self.stable_generation = self.view.generation  # of the last rebalance that was counted
-        self.is_idle = False  # nobody has asked for it since offsets were last expired
-
-    def publish(self) -> None:
-        view = self.machine.view()
-        if (view.state, view.generation) != (self.view.state, self.view.generation):
-            self._is_news = True  # until told: an interrupt may come between publishing and telling
-        self.view = view
-        if self._is_news:
-            self.notify()
-            self._is_news = False
 
 
 class _Fold:
@@ -145,9 +112,12 @@ class Coordinator:
             return self._hosted_or_new(group_id, partition)
 
     def groups(self) -> list[HostedGroup]:
-        """All groups, by name."""
-        for number in range(len(self._broker.metadata.image.topic(CONSUMER_OFFSETS_TOPIC).partitions)):
-            self._load(self._broker.partition(CONSUMER_OFFSETS_TOPIC, number))
+        """All groups this broker coordinates, by name."""
+        for number, image in enumerate(self._broker.metadata.image.topic(CONSUMER_OFFSETS_TOPIC).partitions):
+            if image.leader == self._broker.id:
+                partition = self._broker.partition(CONSUMER_OFFSETS_TOPIC, number)
+                if partition.serves:
+                    self._load(partition)
         return [hosted for _, hosted in sorted(self._hosted.copy().items())]
 
     def committed(
@@ -200,7 +170,9 @@ class Coordinator:
         """Let the group's machine decide; park the request unless the decision answers it."""
         try:
             partition = self._offsets_partition(request.group_id)
-            self._load(partition)
+            if not partition.is_alone and self._broker.replication is not None:
+                self._broker.replication.check_coordinates(turn, partition)
+            self._load(partition, leads=True)
         except (
             StorageError
         ) as error:  # the group cannot be read: that is the trouble of who asks for it, only
@@ -285,11 +257,15 @@ class Coordinator:
         self, turn: Turn, hosted: HostedGroup, decision: Decision[Any], asking: Pending | None
     ) -> None:
         """asking: the request decided on; parked if the decision does not answer it."""
+        end_offset = -1  # what replies wait for, where the partition has followers
         if decision.records:
             keys = [key for key, _ in decision.records]
             values = [value for _, value in decision.records]
             batch = batches.seal_v2_columns(keys, values, timestamps=turn.wall_ms)
             self._broker.append(turn, hosted.partition, batch)
+            state = turn.staged[hosted.partition]
+            if state.high_watermark < state.log_end_offset:
+                end_offset = state.log_end_offset
         turn.staged_machines[hosted] = decision
         machine = hosted.machine
         turn.effects.append(lambda: self._apply_decision(hosted, machine, decision))
@@ -302,6 +278,10 @@ class Coordinator:
             turn.effects.append(_forget(self._parked, token))
             if isinstance(answer, BaseException):
                 turn.fail(pending, answer)
+            elif end_offset >= 0 and self._broker.replication is not None:
+                waiting = [(hosted.partition, end_offset, -1)]
+                acknowledgements = self._broker.replication.acknowledgements
+                acknowledgements.park(turn, pending, answer, waiting, COMMIT_TIMEOUT_MS)
             else:
                 turn.reply(pending, answer)
         if asking is not None:
@@ -317,7 +297,9 @@ class Coordinator:
         self._note_deadline(hosted)
 
     def _note_records(self, number: int, count: int) -> None:
-        fold = self._folds[number]
+        fold = self._folds.get(number)
+        if fold is None:
+            return  # unloaded in this very turn: the leadership went
         fold.records_since_checkpoint += count
         if fold.records_since_checkpoint >= max(FOLD_CHECKPOINT_EVERY_RECORDS, fold.keys_saved):
             fold.records_since_checkpoint = 0
@@ -399,10 +381,31 @@ class Coordinator:
     def _new_member_id(self, client_id: str) -> str:
         return f"{client_id or 'consumer'}-{self._broker.runtime.random.getrandbits(128):032x}"
 
-    def _load(self, partition: Partition) -> None:
-        """Fold the partition's log into machines, once."""
+    def unload(self, partition: Partition) -> None:
+        """The broker no longer leads this partition: its groups are another's. Called by the runner."""
+        self._folds.pop(partition.number, None)
+        gone = [hosted for hosted in self._hosted.values() if hosted.partition.number == partition.number]
+        for hosted in gone:
+            self._hosted.pop(hosted.group_id, None)
+            hosted.is_gone = True
+            hosted.notify()
+        names = {hosted.group_id for hosted in gone}
+        for token, pending in list(self._parked.items()):
+            group_id = getattr(pending.request, "group_id", None)
+            if group_id in names:
+                error = _not_coordinator(str(group_id), partition)
+                self._broker.answer(pending, None, error)
+                self._parked.pop(token, None)
+
+    def _load(self, partition: Partition, leads: bool = False) -> None:
+        """Fold the partition's log into machines, once. leads: it is known that we lead it.
+
+        Raises NotCoordinatorError where another broker does.
+        """
         if partition.number in self._folds:
             return
+        if not (leads or partition.serves):
+            raise _not_coordinator(CONSUMER_OFFSETS_TOPIC, partition)
         if self._load_lock._is_owned():
             raise ReentrantCallError(
                 f"groups of {CONSUMER_OFFSETS_TOPIC}-{partition.number} are being loaded by this very thread, which a "
@@ -485,6 +488,14 @@ class Coordinator:
         while self._parked:
             answer(self._parked.popitem()[1], None, refusal)
         self._deadlines.clear()
+
+
+def _not_coordinator(group_id: str, partition: Partition) -> NotCoordinatorError:
+    return NotCoordinatorError(
+        f"group {group_id!r}: broker {partition.leader_id} leads {partition.name} and coordinates it",
+        group_id=group_id,
+        leader=partition.leader_id,
+    )
 
 
 def _forget(parked: dict[int, Pending], token: int) -> Callable[[], object]:

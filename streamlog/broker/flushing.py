@@ -15,6 +15,7 @@ Source: Kafka `UnifiedLog.append` (flush.messages counts records since the log's
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from streamlog.broker import api
@@ -40,6 +41,9 @@ class Flushing:
         self.times: Timer | None = None
         self.has_topic_rules = False
         """Whether any topic has been seen that wants more than the cluster does: spares the others the look."""
+        self.synced_ends: dict[int, int] = {}
+        """Where logs ended at the last sync, by log id: what a loss of power spares."""
+        self.ends: Callable[[], dict[int, int]] | None = None
         self._environment = environment
         self._clock = clock
         self._flush_ms = flush_ms
@@ -85,10 +89,13 @@ class Flushing:
     def flush(self) -> bool:
         """Bring what is committed to the disk. Returns whether that worked."""
         deadline_ms, self.deadline_ms = self.deadline_ms, None
+        ends = None if self.ends is None else self.ends()
         begun_us = self._clock.monotonic_us()
         try:
             self._environment.sync()
             self.error = None
+            if ends is not None:
+                self.synced_ends.update(ends)
             if self.times is not None:
                 self.times.update((self._clock.monotonic_us() - begun_us) / 1_000)
         except StorageError as error:

@@ -293,7 +293,7 @@ def read_groups(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
     hosted = []
     parked = loaded = 0
     if CONSUMER_OFFSETS_TOPIC in cluster.topics:
-        coordinator = cluster.broker.coordinator
+        coordinator = cluster.coordinator
         hosted = [group for group in coordinator.groups() if not group.machine.is_vacant]
         parked, loaded = coordinator.parked_count, coordinator.loaded_count
     states = [group.view.state.value for group in hosted]
@@ -328,23 +328,30 @@ def read_disk(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
             yield DISK + _DISK_METRICS[field], {"Value": int(number)}
 
 
-def measure(cluster: BrokerCluster) -> RequestTimes:
+def measure_broker(
+    cluster: BrokerCluster, broker: Broker, times: RequestTimes, groups: GroupCounters
+) -> None:
+    """Have one broker's requests, groups and flushes counted with those of the others."""
+    broker.request_times = times
+    broker.group_counters = groups
+    broker.flushing.times = cluster.metrics.timer(FLUSHES)
+    if not broker.flushing.is_needed:
+        broker.commit_times = broker.flushing.times
+
+
+def measure(cluster: BrokerCluster) -> tuple[RequestTimes, GroupCounters]:
     """Have a cluster measured. Called once, when it is open."""
     registry: MetricsRegistry = cluster.metrics
     times = RequestTimes(cluster.runtime.clock)
     cluster.metadata.request_times = times
     groups = GroupCounters(cluster.runtime.clock.monotonic_ms())
     for broker in cluster.brokers:
-        broker.request_times = times
-        broker.group_counters = groups
-        broker.flushing.times = registry.timer(FLUSHES)
-        if not broker.flushing.is_needed:
-            broker.commit_times = broker.flushing.times
+        measure_broker(cluster, broker, times, groups)
     registry.collect(times.read)
     registry.collect(groups.read)
     for reader in (read_partitions, read_controller, read_groups, read_purgatories, read_disk):
         registry.collect(_asking(cluster, reader))
-    return times
+    return times, groups
 
 
 def _asking(

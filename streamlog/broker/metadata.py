@@ -10,13 +10,13 @@ Invariants:
  2. An append with another controller epoch, or another expected offset, is refused and changes nothing.
  3. The image's checkpoint only saves time: without it the log is replayed from its start.
 
-Not implemented here yet: leases of several brokers and controller election (they arrive with replication).
+What several brokers need of a controller (leases, elections, in-sync sets) is `broker.controlling`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -43,12 +43,19 @@ from streamlog.storage.env import Environment, Snapshot
 from streamlog.storage.fold_checkpoints import load_fold
 from streamlog.storage.keys import CheckpointKind
 
+if TYPE_CHECKING:
+    from streamlog.broker.controlling import Controlling
+    from streamlog.config import ClusterConfig
+
 METADATA_LOG_ID: Final = 1
 IMAGE_KIND: Final = CheckpointKind.FOLD
 """The kind of checkpoint that holds the image (see storage.keys)."""
 
 CHECKPOINT_EVERY_RECORDS: Final = 512
 _READ_BYTES: Final = 4 * 1024 * 1024
+
+_OF_CLIENTS: Final = frozenset({api.CreateTopic, api.CreatePartitions, api.DeleteTopic, api.AlterTopicConfig})
+"""What only a controller decides."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(MetadataRecord).decode
@@ -75,14 +82,21 @@ class MetadataLog(TurnOwner):
         runtime: Runtime,
         requests_max: int,
         default_counts: Callable[[], tuple[int, int]],
+        config: ClusterConfig | None = None,
     ) -> None:
-        """default_counts: partitions and replication factor of a topic whose creator names none."""
+        """default_counts: partitions and replication factor of a topic whose creator names none.
+        config: given where there are several brokers: then a controller among them decides (`broker.controlling`).
+        """
         super().__init__("the metadata log", environment, runtime, requests_max)
         self.image = ClusterImage()
         self.state = ReplicaState()
         self._default_counts = default_counts
         self.saved_offset = 0  # up to here the image's checkpoint goes
         self._asked_offset = 0  # and up to here it was asked to
+        self._config = config
+        self._controlling: Controlling | None = None
+        self.on_records: Callable[[list[Any], int], None] | None = None
+        """Told, outside of the turn, what was appended and where the log ends now."""
         self._load()
 
     def __repr__(self) -> str:
@@ -97,6 +111,17 @@ class MetadataLog(TurnOwner):
             begun = fold_image(snapshot, self.image, self.state.log_start_offset, end)
         self.saved_offset = self._asked_offset = begun
 
+    @property
+    def controlling(self) -> Controlling:
+        """The controller's work, made at its first use: who has one broker need not import it."""
+        controlling = self._controlling
+        if controlling is None:
+            from streamlog.broker.controlling import Controlling
+
+            assert self._config is not None
+            controlling = self._controlling = Controlling(self, self._config)
+        return controlling
+
     # -- deciding ----------------------------------------------------------------------------------------------------
 
     def live_brokers(self) -> list[int]:
@@ -106,6 +131,8 @@ class MetadataLog(TurnOwner):
         if turn.staged:
             return DEFER  # one decision a turn: the next one must see this one's records in the image
         request = pending.request
+        if self._controlling is not None and type(request) in _OF_CLIENTS:
+            self._controlling.check_controller(turn.now_ms)
         match request:
             case CopyImage():
                 turn.reply(pending, (self.state.log_end_offset, copy_of(self.image)))
@@ -154,7 +181,10 @@ class MetadataLog(TurnOwner):
                 changed = controller.decide_change_config(self.image, request.name, request.changes)
                 records, reply = [changed], changed
             case _:
-                raise TypeError(f"the metadata log does not know {type(request).__name__}")
+                records, reply = self.controlling.decide(turn, request)
+        if not records:
+            turn.reply(pending, reply)
+            return None
         self.transaction(turn, reclaiming=self._frees(request))
         self._append(turn, records)
         turn.reply(pending, reply)
@@ -194,6 +224,9 @@ class MetadataLog(TurnOwner):
             self.image.apply(record)
         if __debug__ and len(self.image.topics) < 64:
             self.image._check()
+        if self.on_records is not None and self.state is not state:
+            tell, end = self.on_records, state.log_end_offset
+            self._outbox.append(lambda: tell(records, end))
         self.state = state
         if state.log_end_offset - self._asked_offset >= CHECKPOINT_EVERY_RECORDS:
             self._asked_offset = state.log_end_offset

@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -22,6 +22,7 @@ from streamlog.broker.purgatory import Source
 from streamlog.compression import CODECS
 from streamlog.config import TopicConfig
 from streamlog.core.cluster_image import PartitionImage, TopicImage
+from streamlog.core.leader_epochs import EpochHistory
 from streamlog.core.replica import ReplicaState
 from streamlog.errors import (
     CorruptRecordError,
@@ -38,7 +39,12 @@ from streamlog.storage import log
 from streamlog.storage.env import Environment, Snapshot
 
 if TYPE_CHECKING:
+    from streamlog.broker.broker import Broker
     from streamlog.broker.measuring import RequestTimes
+    from streamlog.core.leadership import Leadership
+
+
+NO_EPOCHS: Final = EpochHistory()
 
 
 class TopicMeters:
@@ -159,6 +165,13 @@ class Partition(Source):
         "synced_offset",
         "compactions",
         "meters",
+        "leadership",
+        "epochs",
+        "leader_id",
+        "role_epoch",
+        "serves",
+        "is_alone",
+        "home",
         "__weakref__",
     )
 
@@ -177,6 +190,14 @@ class Partition(Source):
         self.topic_id = topic.topic_id
         self.log_id = image.log_id
         self.internal = topic.internal
+        # Who leads: with one replica we do, alone; else `broker.replication` tells, in a turn.
+        self.is_alone = True
+        self.serves = True  # to clients
+        self.leadership: Leadership | None = None
+        self.epochs = NO_EPOCHS
+        self.home: Broker | None = None
+        self.leader_id = -1
+        self.role_epoch = -1
         self.configure(config)
         self.state = state
         self.view: ReplicaState | None = state
@@ -186,6 +207,10 @@ class Partition(Source):
         self.generation = 0
         self.compactions = 0  # and a checkpoint encoded before a compaction must not be stored after it
         self.meters = meters
+
+    @property
+    def name(self) -> str:
+        return f"{self.topic}-{self.number}"
 
     def __repr__(self) -> str:
         state = self.state
@@ -200,7 +225,8 @@ class Partition(Source):
         self.codec = CODECS[config.compression_type]
         # Whether nothing but its size and newest timestamp decides about a batch, and nothing more is to be done for it.
         self.is_plain = (
-            not self.internal
+            self.is_alone
+            and not self.internal
             and not config.compacts
             and self.codec is None
             and config.retention_bytes < 0
@@ -212,12 +238,19 @@ class Partition(Source):
     def publish(self, state: ReplicaState) -> None:
         """Make `state` current and visible, and tell who waits."""
         assert 0 <= state.log_start_offset <= state.high_watermark <= state.log_end_offset, state
-        self.state = state
+        before, self.state = self.state, state
         if self.view is not None:
             self.view = state
             self.is_cutting = False
-            if self.subscriptions:
+            if self.subscriptions and (self.is_alone or _is_news(before, state)):
                 self.notify()
+
+    def take_role(self, leader_id: int, role_epoch: int, serves: bool, is_alone: bool) -> None:
+        """Lead or follow from now on; whoever reads here looks again."""
+        self.leader_id, self.role_epoch = leader_id, role_epoch
+        self.serves, self.is_alone = serves, is_alone
+        self.configure(self.config)
+        self.notify()
 
     def stop_serving(self) -> None:
         """The topic is gone: readers find no view and look up the cluster image."""
@@ -282,6 +315,15 @@ class Partition(Source):
                 partition=self.number,
                 record_indexes=missing,
             )
+
+
+def _is_news(before: ReplicaState, state: ReplicaState) -> bool:
+    """Whether readers see something else now."""
+    return (
+        state.high_watermark != before.high_watermark
+        or state.log_start_offset != before.log_start_offset
+        or state.truncation_count != before.truncation_count
+    )
 
 
 def load_state(environment: Environment, log_id: int, leader_epoch: int) -> tuple[ReplicaState, bool]:

@@ -41,6 +41,8 @@ class Pending(msgspec.Struct, eq=False, weakref=True):
     waiter: Waiter | None = None
     following: Waiter | None = None  # whom its waiter wakes in turn
     is_chained: bool = False  # and that it is woken so itself
+    sent_items: Any = None
+    """Of a request the dispatcher sent: what it is made of."""
 
     def __repr__(self) -> str:
         state = "done" if self.done else "parked" if self.taken else "waiting"
@@ -69,6 +71,8 @@ class Turn(msgspec.Struct, eq=False):
     counted: bool = False
     reclaiming: bool = False
     applications: int = 0
+    leaderships: dict[Any, Any] = {}  # partition -> Leadership, None: follows
+    epochs: dict[Any, Any] = {}  # partition -> EpochHistory
 
     def reply(self, pending: Pending, value: object) -> None:
         """Answer once the turn is committed and applied."""

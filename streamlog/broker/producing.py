@@ -23,6 +23,7 @@ from streamlog.storage import log
 
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
+    from streamlog.broker.partition import Partition
 
 _LOG_APPEND_TIME: Final = 0x08
 
@@ -30,16 +31,26 @@ _LOG_APPEND_TIME: Final = 0x08
 def decide(broker: Broker, turn: Turn, pending: Pending, request: Produce) -> None:
     """Append each entry, or say why not."""
     results: list[Produced] = []
+    waiting: list[tuple[Partition, int, int]] = []  # what acks=all waits for, see `acknowledgements`
     for name, number, batch in request.entries:
         try:
             partition = broker.partition(name, number)
             if partition.internal:
                 raise InvalidTopicError(f"topic {name!r} is internal; clients cannot write to it", topic=name)
+            if not partition.is_alone and broker.replication is not None:
+                broker.replication.check_leads(turn, partition, request.acks)
             batch = partition.admit(batch, turn.wall_ms)
         except StreamlogError as error:
             results.append(Produced(-1, -1, -1, error))
             continue
         results.append(broker.append(turn, partition, batch))
+        if request.acks == -1 and not partition.is_alone:
+            state = turn.staged[partition]
+            if state.high_watermark < state.log_end_offset:
+                waiting.append((partition, state.log_end_offset, len(results) - 1))
+    if waiting and broker.replication is not None:
+        broker.replication.acknowledgements.park(turn, pending, results, waiting, request.timeout_ms)
+        return
     if not request.acks:  # Kafka answers nothing: nobody is told an offset, but failures are not kept quiet
         results = [Produced(-1, -1, -1, result.error) for result in results]
     turn.reply(pending, results)
@@ -53,7 +64,13 @@ def run_alone(broker: Broker, pending: Pending) -> bool:
         return False
     name, number, batch = entries[0]
     partition = broker.partitions.get((name, number))
-    if partition is None or not partition.is_plain or not request.acks:
+    if (
+        partition is None
+        or not partition.is_plain
+        or not request.acks
+        or broker.disk_is_full
+        or broker.commit_delay_ms
+    ):
         return False
     image = broker.metadata.image.topics.get(name)
     if image is None or image.topic_id != partition.topic_id:

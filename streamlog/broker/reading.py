@@ -33,9 +33,10 @@ READ_UNCOMMITTED = "read_uncommitted"
 def view_of(partition: Partition) -> ReplicaState:
     """The published view. Raises NotLeaderOrFollowerError where the partition is not served."""
     view = partition.view
-    if view is None:
+    if view is None or not partition.serves:
         raise NotLeaderOrFollowerError(
-            f"{partition.topic}-{partition.number} is not served here: its topic was deleted or the cluster is closing",
+            f"{partition.topic}-{partition.number} is not served here: another broker leads it, its topic was deleted, "
+            "or the cluster is closing",
             topic=partition.topic,
             partition=partition.number,
         )
@@ -71,11 +72,28 @@ class LogReader:
         """A view and a snapshot that belong together. The caller closes the snapshot, soon."""
         while True:
             view = view_of(partition)
-            snapshot = self._environment.snapshot()
-            # In this order: once it is not cutting any more, the new view is there to be seen.
-            if not partition.is_cutting and same_log(view, partition.view):
-                return view, snapshot
-            snapshot.close()
+            opened = self._open_at(partition, view)
+            if opened is not None:
+                return view, opened
+
+    def open_as_replica(self, partition: Partition) -> tuple[ReplicaState, Snapshot]:
+        """The same for the brokers themselves, who read replicas that no client may."""
+        while True:
+            view = partition.view
+            if view is None:
+                return view_of(partition), self._environment.snapshot()  # which says so
+            opened = self._open_at(partition, view)
+            if opened is not None:
+                return view, opened
+
+    def _open_at(self, partition: Partition, view: ReplicaState) -> Snapshot | None:
+        """A snapshot that holds what the view promises; None: the log was cut meanwhile."""
+        snapshot = self._environment.snapshot()
+        # In this order: once it is not cutting any more, the new view is there to be seen.
+        if not partition.is_cutting and same_log(view, partition.view):
+            return snapshot
+        snapshot.close()
+        return None
 
     def read(
         self,

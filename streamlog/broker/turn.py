@@ -37,6 +37,7 @@ from streamlog.broker.pending import chain
 from streamlog.broker.runner import Runtime, TurnLock
 from streamlog.errors import (
     ClosedError,
+    DiskFullError,
     IllegalStateError,
     ReentrantCallError,
     StorageError,
@@ -83,6 +84,9 @@ class TurnOwner:
         self._stopped = False  # and answers those still in the inbox with `_refusal`
         self._broken: BaseException | None = None
         self.on_checkpoint_due: Callable[[], object] = bool  # wakes who saves a fold that has grown enough
+        self.paused = False  # runs no turn and tells nobody: who waits runs into a timeout
+        self.disk_is_full = False  # faults of tests: each write fails, each commit takes longer
+        self.commit_delay_ms = 0
         self.sibling_locks: tuple[TurnLock, ...] = ()  # of the other owners: law 1
 
     @property
@@ -179,7 +183,7 @@ class TurnOwner:
         deadline_ms = None if timeout_ms is None else self._clock.monotonic_ms() + timeout_ms
         is_done = pending.done
         try:
-            if not is_done and self._is_runner():
+            if not is_done and self.is_runner:
                 raise ReentrantCallError(
                     f"{type(pending.request).__name__} would wait for {self.name}, but this very thread is inside "
                     "a turn (a logging handler, __del__ or a signal handler?); send without waiting instead"
@@ -221,7 +225,7 @@ class TurnOwner:
     def advance(self) -> None:
         """Run turns while there is something to do and nobody else does it."""
         lock = self._lock
-        if lock._is_owned() and self._is_inside():
+        if self.paused or (lock._is_owned() and self._is_inside()):
             return  # we are the runner: the request waits for the next turn
         for sibling in self.sibling_locks:  # a thread holds one turn lock at most
             if sibling._is_owned():
@@ -262,19 +266,21 @@ class TurnOwner:
             if turns > TURNS_FOR_OTHERS_MAX and self._hand_over():
                 return
 
-    def stop(self, action: Callable[[], None]) -> None:
+    def stop(self, action: Callable[[], None], *, abruptly: bool = False) -> None:
         """Take no more requests, finish those taken, run `action` as the last runner, answer who still waits.
+
+        abruptly: those taken are refused, too, as by a connection that breaks; a turn under way ends first.
 
         Raises   ReentrantCallError inside a turn. May be called again after an interrupt.
         """
-        if self._is_runner():
+        if self.is_runner:
             raise ReentrantCallError(f"{self.name} cannot be closed from inside a turn")
         self._closed = True
         with self._lock:
             if self._stopped:
                 return
             try:
-                while self._has_work():
+                while self._has_work() and not abruptly:
                     self._run_turn()
                 action()
                 self._stop()
@@ -288,12 +294,15 @@ class TurnOwner:
         """The turn's write transaction, begun at its first use. reclaiming: to free room, also where there is none."""
         transaction = turn.transaction
         if transaction is None:
+            if self.disk_is_full:
+                raise DiskFullError(f"{self.name}: the disk is full (a fault that a test asked for)")
             transaction = turn.transaction = self.environment.write(reclaiming=reclaiming)
             turn.transaction_id = transaction.id
             turn.reclaiming = reclaiming
         return transaction
 
-    def _is_runner(self) -> bool:
+    @property
+    def is_runner(self) -> bool:
         """Whether this thread is inside a turn, here or at a sibling."""
         if self._lock._is_owned() and self._is_inside():
             return True
@@ -313,7 +322,7 @@ class TurnOwner:
 
     def _make_room(self) -> None:
         """Run turns, or wait for who runs them, until the inbox is no longer full. The runner itself cannot wait."""
-        while len(self._inbox) >= self.requests_max and not self._is_runner():
+        while len(self._inbox) >= self.requests_max and not self.is_runner:
             self.advance()
             if len(self._inbox) >= self.requests_max:
                 self.runtime.waiter().wait(FULL_INBOX_LOOK_MS)
@@ -408,6 +417,10 @@ class TurnOwner:
             self._abandon(turn, error)
 
     def _commit(self, transaction: WriteTransaction) -> None:
+        if self.commit_delay_ms:
+            transaction.commit()
+            self.runtime.waiter().wait(self.commit_delay_ms)
+            return
         if self.commit_times is None:
             transaction.commit()
             return

@@ -75,6 +75,13 @@ class Accumulator:
         self._buffered_bytes = 0
         self._codec = CODECS[config.compression] or Codec.NONE
         self._topic_codecs: dict[str, Codec] = {}  # of topics whose compression.type is not "producer"
+        self._retrying = api.Retrying(
+            config.delivery_timeout_ms,
+            config.request_timeout_ms,
+            config.retries,
+            config.retry_backoff_ms,
+            config.retry_backoff_max_ms,
+        )
         self._closed = False
         # Between two steps of the thread that holds the lock: whoever gets in then is an interrupt of that
         # thread.
@@ -218,7 +225,7 @@ class Accumulator:
         if not entries:
             return
         self._backend.admit_produce()
-        pending = Pending(api.Produce(entries, self.config.acks), cost_bytes)
+        pending = Pending(api.Produce(entries, self.config.acks, retrying=self._retrying), cost_bytes)
         try:
             self._hand_over(pending, sealed)
         except BaseException:

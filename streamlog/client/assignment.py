@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from re import Pattern
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from streamlog.client.commits import Commits
 from streamlog.client.fetching import AssignedPartition
@@ -22,9 +22,15 @@ from streamlog.config import ConsumerConfig
 from streamlog.core.controller import validate_topic_name
 from streamlog.errors import (
     ConfigError,
+    CoordinatorNotAvailableError,
     IllegalStateError,
     InvalidGroupIdError,
     InvalidTopicError,
+    LeaderNotAvailableError,
+    NetworkError,
+    NotCoordinatorError,
+    NotLeaderOrFollowerError,
+    OffsetNotAvailableError,
     StreamlogError,
     UnknownTopicOrPartitionError,
 )
@@ -32,6 +38,7 @@ from streamlog.record import TopicPartition
 
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
+    from streamlog.broker.partition import Partition
     from streamlog.client.membership import Membership
 
 Listener = Callable[[list[TopicPartition]], object]
@@ -84,6 +91,17 @@ def _no_topics(topics: object) -> ConfigError:
     )
 
 
+UNSERVED: Final = (
+    NotLeaderOrFollowerError,
+    LeaderNotAvailableError,
+    NetworkError,
+    CoordinatorNotAvailableError,
+    NotCoordinatorError,
+    OffsetNotAvailableError,
+)
+"""What is over as soon as somebody leads again: the position stays, the records come later."""
+
+
 class ConsumerAssignment(ConsumerPositions):
     """What a consumer reads, by its own choice or its group's."""
 
@@ -97,6 +115,7 @@ class ConsumerAssignment(ConsumerPositions):
         self._ever_assigned = False
         # Where `stop_at_end` stops: each partition's end when it first came to us, whatever rebalances
         # follow.
+        self._unled: dict[AssignedPartition, None] = {}  # partitions nobody leads at the moment
         self._first_ends: dict[TopicPartition, int] = {}
         self._matched: tuple[int, tuple[str, ...]] = (-1, ())
         self._on_assigned: Listener | None = None
@@ -256,14 +275,21 @@ class ConsumerAssignment(ConsumerPositions):
                 self._drop(tp)
 
     def _take_up(self, tp: TopicPartition) -> None:
-        assigned = AssignedPartition(tp, self._backend.partition(tp.topic, tp.partition))
+        try:
+            partition = self._backend.partition(tp.topic, tp.partition)
+        except (LeaderNotAvailableError, NetworkError):
+            partition = self._backend.any_replica(tp.topic, tp.partition)  # read as soon as somebody leads
+        assigned = AssignedPartition(tp, partition)
         assigned.traffic = self._traffic
         assigned.subscription = self._listener.subscribe(assigned.partition, assigned)
         self._assigned[tp] = assigned
         if self.config.stop_at_end:
             end_offset = self._first_ends.get(tp)
             if end_offset is None:
-                end_offset = self._first_ends[tp] = self._offsets.end_offset(assigned.partition)
+                try:
+                    end_offset = self._first_ends[tp] = self._offsets.end_offset(assigned.partition)
+                except UNSERVED:
+                    pass  # the end it has when somebody leads, see `at_end`
             assigned.end_offset = end_offset
 
     def _drop(self, tp: TopicPartition) -> None:
@@ -273,6 +299,46 @@ class ConsumerAssignment(ConsumerPositions):
             assigned.subscription = None
             # Whoever iterates over the buffer must not hand out more of what is no longer ours.
             assigned.buffer, assigned.next_index = [], 0
+
+    def _on_unserved(self, assigned: AssignedPartition, error: StreamlogError) -> None:
+        """Another broker leads now, or none; the topic was deleted (perhaps made anew); the cluster closes."""
+        self._check_open()
+        self._backend.check_usable()
+        tp = assigned.tp
+        try:
+            fresh = self._backend.partition(tp.topic, tp.partition)
+        except UnknownTopicOrPartitionError:
+            if self._manual:
+                if assigned.subscription is not None:
+                    self._listener.mark(assigned.subscription)  # the next poll says so again
+                raise
+            return  # the group will take it away from us
+        except UNSERVED:
+            self._unled[assigned] = None
+            return
+        if fresh.topic_id != assigned.partition.topic_id:
+            self._drop(tp)
+            self._take_up(tp)
+        elif fresh is not assigned.partition:
+            self._follow(assigned, fresh)
+        elif not isinstance(error, NotLeaderOrFollowerError) or not fresh.serves:
+            self._unled[assigned] = None
+
+    def _look_for_leaders(self) -> None:
+        """Look again at what nobody led."""
+        unled, self._unled = self._unled, {}
+        for assigned in unled:
+            if assigned.subscription is not None and self._assigned.get(assigned.tp) is assigned:
+                self._listener.mark(assigned.subscription)
+
+    def _follow(self, assigned: AssignedPartition, partition: Partition) -> None:
+        """Read on at another leader, from where we stand."""
+        if assigned.subscription is not None:
+            self._listener.unsubscribe(assigned.subscription)
+        truncated_to = assigned.follow(partition)
+        assigned.subscription = self._listener.subscribe(partition, assigned)
+        if truncated_to is not None:
+            self._offsets.on_truncated(assigned, truncated_to)
 
     def _leave_group(self) -> None:
         membership = self._membership

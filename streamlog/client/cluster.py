@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from streamlog.broker.cluster import BrokerCluster
 from streamlog.broker.runner import new_lock
 from streamlog.client.assignment import checked_topics
-from streamlog.client.brokers import BrokerHandle, refuse
+from streamlog.client.brokers import BrokerHandle
 from streamlog.client.consumer import Consumer
 from streamlog.client.habits import KnowsHabits
 from streamlog.config import ConsumerConfig, ProducerConfig
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from streamlog.broker.housekeeping import CleanerReport
+    from streamlog.broker.network import Network
     from streamlog.client.consumer_group import ConsumerGroup
     from streamlog.client.producer import Producer
     from streamlog.client.reader_cluster import OpenedReader
@@ -100,20 +101,54 @@ class Cluster(KnowsHabits):
     @property
     def brokers(self) -> list[BrokerHandle]:
         """The brokers, by id."""
-        return [BrokerHandle(broker.id) for broker in self._backend.brokers]
+        backend = self._backend
+        return [BrokerHandle(broker_id, backend) for broker_id in sorted(backend.metadata.image.brokers)]
 
     @property
-    def network(self) -> Any:
-        """The network between brokers; there is none yet. Raises UnsupportedOperationError."""
-        refuse("cluster.network")
+    def network(self) -> Network:
+        """The network between the brokers, and its faults: `partition`, `delay`, `drop`, `heal`."""
+        self._check_open()
+        return self._backend.peers.network
 
     def add_broker(self) -> BrokerHandle:
-        """Raises UnsupportedOperationError: this version runs one broker."""
-        refuse("add_broker()")
+        """One broker more, under the next free id. It takes part at once; topics move there with `reassign`."""
+        from streamlog.broker import lifecycle
 
-    def reassign(self, topic: str, assignment: Any) -> None:
-        """Raises UnsupportedOperationError: this version runs one broker."""
-        refuse("reassign()")
+        self._check_open()
+        return BrokerHandle(lifecycle.add(self._backend), self._backend)
+
+    def reassign(self, topic: str, assignment: Mapping[int, Iterable[int] | None]) -> None:
+        """Move partitions to other brokers: partition -> broker ids, the preferred leader first; None cancels.
+
+        Returns once it has begun; the old replicas go when the new ones are in sync (see `topic[0].replicas`, `.isr`).
+        Raises   UnknownTopicOrPartitionError, InvalidReplicaAssignmentError, NoReassignmentInProgressError: of the first
+                 partition that was refused; the others have begun.
+        Source   KIP-455.
+        """
+        from streamlog.broker.controlling import Reassign
+
+        self._check_open()
+        targets = {number: None if ids is None else list(ids) for number, ids in dict(assignment).items()}
+        self._backend.control(Reassign(topic, targets))
+
+    def elect_leaders(
+        self, topic: str | None = None, partitions: Iterable[int] | None = None, election: str = "preferred"
+    ) -> None:
+        """Elect leaders by hand: "preferred" gives leadership back to the first replica, "unclean" takes any that runs.
+
+        topic:   None = all topics.      partitions: None = all of the topic.
+        Raises   ElectionNotNeededError, PreferredLeaderNotAvailableError, EligibleLeadersNotAvailableError: of the first
+                 partition named that was refused.
+        Source   KIP-460.
+        """
+        from streamlog.broker.controlling import ElectLeaders
+
+        self._check_open()
+        wanted = None
+        if topic is not None:
+            count = len(self._backend.topic(topic).partitions)
+            wanted = [(topic, number) for number in (range(count) if partitions is None else partitions)]
+        self._backend.control(ElectLeaders(wanted, election))
 
     # -- topics ------------------------------------------------------------------------------------------------------
 

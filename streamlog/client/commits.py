@@ -24,9 +24,12 @@ from streamlog.config import ConsumerConfig
 from streamlog.errors import (
     CommitFailedError,
     ConfigError,
+    CoordinatorNotAvailableError,
     FencedInstanceIdError,
     IllegalGenerationError,
     InvalidGroupIdError,
+    NetworkError,
+    NotCoordinatorError,
     RebalanceInProgressError,
     StreamlogError,
     StreamlogTimeoutError,
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 
 RETRY_MS: Final = 20
 _STALE = (UnknownMemberIdError, IllegalGenerationError, FencedInstanceIdError)
+_COORDINATOR_MOVES = (CoordinatorNotAvailableError, NotCoordinatorError, NetworkError)
+"""The group's coordinator is changing brokers: the commit is for the next one."""
 
 
 class Commits:
@@ -93,7 +98,7 @@ class Commits:
             timeout_ms = max(0, min(timeout_ms, self.deadline_ms - self._clock.monotonic_ms()))
         try:
             self._store(positions, timeout_ms)
-        except StreamlogTimeoutError:
+        except (StreamlogTimeoutError, *_COORDINATOR_MOVES):
             self._due_ms = self._clock.monotonic_ms()  # not known to be stored: the next poll tries again
         except UnknownTopicOrPartitionError:
             pass  # a topic was deleted; the offsets of the others are stored
@@ -163,6 +168,8 @@ class Commits:
                     wanted = {tp: where for tp, where in wanted.items() if tp in self._assigned}
             except (UnknownMemberIdError, FencedInstanceIdError) as error:
                 raise self._stale() from error
+            except _COORDINATOR_MOVES:
+                self._pause(left_ms)
         if gone:
             raise CommitFailedError(
                 f"{', '.join(map(str, gone))} went to another member of group {self._config.group_id!r} "
@@ -178,11 +185,14 @@ class Commits:
         if not membership.is_stable:
             membership.is_waiting = True
             try:
-                if self.waiter is None:
-                    self.waiter = self._backend.runtime.waiter()
-                self.waiter.wait(min(RETRY_MS, left_ms))
+                self._pause(left_ms)
             finally:
                 membership.is_waiting = False
+
+    def _pause(self, left_ms: int) -> None:
+        if self.waiter is None:
+            self.waiter = self._backend.runtime.waiter()
+        self.waiter.wait(min(RETRY_MS, left_ms))
 
     def _stale(self) -> CommitFailedError:
         return CommitFailedError(

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from streamlog.client.assignment import ConsumerAssignment
+from streamlog.client.assignment import UNSERVED, ConsumerAssignment
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition, Deserializer
 from streamlog.client.habits import KnowsHabits
 from streamlog.client.timeouts import milliseconds
@@ -31,10 +31,8 @@ from streamlog.errors import (
     ClosedError,
     ConfigError,
     IllegalStateError,
-    NotLeaderOrFollowerError,
     OffsetOutOfRangeError,
     StreamlogError,
-    UnknownTopicOrPartitionError,
 )
 from streamlog.record import Record, TopicPartition
 
@@ -55,6 +53,9 @@ TOPICS_LOOK_MS: Final = 200
 """A member that waits looks this often whether topics were made, deleted or grown."""
 
 CLOSE_LOOK_MS: Final = 2
+
+LEADER_LOOK_MS: Final = 20
+"""How often a consumer looks whether a partition that nobody led has a leader again."""
 
 
 class Consumer(ConsumerAssignment, KnowsHabits):
@@ -162,6 +163,8 @@ class Consumer(ConsumerAssignment, KnowsHabits):
         unresolved = self._offsets.unresolved(self._assigned)
         if unresolved:
             look_ms = JOIN_LOOK_MS
+        if self._unled:
+            look_ms = LEADER_LOOK_MS
         held_ms = None if self._gate is None else self._gate.left_ms()
         if held_ms is not None and (look_ms is None or held_ms < look_ms):
             look_ms = held_ms
@@ -261,6 +264,8 @@ class Consumer(ConsumerAssignment, KnowsHabits):
         for assigned in self._offsets.unresolved(self._assigned):
             if assigned.subscription is not None:
                 self._listener.mark(assigned.subscription)
+        if self._unled:
+            self._look_for_leaders()
         records: list[Record] = []
         taken_from = self._taken_from = []
         try:
@@ -347,8 +352,8 @@ class Consumer(ConsumerAssignment, KnowsHabits):
                 self._offsets.reset(assigned, error)
                 left += assigned.position != UNKNOWN_OFFSET  # if it stands somewhere now, look there
                 continue
-            except NotLeaderOrFollowerError:
-                self._on_unserved(assigned)
+            except UNSERVED as error:
+                self._on_unserved(assigned, error)
                 continue
             except BaseException:
                 listener.mark(subscription)
@@ -358,23 +363,6 @@ class Consumer(ConsumerAssignment, KnowsHabits):
             if assigned.buffer:
                 return assigned
         return None
-
-    def _on_unserved(self, assigned: AssignedPartition) -> None:
-        """The partition's topic was deleted (perhaps made anew) or the cluster closes."""
-        self._check_open()
-        self._backend.check_usable()
-        tp = assigned.tp
-        try:
-            fresh = self._backend.partition(tp.topic, tp.partition)
-        except UnknownTopicOrPartitionError:
-            if self._manual:
-                if assigned.subscription is not None:
-                    self._listener.mark(assigned.subscription)  # the next poll says so again
-                raise
-            return  # the group will take it away from us
-        if fresh is not assigned.partition:
-            self._drop(tp)
-            self._take_up(tp)
 
     @property
     def at_end(self) -> bool:
@@ -389,10 +377,13 @@ class Consumer(ConsumerAssignment, KnowsHabits):
         if not self._ever_assigned:
             return False
         for assigned in self._assigned.values():
-            if assigned.end_offset is None:
-                assigned.end_offset = self._offsets.end_offset(assigned.partition)
-            if assigned.position == UNKNOWN_OFFSET and not self._offsets.resolve(assigned):
-                continue  # by_duration: nothing that is there is young enough
+            try:
+                if assigned.end_offset is None:
+                    assigned.end_offset = self._offsets.end_offset(assigned.partition)
+                if assigned.position == UNKNOWN_OFFSET and not self._offsets.resolve(assigned):
+                    continue  # by_duration: nothing that is there is young enough
+            except UNSERVED:
+                return False  # nobody leads it at the moment
             if assigned.position < assigned.end_offset and not assigned.paused:
                 return False
         return membership is None or membership.is_settled

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Subscription
 from streamlog.broker.reading import LogReader, check_range, corrupt_at, end_for
+from streamlog.core.leader_epochs import UNDEFINED
 from streamlog.errors import CorruptRecordError, DeserializationError, OffsetOutOfRangeError
 from streamlog.record import Record, TopicPartition
 from streamlog.storage.records import read_records
@@ -40,6 +41,7 @@ class AssignedPartition:
         "tp", "partition", "subscription", "position", "fetch_offset", "buffer", "next_index", "paused", "end_offset",
         "revoking", "lag_end", "committed_position", "reset_position", "is_resetting",
         "traffic", "fetched_bytes", "_next_fetch_bytes",
+        "epochs",
     )  # fmt: skip
 
     def __init__(self, tp: TopicPartition, partition: Partition) -> None:
@@ -61,6 +63,7 @@ class AssignedPartition:
         # Out of range, and the reset has not found a place yet: what is committed is of no use.
         self.is_resetting = False
         self.traffic: ConsumerTraffic | None = None
+        self.epochs = partition.epochs  # of the leader we read from, when we last did
         self.fetched_bytes = 0  # by the last fetch, until it is counted
         self._next_fetch_bytes = FIRST_FETCH_BYTES
 
@@ -79,6 +82,21 @@ class AssignedPartition:
         self.buffer = []
         self.next_index = 0
         self._next_fetch_bytes = FIRST_FETCH_BYTES
+
+    def follow(self, partition: Partition) -> int | None:
+        """Read on at another leader. Returns where its log parts from what we have read (an unclean election), else None.
+
+        Source: KIP-320, OffsetsForLeaderEpoch.
+        """
+        epoch = self.epochs.epoch_of(self.position - 1) if self.position > 0 else UNDEFINED
+        self.partition = partition
+        view = partition.view
+        if epoch == UNDEFINED or view is None:
+            return None
+        end = partition.epochs.end_of(epoch, view.log_end_offset)
+        if end.end_offset == UNDEFINED or end.end_offset >= self.position:
+            return None
+        return end.end_offset
 
     def fetch(self, reader: LogReader, bytes_max: int, isolation_level: str, check_crcs: bool) -> bool:
         """Decode what is there at the fetch offset into the empty buffer. Returns whether there may be more behind it.
@@ -119,6 +137,7 @@ class AssignedPartition:
         if self._next_fetch_bytes < bytes_max:
             self._next_fetch_bytes *= 4
         # Nothing found: compaction left nothing between here and the end.
+        self.epochs = partition.epochs
         self.fetch_offset = offset = end if found.next_offset is None else found.next_offset
         self.buffer = found.records
         self.next_index = 0

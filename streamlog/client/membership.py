@@ -31,9 +31,12 @@ from streamlog.core import group_events as events
 from streamlog.core.group_state import State as GroupPhase
 from streamlog.errors import (
     ClosedError,
+    CoordinatorNotAvailableError,
     FencedInstanceIdError,
     IllegalGenerationError,
     MemberIdRequiredError,
+    NetworkError,
+    NotCoordinatorError,
     RebalanceInProgressError,
     StreamlogError,
     UnknownMemberIdError,
@@ -98,6 +101,7 @@ class Membership:
         self._assigned_counts: dict[str, int] = {}
         self._joined_topics: tuple[str, ...] = ()
         backend.ensure_offsets_topic()
+        self._not_before_ms = 0  # without a coordinator: when to look for one again
         self._hosted = backend.coordinator.hosted(group_id)
         self._group_subscription: Subscription = listener.subscribe(self._hosted, self)
         self.is_cooperative = all(
@@ -155,8 +159,29 @@ class Membership:
         finally:
             self._advancing = False
 
+    def _find_coordinator(self) -> bool:
+        """The coordinator moved to another broker: listen to it there. False: it is not to be found now."""
+        try:
+            hosted = self._backend.coordinator.hosted(self.group_id)
+        except StreamlogError as error:
+            if not error.retriable:
+                raise
+            self._rest()
+            return False
+        self._listener.unsubscribe(self._group_subscription)
+        self._hosted = hosted
+        self._group_subscription = self._listener.subscribe(hosted, self)
+        return True
+
+    def _rest(self) -> None:
+        self._not_before_ms = self._backend.runtime.clock.monotonic_ms() + self.config.retry_backoff_ms
+
     def _step(self) -> bool:
         """One step; False when there is only waiting left."""
+        if self._not_before_ms and self._not_before_ms > self._backend.runtime.clock.monotonic_ms():
+            return False
+        if self._hosted.is_gone and not self._find_coordinator():
+            return False
         if self.phase is Phase.STABLE:
             return self._notice_change()
         if self.phase is Phase.UNJOINED:
@@ -332,6 +357,8 @@ class Membership:
         elif isinstance(error, FencedInstanceIdError):
             self._lose()
             raise error
+        elif isinstance(error, (CoordinatorNotAvailableError, NotCoordinatorError, NetworkError)):
+            self._rest()
         elif not isinstance(error, RebalanceInProgressError) and not (
             isinstance(error, StreamlogError) and error.retriable
         ):

@@ -14,7 +14,14 @@ from streamlog.broker.partition import Partition
 from streamlog.broker.reading import end_for, view_of
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
 from streamlog.config import ConsumerConfig
-from streamlog.errors import ConfigError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from streamlog.core.leadership import is_readable
+from streamlog.errors import (
+    ConfigError,
+    LogTruncationError,
+    NoOffsetForPartitionError,
+    OffsetNotAvailableError,
+    OffsetOutOfRangeError,
+)
 from streamlog.record import OffsetAndTimestamp, TopicPartition
 
 if TYPE_CHECKING:
@@ -60,7 +67,15 @@ class OffsetLookup:
         return view_of(partition).log_start_offset
 
     def end_offset(self, partition: Partition) -> int:
-        return end_for(view_of(partition), self._config.isolation_level)
+        view = view_of(partition)
+        leadership = partition.leadership
+        if leadership is not None and not is_readable(leadership, view):
+            raise OffsetNotAvailableError(
+                f"{partition.name} has just got another leader, which does not know yet what is replicated",
+                topic=partition.topic,
+                partition=partition.number,
+            )
+        return end_for(view, self._config.isolation_level)
 
     def for_timestamp(self, partition: Partition, ms: object) -> OffsetAndTimestamp | None:
         if isinstance(ms, bool) or not isinstance(ms, int) or ms < 0:
@@ -127,6 +142,22 @@ class OffsetLookup:
         offset = self.reset_offset(assigned.partition)
         assigned.seek(UNKNOWN_OFFSET if offset is None else offset)
         assigned.is_resetting = offset is None
+
+    def on_truncated(self, assigned: AssignedPartition, end_offset: int) -> None:
+        """The new leader does not have what was read behind `end_offset` (an unclean election): go there.
+
+        Raises LogTruncationError with auto_offset_reset="none". Source: KIP-320.
+        """
+        if self._config.auto_offset_reset == "none":
+            raise LogTruncationError(
+                f"{assigned.tp} was truncated to {end_offset} by an unclean election, behind the position "
+                f"{assigned.position}; seek to where you want to go on",
+                topic=assigned.tp.topic,
+                partition=assigned.tp.partition,
+                position=assigned.position,
+                next_offset=end_offset,
+            )
+        assigned.seek(end_offset)
 
     def unresolved(self, assigned: Mapping[TopicPartition, AssignedPartition]) -> list[AssignedPartition]:
         """The partitions that have no position yet and must be asked again (by_duration only)."""

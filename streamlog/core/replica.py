@@ -14,7 +14,8 @@ Invariants (checked by `_check`):
  4. One replica alone in its ISR: high watermark = log end offset (SEMANTICS 3.2.6).
 
 Sources: Kafka `UnifiedLog`, `Partition`, `LeaderEpochFileCache`; KIP-101.
-Not implemented here yet: followers, ISR changes, epoch look-ups for truncation (replication), open transactions.
+Followers and the ISR are `core.leadership`'s, epochs `core.leader_epochs`'.
+Not implemented here yet: open transactions.
 """
 
 from __future__ import annotations
@@ -61,6 +62,30 @@ def appended(state: ReplicaState, record_offsets: int, stored_bytes: int, max_ti
         state.size_bytes + stored_bytes,
         max_timestamp if max_timestamp > state.max_timestamp else state.max_timestamp,
         state.truncation_count,
+    )
+
+
+def replicated(state: ReplicaState, end_offset: int, stored_bytes: int, max_timestamp: int) -> ReplicaState:
+    """One batch more, that ends before `end_offset`; the high watermark waits until others are known to have it."""
+    return ReplicaState(
+        state.log_start_offset,
+        state.high_watermark,
+        end_offset,
+        state.leader_epoch,
+        state.size_bytes + stored_bytes,
+        max_timestamp if max_timestamp > state.max_timestamp else state.max_timestamp,
+        state.truncation_count,
+    )
+
+
+def moves_only_mark(before: ReplicaState, after: ReplicaState) -> bool:
+    """Whether nothing but the high watermark differs: that need not be durable at once."""
+    return (
+        after.log_end_offset == before.log_end_offset
+        and after.log_start_offset == before.log_start_offset
+        and after.size_bytes == before.size_bytes
+        and after.truncation_count == before.truncation_count
+        and after.leader_epoch == before.leader_epoch
     )
 
 

@@ -90,7 +90,10 @@ class SimulatedWaiter:
     def wait(self, timeout_ms: int | None) -> bool:
         simulation = self._simulation
         actor = simulation._running()
-        if not self._is_set:
+        if self._is_set:
+            # Others may run in between: as real threads would, and a loop that wakes itself must let time pass.
+            simulation._switch(actor, 0, self.what)
+        else:
             self._actor = actor
             try:
                 simulation._switch(actor, timeout_ms, self.what)

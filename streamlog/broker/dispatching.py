@@ -1,0 +1,361 @@
+"""Between producers and the brokers of a replicated cluster: who leads, what to do when that changes (Kafka's Sender).
+
+    producer --put(Produce)--> a queue per partition --pump--> a request per leader --answer--> done, or again later
+
+A producer hands over a request for any number of partitions and waits for one answer. Here it is taken apart, each
+batch goes to the leader of its partition, and what comes back as retriable goes again, until `delivery_timeout_ms`.
+
+Invariants:
+ 1. Batches of one partition reach its log in the order they were put: at most one request of a partition is under
+    way, and what failed goes first.
+ 2. A request is answered when each of its entries is decided: written, failed for good, or out of time; then with
+    the last error of a broker as the cause.
+ 3. Nothing here waits while it holds the lock; interrupted anywhere, the next pump goes on.
+
+Source: Kafka Sender, RecordAccumulator (muted partitions), KIP-91 (delivery.timeout.ms), KIP-580 (exponential backoff).
+Not implemented: more than one request in flight a partition (with idempotence, KIP-98, order could be kept among them).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, cast
+
+from streamlog.broker.api import Produce, Produced, Retrying
+from streamlog.broker.runner import Service
+from streamlog.broker.turn import Pending
+from streamlog.errors import (
+    ClosedError,
+    LeaderNotAvailableError,
+    NetworkError,
+    StreamlogError,
+    StreamlogTimeoutError,
+)
+
+if TYPE_CHECKING:
+    from streamlog.batch import Batch
+    from streamlog.broker.broker import Broker
+    from streamlog.broker.cluster import BrokerCluster
+
+Key = tuple[str, int]
+
+REQUEST_BYTES_MAX: Final = 8 * 1024 * 1024
+WAIT_LOOK_MS: Final = 50
+"""A waiter looks up this often: a wake-up may have been lost to an interrupt."""
+LEADER_LOOK_MS: Final = 2
+"""The first pause before looking for a new leader; it doubles."""
+DEFAULT_RETRYING: Final = Retrying()
+
+
+class Delivery:
+    """One request of a producer, taken apart."""
+
+    __slots__ = ("deadline_ms", "pending", "produce", "results", "retrying")
+
+    def __init__(self, pending: Pending, produce: Produce, now_ms: int) -> None:
+        self.pending = pending
+        self.produce = produce
+        self.retrying = produce.retrying or DEFAULT_RETRYING
+        self.results: list[Produced | None] = [None] * len(produce.entries)
+        self.deadline_ms = now_ms + self.retrying.delivery_timeout_ms
+
+
+class Item:
+    """One batch on its way to its leader."""
+
+    __slots__ = ("attempts", "batch", "delivery", "error", "index", "not_before_ms", "request", "sent_ms")
+
+    def __init__(self, delivery: Delivery, index: int, batch: Batch) -> None:
+        self.delivery = delivery
+        self.index = index
+        self.batch = batch
+        self.attempts = 0
+        self.not_before_ms = 0
+        self.sent_ms = 0
+        self.request: Pending | None = None  # under way
+        self.error: StreamlogError | None = None  # of the last attempt
+
+
+class Dispatcher:
+    """The producers' way to the leaders of one cluster."""
+
+    def __init__(self, cluster: BrokerCluster) -> None:
+        self._cluster = cluster
+        self._clock = cluster.runtime.clock
+        self._lock = cluster.runtime.turn_lock()
+        self._queues: dict[Key, deque[Item]] = {}
+        self._ready: dict[Key, None] = {}
+        """Queues that may have something to send."""
+        self._service = Service(cluster.runtime, "streamlog-dispatcher", self._serve)
+        self.retries = 0
+
+    def __repr__(self) -> str:
+        return f"Dispatcher({sum(map(len, list(self._queues.values())))} batches on their way)"
+
+    # -- producers -----------------------------------------------------------------------------------------------------
+
+    def admit(self) -> None:
+        """Before `put`. Raises ClosedError, StoreForkedError."""
+        self._cluster.check_usable()
+
+    def put(self, pending: Pending, again: bool = False) -> None:
+        """Take a Produce over. again: after an interrupt; what was taken already stays as it is."""
+        produce = pending.request
+        assert isinstance(produce, Produce)
+        if again and (pending.taken or pending.done):
+            return
+        pending.posted_us = self._clock.monotonic_us()
+        delivery = Delivery(pending, produce, self._clock.monotonic_ms())
+        items = [
+            ((topic, number), Item(delivery, index, batch))
+            for index, (topic, number, batch) in enumerate(produce.entries)
+        ]
+        with self._lock:
+            pending.taken = True
+            for key, item in items:
+                self._queues.setdefault(key, deque()).append(item)
+                self._ready[key] = None
+
+    def advance(self) -> None:
+        """Send what can be sent, and run the turns of those it goes to."""
+        for broker in self._pump():
+            broker.advance()
+
+    def wait(self, pending: Pending, timeout_ms: int | None = None) -> None:
+        """Until `pending` is done: work for it as long as that helps, then wait.
+
+        Raises   StreamlogTimeoutError after `timeout_ms`.
+        """
+        deadline_ms = None if timeout_ms is None else self._clock.monotonic_ms() + timeout_ms
+        peers, runtime = self._cluster.peers, self._cluster.runtime
+        waiter = pending.waiter
+        while True:
+            if pending.done:
+                break
+            if runtime.may_help():
+                with peers.helping(lambda: pending.done):
+                    self.advance()
+            else:
+                self.advance()
+            if waiter is None:
+                waiter = pending.waiter = pending.waiter or runtime.waiter()
+                continue  # look once more: it may have been answered while nobody was listening
+            left_ms = WAIT_LOOK_MS
+            if deadline_ms is not None:
+                left_ms = min(left_ms, deadline_ms - self._clock.monotonic_ms())
+                if left_ms <= 0:
+                    raise StreamlogTimeoutError(f"not answered within {timeout_ms} ms", timeout_ms=timeout_ms)
+            self._service.wake()  # whoever else must act (a retry, a timeout) has a thread that does
+            waiter.wait(left_ms)
+        if waiter is not None:
+            waiter.set()  # somebody else may wait for the same request
+
+    def close(self) -> None:
+        """The cluster closes: whatever is on its way fails."""
+        self._service.stop()
+        error = ClosedError("the cluster was closed before these records were written")
+        with self._lock:
+            items = [item for queue in self._queues.values() for item in queue]
+            self._queues.clear()
+            self._ready.clear()
+        self._finish([(item, Produced(-1, -1, -1, item.error or error)) for item in items])
+
+    # -- sending -------------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> list[Broker]:
+        """Put requests into the inboxes of leaders; the brokers that have something to do now."""
+        if not self._ready:
+            return []
+        now_ms = self._clock.monotonic_ms()
+        by_leader: dict[Broker, list[tuple[Key, list[Item]]]] = {}
+        failed: list[tuple[Item, StreamlogError]] = []
+        with self._lock:
+            for key in list(self._ready):
+                del self._ready[key]
+                queue = self._queues.get(key)
+                if not queue or queue[0].request is not None:
+                    continue  # muted: the answer makes it ready again
+                if queue[0].not_before_ms > now_ms:
+                    self._ready[key] = None
+                    continue
+                items = _together(queue)
+                try:
+                    leader = self._cluster.leader(*key)
+                    by_leader.setdefault(leader, []).append((key, items))
+                except StreamlogError as error:
+                    failed += [(item, error) for item in items]
+                    for item in items:
+                        item.attempts += 1
+            requests = [(leader, self._request(parts, now_ms)) for leader, parts in by_leader.items()]
+        for leader, request in requests:
+            try:
+                leader.admit()
+                leader.put(request)
+            except StreamlogError as error:
+                request.error = error
+                request.done = True
+                self._on_answer(request)
+        if failed:
+            self._settle([(item, Produced(-1, -1, -1, error)) for item, error in failed])
+        return [leader for leader, _ in requests]
+
+    def _request(self, parts: list[tuple[Key, list[Item]]], now_ms: int) -> Pending:
+        """One Produce for one leader. Called with the lock held."""
+        items = [item for _, some in parts for item in some]
+        first = items[0].delivery
+        entries = [(*key, item.batch) for key, some in parts for item in some]
+        timeout_ms = min(
+            [first.retrying.request_timeout_ms, *(max(1, i.delivery.deadline_ms - now_ms) for i in items)]
+        )
+        produce = Produce(entries, first.produce.acks, timeout_ms)
+        request = Pending(produce, sum([item.batch.size_bytes for item in items]), self._on_answer)
+        request.sent_items = items
+        for item in items:
+            item.request = request
+            item.attempts += 1
+            item.sent_ms = now_ms
+        return request
+
+    def _on_answer(self, request: Pending) -> None:
+        """A leader answered, or refused. Runs outside of turns."""
+        items: list[Item] = request.sent_items
+        if request.error is None:
+            outcomes = list(zip(items, request.reply, strict=True))
+        else:
+            error = cast(StreamlogError, request.error)
+            if isinstance(error, ClosedError) and not self._cluster.closed:
+                error = NetworkError("the broker went down")
+            outcomes = [(item, Produced(-1, -1, -1, error)) for item in items]
+        self._settle([(item, produced) for item, produced in outcomes if item.request is request])
+        for broker in self._pump():
+            broker.advance()
+
+    def _settle(self, outcomes: list[tuple[Item, Produced]]) -> None:
+        """Take what is decided off its queue; let the rest try again."""
+        now_ms = self._clock.monotonic_ms()
+        decided: list[tuple[Item, Produced]] = []
+        with self._lock:
+            for item, produced in outcomes:
+                item.request = None
+                key = item.delivery.produce.entries[item.index][:2]
+                error = produced.error
+                if error is not None and self._goes_again(item, error, now_ms):
+                    self.retries += 1
+                elif error is None or not self._expires(item, error, now_ms):
+                    decided.append((item, produced))
+                else:
+                    decided.append((item, Produced(-1, -1, -1, _expired(item, key, now_ms))))
+                self._ready[key] = None
+            for item, _ in decided:
+                key = item.delivery.produce.entries[item.index][:2]
+                queue = self._queues.get(key)
+                if queue is not None and item in queue:
+                    queue.remove(item)
+                    if not queue:
+                        del self._queues[key]
+                        self._ready.pop(key, None)
+        self._finish(decided)
+        if self._ready:
+            self._service.wake()
+
+    def _goes_again(self, item: Item, error: StreamlogError, now_ms: int) -> bool:
+        retrying = item.delivery.retrying
+        item.error = error
+        if not error.retriable or item.attempts > retrying.retries or not item.delivery.produce.acks:
+            return False
+        if now_ms >= item.delivery.deadline_ms:
+            return False
+        # A leader that changes is found within milliseconds; other troubles take the time they take.
+        first_ms = min(LEADER_LOOK_MS, retrying.backoff_ms) if _is_leader_news(error) else retrying.backoff_ms
+        pause_ms = min(first_ms << min(max(item.attempts - 1, 0), 20), retrying.backoff_max_ms)
+        item.not_before_ms = min(now_ms + pause_ms, item.delivery.deadline_ms)
+        return True
+
+    @staticmethod
+    def _expires(item: Item, error: StreamlogError, now_ms: int) -> bool:
+        """Whether it is the time that is over, not the error that is final."""
+        return error.retriable and now_ms >= item.delivery.deadline_ms and item.delivery.retrying.retries > 0
+
+    def _finish(self, decided: list[tuple[Item, Produced]]) -> None:
+        for item, produced in decided:
+            delivery = item.delivery
+            delivery.results[item.index] = produced
+            if None not in delivery.results and not delivery.pending.done:
+                pending = delivery.pending
+                pending.reply = delivery.results
+                pending.done = True
+                if pending.waiter is not None:
+                    pending.waiter.set()
+                if pending.on_done is not None:
+                    pending.on_done(pending)
+
+    # -- its own thread --------------------------------------------------------------------------------------------------
+
+    def _serve(self, now_ms: int) -> int | None:
+        """Retry what has paused long enough, give up on what nobody answers."""
+        late: list[tuple[Item, Produced]] = []
+        with self._lock:
+            for key, queue in self._queues.items():
+                for item in queue:
+                    timeout_ms = item.delivery.retrying.request_timeout_ms
+                    if item.request is not None and now_ms - item.sent_ms >= timeout_ms:
+                        error = NetworkError(
+                            f"no answer from the leader of {key[0]}-{key[1]} in {timeout_ms} ms"
+                        )
+                        error.indefinite = True  # type: ignore[misc]
+                        late.append((item, Produced(-1, -1, -1, error)))
+                    elif item.request is None and now_ms >= item.delivery.deadline_ms:
+                        late.append((item, Produced(-1, -1, -1, item.error or _unsent(key))))
+        if late:
+            self._settle(late)
+        self.advance()
+        with self._lock:
+            deadlines: list[int] = []
+            for queue in self._queues.values():
+                for item in queue:
+                    if item.request is not None:
+                        deadlines.append(item.sent_ms + item.delivery.retrying.request_timeout_ms)
+                    else:
+                        deadlines.append(min(item.delivery.deadline_ms, max(item.not_before_ms, now_ms + 1)))
+                    break  # those behind it wait for it
+        return min(deadlines, default=None)
+
+
+def _together(queue: deque[Item]) -> list[Item]:
+    """The batches at the head of a queue that may travel in one request."""
+    acks = queue[0].delivery.produce.acks
+    items: list[Item] = []
+    total = 0
+    for item in queue:
+        total += item.batch.size_bytes
+        if items and (total > REQUEST_BYTES_MAX or item.delivery.produce.acks != acks):
+            break
+        items.append(item)
+    return items
+
+
+def _is_leader_news(error: StreamlogError) -> bool:
+    from streamlog.errors import NotLeaderOrFollowerError
+
+    return isinstance(error, (NotLeaderOrFollowerError, LeaderNotAvailableError, NetworkError))
+
+
+def _unsent(key: Key) -> StreamlogError:
+    return LeaderNotAvailableError(
+        f"{key[0]}-{key[1]} had no leader that answered", topic=key[0], partition=key[1]
+    )
+
+
+def _expired(item: Item, key: Key, now_ms: int) -> StreamlogTimeoutError:
+    """Kafka: "Expiring N record(s) for t-0: 120000 ms has passed since batch creation"."""
+    timeout_ms = item.delivery.retrying.delivery_timeout_ms
+    error = StreamlogTimeoutError(
+        f"{item.batch.record_count} records for {key[0]}-{key[1]} were not acknowledged within "
+        f"delivery_timeout_ms={timeout_ms}, {item.attempts} attempts; the last answer: {item.error}",
+        topic=key[0],
+        partition=key[1],
+        timeout_ms=timeout_ms,
+        attempts=item.attempts,
+    )
+    error.__cause__ = item.error
+    return error

@@ -1,0 +1,102 @@
+"""What brokers ask of each other, and of themselves, to keep replicas alike: requests of `broker.replication`.
+
+    follower --FollowerFetch--> leader          "I hold everything below these offsets; what comes next?"
+    follower --AppendAsFollower--> itself       what came next, byte for byte, or where to cut first
+    leader   --AlterPartition--> controller     "let this be the ISR", by compare-and-swap (KIP-497)
+    image    --Reconcile--> each broker         "the cluster image has news: take your roles"
+
+Source: Kafka Fetch, AlterPartition, LeaderAndIsr.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from streamlog.batch import Batch
+from streamlog.core.leader_epochs import EpochEnd
+from streamlog.errors import StreamlogError
+
+if TYPE_CHECKING:
+    from streamlog.broker.partition import Partition
+
+
+class Reconcile(msgspec.Struct, frozen=True):
+    """Compare the roles of the partitions marked dirty with the cluster image, and take those it gives."""
+
+
+class FetchPosition(msgspec.Struct, frozen=True, gc=False):
+    """Where a follower stands in one partition."""
+
+    topic: str
+    number: int
+    topic_id: str
+    fetch_offset: int
+    last_fetched_epoch: int
+    """Of the record before `fetch_offset`; -1 for an empty log."""
+    leader_epoch: int
+    """Of the leader the follower believes in."""
+    log_start_offset: int
+
+
+class FollowerFetch(msgspec.Struct, frozen=True):
+    """A follower's positions at one leader; acknowledges everything below them. Answered with FetchAnswers, in order."""
+
+    follower_id: int
+    positions: list[FetchPosition]
+
+
+class FetchAnswer(msgspec.Struct, frozen=True):
+    """The leader's answer for one partition. The bytes are read from the leader's store, up to `log_end_offset`."""
+
+    partition: Partition | None
+    log_start_offset: int = -1
+    high_watermark: int = -1
+    log_end_offset: int = -1
+    diverging: EpochEnd | None = None
+    """The follower's log is no prefix: cut it where this epoch ends, then ask again."""
+    error: StreamlogError | None = None
+
+
+class CopiedPart(msgspec.Struct, frozen=True):
+    """What a follower takes over for one partition."""
+
+    partition: Partition
+    leader_epoch: int
+    batches: list[Batch]
+    high_watermark: int
+    """The leader's."""
+    log_start_offset: int
+    """The leader's."""
+    diverging: EpochEnd | None = None
+    restart_at: int | None = None
+    """Drop everything and begin here: the leader's log starts behind our end."""
+
+
+class AppendAsFollower(msgspec.Struct, frozen=True):
+    """Take over what was fetched, many partitions in one transaction. Parts of an older epoch are ignored."""
+
+    parts: list[CopiedPart]
+
+
+class AlterPartition(msgspec.Struct, frozen=True):
+    """A leader proposes an ISR. Refused unless epochs and broker are those the controller knows."""
+
+    broker_id: int
+    topic_id: str
+    number: int
+    leader_epoch: int
+    partition_epoch: int
+    isr: tuple[int, ...]
+
+
+class SaveHighWatermarks(msgspec.Struct, frozen=True):
+    """Write what moved without an append, now: the broker is about to close."""
+
+
+class IsrRefused(msgspec.Struct, frozen=True):
+    """The controller refused a proposal made at this partition epoch."""
+
+    partition: Partition
+    partition_epoch: int

@@ -1,0 +1,514 @@
+"""One broker's part in replication, inside its turns: roles, followers' fetches, the ISR, acknowledgements.
+
+    image --Reconcile--> leader (epoch entered at the log end) | follower (of whom the image says)
+    Produce acks=all --append--> parked (`broker.acknowledgements`) --followers fetch past it--> answered
+    FollowerFetch --> epochs checked, progress noted, high watermark, who may join the ISR --> where to read
+
+What is decided here is `core.leadership`'s and `core.leader_epochs`'; this module hosts it: the overlay of a turn, the
+checkpoints, the requests that wait. A partition with one replica never comes here.
+
+Invariants:
+ 1. A partition leads in the epoch its broker has entered into its epoch list, durably, before it appends in it.
+ 2. Marks in `dirty` go only after the turn that compared them; a change meanwhile marks anew.
+ 3. High watermarks that moved without an append are written within `replica.high.watermark.checkpoint.interval.ms`.
+
+Sources: Kafka Partition, ReplicaManager, DelayedProduce; SEMANTICS 3.1 to 3.4.
+Not implemented: eligible leader replicas (KIP-966), replication quotas, tiered storage.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from streamlog.broker.acknowledgements import Acknowledgements
+from streamlog.broker.copying import append_as_follower
+from streamlog.broker.partition import Partition
+from streamlog.broker.replica_requests import (
+    AlterPartition,
+    AppendAsFollower,
+    FollowerFetch,
+    IsrRefused,
+    Reconcile,
+    SaveHighWatermarks,
+)
+from streamlog.broker.serving_followers import not_leader, serve_follower
+from streamlog.broker.turn import Pending, Turn
+from streamlog.core import leadership as rules
+from streamlog.core.cluster_image import NO_LEADER, PartitionImage, TopicImage
+from streamlog.core.leader_epochs import UNDEFINED, EpochEntry, EpochHistory
+from streamlog.core.leadership import LagLimits, Leadership
+from streamlog.core.replica import ReplicaState
+from streamlog.errors import (
+    NotCoordinatorError,
+    NotEnoughReplicasError,
+    StreamlogError,
+)
+from streamlog.storage import log
+from streamlog.storage.env import Snapshot
+from streamlog.storage.keys import CheckpointKind
+
+if TYPE_CHECKING:
+    from streamlog.broker.broker import Broker
+    from streamlog.broker.peers import Peers
+
+Key = tuple[str, int]
+
+RECONCILE_PARTITIONS_MAX: Final = 512
+"""Roles compared in one turn; the others follow in the next."""
+ROLE_WAIT_MS: Final = 1_000
+PROPOSAL_RETRY_MS: Final = 500
+"""A proposal that got no answer is sent again after this."""
+
+_encode_epochs = msgspec.msgpack.Encoder().encode
+
+
+class Replication:
+    """What one broker does for replication. Everything but `mark` and the queries runs inside its turns."""
+
+    def __init__(self, broker: Broker, peers: Peers) -> None:
+        self._broker = broker
+        self._peers = peers
+        config = broker.config
+        self.limits = LagLimits(config.replica_lag_time_max_ms, config.replica_lag_max_messages)
+        self.dirty: dict[Key, int] = {}
+        self.acknowledgements = Acknowledgements(broker)
+        self._behind: dict[Partition, None] = {}
+        self._next_lag_check_ms: int | None = None
+        self._proposals: dict[Partition, int] = {}
+        self._unsaved: dict[Partition, None] = {}
+        self._unsaved_since_ms = 0
+        self.truncations = 0
+        self.isr_shrinks = 0
+        self.isr_expands = 0
+        self.isr_failures = 0
+
+    def __repr__(self) -> str:
+        return f"Replication(broker {self._broker.id}, {self.acknowledgements.count} parked, {len(self.dirty)} dirty)"
+
+    @property
+    def has_deadlines(self) -> bool:
+        return bool(self.acknowledgements.count or self._behind or self._unsaved or self._proposals)
+
+    def decide(self, turn: Turn, pending: Pending, request: object) -> bool:
+        """Decide a request of replication; False if it is another's."""
+        match request:
+            case FollowerFetch():
+                serve_follower(self._broker, self, turn, pending, request)
+            case AppendAsFollower():
+                append_as_follower(self._broker, self, turn, pending, request)
+            case Reconcile():
+                self.reconcile(turn, pending)
+            case IsrRefused():
+                self.on_refused(turn, pending, request)
+            case SaveHighWatermarks():
+                if self._unsaved:
+                    self._save_marks(turn)
+                turn.reply(pending, None)
+            case _:
+                return False
+        return True
+
+    def publish(self, turn: Turn) -> None:
+        """Take over what a turn staged, and tell who waits for it. Re-runnable."""
+        for partition, leadership in turn.leaderships.items():
+            partition.leadership = leadership
+        for partition, epochs in turn.epochs.items():
+            partition.epochs = epochs
+        for partition, state in turn.staged.items():
+            partition.publish(state)
+        for partition in turn.staged:
+            self._on_published(turn, partition)
+
+    # -- roles -------------------------------------------------------------------------------------------------------
+
+    def mark(self, keys: list[Key], version: int) -> None:
+        """The image has news of these partitions. Called by any thread; `Reconcile` follows."""
+        for key in keys:
+            self.dirty[key] = version
+
+    def wait_for_role(self, partition: Partition) -> None:
+        """A partition that has just come from the disk takes its role in a turn; inside of one that is the turn's own."""
+        broker = self._broker
+        if broker.is_runner or broker.paused:
+            return
+        try:
+            broker.call(Reconcile(), ROLE_WAIT_MS)
+        except StreamlogError:
+            return  # who reads or writes is told that nobody serves it
+        if partition.leadership is not None:
+            # What was replicated before is so still: let the followers say it, before somebody asks for the end.
+            with self._peers.helping(lambda: is_readable(partition)):
+                pass
+
+    def reconcile(self, turn: Turn, pending: Pending) -> None:
+        """Take the roles the image gives for what is marked."""
+        taken = list(islice(self.dirty.items(), RECONCILE_PARTITIONS_MAX))
+        for key, _ in taken:
+            partition = self._broker.partitions.get(key)
+            if partition is not None:
+                self.take_role(turn, partition)
+        turn.effects.append(lambda: self._clean(taken))
+        turn.reply(pending, None)
+
+    def _clean(self, taken: list[tuple[Key, int]]) -> None:
+        for key, version in taken:
+            if self.dirty.get(key) == version:
+                del self.dirty[key]
+        if self.dirty:
+            self._broker.slip_in(Reconcile())
+
+    def take_role(self, turn: Turn, partition: Partition) -> None:
+        """Become what the cluster image says this replica is."""
+        image = self._peers.image
+        topic = image.topics.get(partition.topic)
+        if topic is None or topic.topic_id != partition.topic_id:
+            return  # deleted: DropTopic is on its way
+        of = topic.partitions[partition.number]
+        if self._broker.id not in of.replicas:
+            turn.effects.append(lambda: self._leave(partition))
+            return
+        leadership = turn.leaderships.get(partition, partition.leadership)
+        if of.leader == self._broker.id:
+            if leadership is None or leadership.leader_epoch < of.leader_epoch:
+                self._become_leader(turn, partition, of)
+            else:
+                self._settle(turn, partition, leadership, of)
+        elif (
+            leadership is not None
+            or partition.leader_id != of.leader
+            or partition.role_epoch != of.leader_epoch
+        ):
+            self._become_follower(turn, partition, topic, of)
+
+    def _leave(self, partition: Partition) -> None:
+        """Reassigned to others: what we have of it is deleted."""
+        self.acknowledgements.fail(partition, not_leader(partition, self._broker.id))
+        self._behind.pop(partition, None)
+        self._proposals.pop(partition, None)
+        self._unsaved.pop(partition, None)
+        self._broker.drop_logs([partition.log_id])
+
+    def _become_leader(self, turn: Turn, partition: Partition, of: PartitionImage) -> None:
+        state: ReplicaState = turn.staged.get(partition) or partition.state
+        epochs = turn.epochs.get(partition, partition.epochs)
+        entered = epochs.entered(of.leader_epoch, state.log_end_offset)
+        leadership = rules.become_leader(
+            self._broker.id,
+            of.leader_epoch,
+            of.replicas,
+            of.isr,
+            of.partition_epoch,
+            state.log_end_offset,
+            turn.now_ms,
+            self._unavailable(of),
+        )
+        leadership._check()
+        self.stage_epochs(turn, partition, entered)
+        turn.leaderships[partition] = leadership
+        turn.staged[partition] = msgspec.structs.replace(state, leader_epoch=of.leader_epoch)
+        self.move_high_watermark(turn, partition)
+        self._broker.transaction(turn)
+
+        def lead() -> None:
+            partition.take_role(self._broker.id, of.leader_epoch, True, len(of.replicas) == 1)
+            self._behind[partition] = None
+            self._peers.trace(f"broker {self._broker.id} leads {partition.name} in epoch {of.leader_epoch}")
+
+        turn.effects.append(lead)
+
+    def _become_follower(
+        self, turn: Turn, partition: Partition, topic: TopicImage, of: PartitionImage
+    ) -> None:
+        state: ReplicaState = turn.staged.get(partition) or partition.state
+        turn.leaderships[partition] = None
+        turn.staged[partition] = msgspec.structs.replace(
+            state, leader_epoch=max(state.leader_epoch, of.leader_epoch)
+        )
+
+        def follow() -> None:
+            was_leader = partition.leadership is not None
+            partition.take_role(of.leader, of.leader_epoch, False, False)
+            self._behind.pop(partition, None)
+            self._proposals.pop(partition, None)
+            if was_leader:
+                self.acknowledgements.fail(partition, not_leader(partition, self._broker.id))
+            self._peers.trace(
+                f"broker {self._broker.id} follows {of.leader} in {partition.name}, epoch {of.leader_epoch}"
+            )
+
+        turn.effects.append(follow)
+        if of.leader != NO_LEADER and self._broker.id in of.replicas:
+            self._broker.after_turn(
+                turn,
+                lambda: self._peers.news_for(self._broker.id, of.leader, (partition.topic, partition.number)),
+            )
+        if topic.internal:
+            self._broker.on_coordinator_moved(turn, partition)
+
+    def _settle(self, turn: Turn, partition: Partition, leadership: Leadership, of: PartitionImage) -> None:
+        """Still the leader: take over ISR, replicas and who is there."""
+        settled = rules.settled(
+            leadership, of.replicas, of.isr, of.partition_epoch, self._unavailable(of), turn.now_ms
+        )
+        if settled is leadership:
+            return
+        settled._check()
+        turn.leaderships[partition] = settled
+        if settled.isr != leadership.isr:
+            joined = len(set(settled.isr) - set(leadership.isr))
+            left = len(set(leadership.isr) - set(settled.isr))
+            turn.effects.append(lambda: self._count_isr(partition, leadership.isr, settled.isr, joined, left))
+        self.move_high_watermark(turn, partition)
+        # Who was not eligible when it last fetched may be now, and has no reason to fetch again.
+        state = turn.staged.get(partition) or partition.state
+        joining = [follower for follower in settled.followers if rules.may_join(settled, state, follower)]
+        if joining:
+            self.propose(turn, partition, settled, (*settled.isr, *joining))
+
+    def _count_isr(
+        self, partition: Partition, old: tuple[int, ...], new: tuple[int, ...], joined: int, left: int
+    ) -> None:
+        partition.take_role(self._broker.id, partition.role_epoch, True, len(self._replicas(partition)) == 1)
+        self._proposals.pop(partition, None)
+        self._behind[partition] = None
+        self.isr_expands += joined > 0
+        self.isr_shrinks += left > 0
+        self._peers.trace(f"isr of {partition.name} {list(old)} => {list(new)}")
+
+    def _replicas(self, partition: Partition) -> tuple[int, ...]:
+        return () if partition.leadership is None else partition.leadership.replicas
+
+    def on_loaded(self, partition: Partition, of: PartitionImage) -> None:
+        """A partition comes from the disk. One that is ours alone, in the epoch we know, goes on; others take a role."""
+        with self._broker.environment.snapshot() as snapshot:
+            epochs = load_epochs(snapshot, partition.log_id, partition.state)
+        partition.epochs = epochs
+        is_ours = of.replicas == (self._broker.id,) and of.leader == self._broker.id
+        if is_ours and epochs.latest_epoch in (of.leader_epoch, UNDEFINED) and of.leader_epoch == 0:
+            return
+        partition.take_role(NO_LEADER, -1, False, False)
+        self.mark([(partition.topic, partition.number)], 0)
+        self._broker.slip_in(Reconcile())
+
+    def _unavailable(self, of: PartitionImage) -> frozenset[int]:
+        image = self._peers.image
+        return frozenset(broker for broker in of.replicas if not image.is_active(broker))
+
+    # -- appending as the leader ---------------------------------------------------------------------------------------
+
+    def check_leads(self, turn: Turn, partition: Partition, acks: int) -> Leadership | None:
+        """Before a client's batch is appended. None: the partition has one replica.
+
+        Raises   NotLeaderOrFollowerError, NotEnoughReplicasError (acks=all and fewer in sync than min.insync.replicas).
+        """
+        leadership: Leadership | None = turn.leaderships.get(partition, partition.leadership)
+        if leadership is None:
+            self.take_role(turn, partition)
+            leadership = turn.leaderships.get(partition, partition.leadership)
+            if leadership is None:
+                raise not_leader(partition, self._broker.id)
+        if acks == -1 and rules.is_under_min_isr(leadership, partition.config.min_insync_replicas):
+            raise NotEnoughReplicasError(
+                f"{partition.name} has {len(leadership.isr)} replicas in sync ({_brokers(leadership.isr)}), fewer than "
+                f"min.insync.replicas={partition.config.min_insync_replicas}; with acks='all' nothing is written until "
+                "more are back",
+                topic=partition.topic,
+                partition=partition.number,
+                isr=leadership.isr,
+                min_insync_replicas=partition.config.min_insync_replicas,
+            )
+        return leadership
+
+    def check_coordinates(self, turn: Turn, partition: Partition) -> None:
+        """Before a group is decided on. Raises NotCoordinatorError."""
+        leadership = turn.leaderships.get(partition, partition.leadership)
+        if leadership is None:
+            self.take_role(turn, partition)
+            if turn.leaderships.get(partition, partition.leadership) is None:
+                raise NotCoordinatorError(
+                    f"broker {self._broker.id} does not lead {partition.name}; {partition.leader_id} does",
+                    leader=partition.leader_id,
+                )
+
+    def move_high_watermark(self, turn: Turn, partition: Partition) -> None:
+        """Stage the high watermark that follows from what is staged."""
+        leadership: Leadership | None = turn.leaderships.get(partition, partition.leadership)
+        if leadership is None:
+            return
+        state: ReplicaState = turn.staged.get(partition) or partition.state
+        mark = rules.high_watermark(
+            leadership, state, partition.config.min_insync_replicas, turn.now_ms, self.limits
+        )
+        if mark > state.high_watermark:
+            turn.staged[partition] = msgspec.structs.replace(state, high_watermark=mark)
+
+    def _on_published(self, turn: Turn, partition: Partition) -> None:
+        """Answer who waited for this high watermark, tell the followers who are behind."""
+        leadership, state = partition.leadership, partition.state
+        if leadership is not None:
+            for follower, progress in leadership.followers.items():
+                if progress.log_end_offset != state.log_end_offset:
+                    self._behind[partition] = None
+                    self._peers.news_for(follower, self._broker.id, (partition.topic, partition.number))
+            self.acknowledgements.release(partition, leadership, state)
+        if turn.transaction is None and partition not in self._unsaved:
+            if not self._unsaved:
+                self._unsaved_since_ms = turn.now_ms
+            self._unsaved[partition] = None
+
+    # -- the ISR -------------------------------------------------------------------------------------------------------
+
+    def propose(self, turn: Turn, partition: Partition, leadership: Leadership, isr: tuple[int, ...]) -> None:
+        proposal = rules.proposed(leadership, isr)
+        proposal._check()
+        turn.leaderships[partition] = proposal
+        turn.effects.append(lambda: self._proposals.update({partition: turn.now_ms}))
+        self._broker.after_turn(turn, lambda: self._send(partition, proposal))
+
+    def _send(self, partition: Partition, proposal: Leadership) -> None:
+        """Outside of the turn: to the controller."""
+        if partition.leadership is not proposal and (
+            partition.leadership is None or partition.leadership.proposed_isr != proposal.proposed_isr
+        ):
+            return
+        assert proposal.proposed_isr is not None
+        request = AlterPartition(
+            self._broker.id,
+            partition.topic_id,
+            partition.number,
+            proposal.leader_epoch,
+            proposal.partition_epoch,
+            proposal.proposed_isr,
+        )
+
+        def answered(pending: Pending) -> None:
+            if pending.error is not None:
+                self._broker.offer(IsrRefused(partition, proposal.partition_epoch))
+
+        self._peers.tell_controller(self._broker.id, request, answered)
+
+    def on_refused(self, turn: Turn, pending: Pending, request: IsrRefused) -> None:
+        """The controller refused a proposal: the committed ISR holds, and the image knows better than we."""
+        partition = request.partition
+        leadership: Leadership | None = turn.leaderships.get(partition, partition.leadership)
+        if leadership is not None and leadership.partition_epoch == request.partition_epoch:
+            turn.leaderships[partition] = rules.refused(leadership)
+            self.isr_failures += 1
+            self.take_role(turn, partition)
+        turn.reply(pending, None)
+
+    def shrink(self, turn: Turn) -> None:
+        """Propose ISRs without those that have been behind for too long."""
+        if self._next_lag_check_ms is None or self._next_lag_check_ms > turn.now_ms:
+            return
+        level: list[Partition] = []
+        for partition in list(self._behind):
+            leadership: Leadership | None = turn.leaderships.get(partition, partition.leadership)
+            if leadership is None:
+                level.append(partition)
+                continue
+            state: ReplicaState = turn.staged.get(partition) or partition.state
+            out = rules.lagging(leadership, state, turn.now_ms, self.limits)
+            if out:
+                self.propose(turn, partition, leadership, tuple(b for b in leadership.isr if b not in out))
+            self.move_high_watermark(turn, partition)  # one that lags outside of the ISR holds it no longer
+            if all(p.log_end_offset == state.log_end_offset for p in leadership.followers.values()):
+                level.append(partition)
+        late = [p for p, sent_ms in self._proposals.items() if turn.now_ms - sent_ms >= PROPOSAL_RETRY_MS]
+        for partition in late:
+            leadership = turn.leaderships.get(partition, partition.leadership)
+            if leadership is not None and leadership.proposed_isr is not None:
+                self._broker.after_turn(turn, partial(self._send, partition, leadership))
+
+        def effect() -> None:
+            self._next_lag_check_ms = None
+            for partition in level:
+                self._behind.pop(partition, None)
+            for partition in late:
+                self._proposals[partition] = turn.now_ms
+                if partition.leadership is None or partition.leadership.proposed_isr is None:
+                    del self._proposals[partition]
+
+        turn.effects.append(effect)
+
+    def trace(self, text: str) -> None:
+        """A line for the simulation's trace."""
+        self._peers.trace(text)
+
+    # -- epochs, checkpoints, deadlines ----------------------------------------------------------------------------------
+
+    def stage_epochs(self, turn: Turn, partition: Partition, epochs: EpochHistory) -> None:
+        """Write another epoch list along with this turn."""
+        if epochs == turn.epochs.get(partition, partition.epochs):
+            return
+        epochs._check()
+        turn.epochs[partition] = epochs
+        log.put_extra(
+            self._broker.transaction(turn),
+            partition.log_id,
+            CheckpointKind.LEADER_EPOCHS,
+            _encode_epochs(epochs.entries),
+        )
+
+    def on_tick(self, turn: Turn) -> None:
+        """Do what is due: give up on acknowledgements, shrink ISRs, write high watermarks."""
+        turn.effects.append(lambda: self.acknowledgements.expire(turn.now_ms))
+        self.shrink(turn)
+        if self._unsaved and turn.now_ms >= self._save_deadline_ms():
+            self._save_marks(turn)
+
+    def _save_marks(self, turn: Turn) -> None:
+        """Write the high watermarks that moved without an append."""
+        saved = [partition for partition in self._unsaved if partition.view is not None]
+        transaction = self._broker.transaction(turn)
+        for partition in saved:
+            log.put_checkpoint(transaction, partition.log_id, turn.staged.get(partition) or partition.state)
+        turn.effects.append(self._unsaved.clear)
+
+    def _save_deadline_ms(self) -> int:
+        return self._unsaved_since_ms + self._broker.config.replica_high_watermark_checkpoint_interval_ms
+
+    def next_deadline_ms(self, now_ms: int) -> int | None:
+        """When `on_tick` has something to do."""
+        deadlines: list[int] = []
+        parked_ms = self.acknowledgements.next_deadline_ms()
+        if parked_ms is not None:
+            deadlines.append(parked_ms)
+        if self._unsaved:
+            deadlines.append(self._save_deadline_ms())
+        if self._behind or self._proposals:
+            if self._next_lag_check_ms is None:
+                pause_ms = max(1, self.limits.time_max_ms // 2)
+                if self._proposals:
+                    pause_ms = min(pause_ms, PROPOSAL_RETRY_MS)
+                self._next_lag_check_ms = now_ms + pause_ms
+            deadlines.append(self._next_lag_check_ms)
+        return min(deadlines, default=None)
+
+
+def is_readable(partition: Partition) -> bool:
+    """Whether the end of the log may be told to clients (SEMANTICS 3.2.4)."""
+    leadership = partition.leadership
+    return leadership is None or rules.is_readable(leadership, partition.state)
+
+
+def load_epochs(snapshot: Snapshot, log_id: int, state: ReplicaState) -> EpochHistory:
+    """The epoch list as it was stored; without one, as the batches tell it."""
+    value = log.get_extra(snapshot, log_id, CheckpointKind.LEADER_EPOCHS)
+    if value is not None:
+        entries = msgspec.msgpack.decode(value, type=list[tuple[int, int]])
+        return EpochHistory(tuple(EpochEntry(*entry) for entry in entries))
+    history = EpochHistory()
+    if state.log_end_offset > state.log_start_offset:
+        for stored in log.iterate_headers(snapshot, log_id, state.log_start_offset):
+            start = max(stored.header.base_offset, state.log_start_offset)
+            history = history.entered(stored.header.leader_epoch, start)
+    return history
+
+
+def _brokers(ids: tuple[int, ...]) -> str:
+    return "brokers " + ", ".join(map(str, ids)) if ids else "no broker"
