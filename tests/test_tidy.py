@@ -99,6 +99,24 @@ TESTED_ELSEWHERE = {
     "broker/following.py": ("client/test_reader_cluster.py", "the parts of one reader beside an owner"),
     "broker/groups_beside.py": ("client/test_reader_cluster.py", "the parts of one reader beside an owner"),
     "broker/reading_beside.py": ("client/test_reader_cluster.py", "the parts of one reader beside an owner"),
+    "broker/acknowledgements.py": (
+        "broker/test_replication.py",
+        "parked requests are judged by their answers",
+    ),
+    "broker/controlling.py": (
+        "broker/test_replication.py",
+        "the decisions are core's, with tests of their own",
+    ),
+    "broker/coordinators.py": ("client/test_failover.py", "judged by groups whose coordinator moves"),
+    "broker/copying.py": ("broker/test_replication.py", "judged by logs that end up alike"),
+    "broker/dispatching.py": ("client/test_failover.py", "judged by what producers are told"),
+    "broker/fetcher.py": ("broker/test_replication.py", "judged by logs that end up alike"),
+    "broker/hosted_group.py": ("broker/test_coordinator.py", "a value of its host"),
+    "broker/lifecycle.py": ("broker/test_replication.py", "judged by what faults do"),
+    "broker/maintaining.py": ("broker/test_broker.py", "the rare requests of a broker"),
+    "broker/peers.py": ("broker/test_replication.py", "one broker alone has no peers"),
+    "broker/replica_requests.py": ("broker/test_replication.py", "values without behaviour"),
+    "broker/serving_followers.py": ("broker/test_replication.py", "judged by logs that end up alike"),
     "broker/stores_beside.py": ("client/test_reader_cluster.py", "the parts of one reader beside an owner"),
 }
 

@@ -28,7 +28,14 @@ from streamlog.broker.partition import Partition
 from streamlog.broker.turn import Pending, Turn
 from streamlog.core.leadership import Leadership, effective_min_isr
 from streamlog.core.replica import ReplicaState
-from streamlog.errors import NotEnoughReplicasAfterAppendError, StreamlogError, StreamlogTimeoutError
+from streamlog.errors import (
+    CoordinatorNotAvailableError,
+    NotCoordinatorError,
+    NotEnoughReplicasAfterAppendError,
+    NotLeaderOrFollowerError,
+    StreamlogError,
+    StreamlogTimeoutError,
+)
 
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
@@ -159,7 +166,7 @@ class Acknowledgements:
         produce = entry.produce
         if error is not None and not entry.is_decided:
             if entry.index < 0:
-                produce.error = produce.error or error
+                produce.error = produce.error or _of_coordinator(error)
             else:
                 results: list[Produced] = produce.reply  # type: ignore[assignment]
                 results[entry.index] = Produced(-1, -1, -1, error)
@@ -189,3 +196,15 @@ class Acknowledgements:
             partition=partition.number,
             isr=isr,
         )
+
+
+def _of_coordinator(error: StreamlogError) -> StreamlogError:
+    """What a group's member is told when the group's record was not replicated. Source: Kafka CoordinatorRuntime,
+    GroupCoordinatorService.handleOperationException.
+    """
+    kind = (
+        NotCoordinatorError if isinstance(error, NotLeaderOrFollowerError) else CoordinatorNotAvailableError
+    )
+    told = kind(str(error), **error.facts)
+    told.__cause__ = error
+    return told

@@ -185,7 +185,7 @@ class Broker(TurnOwner):
 
     def _run_turn(self) -> None:
         inbox = self._inbox
-        if len(inbox) == 1 and self._unfinished is None:
+        if len(inbox) == 1 and self._unfinished is None and not (self.disk_is_full or self.commit_delay_ms):
             pending = inbox[0]
             if type(pending.request) is api.Produce and producing.run_alone(self, pending):
                 return

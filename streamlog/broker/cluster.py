@@ -117,7 +117,7 @@ class BrokerCluster:
         self.topics: dict[str, TopicImage] = self.metadata.image.topics
         self.heartbeats = Heartbeats(self.runtime)
         self.housekeeping = Housekeeping(self)
-        for owner in owners:
+        for owner in (self.metadata, *self.brokers):
             owner.on_checkpoint_due = self.housekeeping.wake
         self.housekeeping.start()
         if len(self.brokers) > 1:

@@ -56,10 +56,8 @@ if TYPE_CHECKING:
 
 FOLD_CHECKPOINT_EVERY_RECORDS: Final = 4096
 _READ_BYTES: Final = 4 * 1024 * 1024
-COMMIT_TIMEOUT_MS: Final = 5_000
-"""Kafka's offsets.commit.timeout.ms: how long a group's record may take to be replicated."""
-TICK_GROUPS_MAX: Final = 256
-"""Groups whose time has come that one turn decides; the others follow in the next."""
+COMMIT_TIMEOUT_MS: Final = 5_000  # Kafka's offsets.commit.timeout.ms: until a group's record is replicated
+TICK_GROUPS_MAX: Final = 256  # groups whose time has come that one turn decides; the others follow
 LATE_MS_MAX: Final = 2_000
 """A judge that comes later than this to a deadline was itself stopped (a debugger, SIGSTOP): nobody is blamed."""
 
@@ -173,9 +171,7 @@ class Coordinator:
             if not partition.is_alone and self._broker.replication is not None:
                 self._broker.replication.check_coordinates(turn, partition)
             self._load(partition, leads=True)
-        except (
-            StorageError
-        ) as error:  # the group cannot be read: that is the trouble of who asks for it, only
+        except StorageError as error:  # the group cannot be read: the trouble of who asks for it, only
             turn.fail(pending, error)
             return None
         known = self._hosted.get(request.group_id)
@@ -313,7 +309,9 @@ class Coordinator:
             number, _ = self.overdue.popitem()
             keys = save_offsets(self._broker, number)
             if keys is not None:
-                self._folds[number].keys_saved = keys
+                fold = self._folds.get(number)
+                if fold is not None:
+                    fold.keys_saved = keys
                 count += 1
         return count
 
@@ -389,12 +387,11 @@ class Coordinator:
             self._hosted.pop(hosted.group_id, None)
             hosted.is_gone = True
             hosted.notify()
-        names = {hosted.group_id for hosted in gone}
+        names = [hosted.group_id for hosted in gone]
         for token, pending in list(self._parked.items()):
-            group_id = getattr(pending.request, "group_id", None)
+            group_id = getattr(pending.request, "group_id", "")
             if group_id in names:
-                error = _not_coordinator(str(group_id), partition)
-                self._broker.answer(pending, None, error)
+                self._broker.answer(pending, None, _not_coordinator(group_id, partition))
                 self._parked.pop(token, None)
 
     def _load(self, partition: Partition, leads: bool = False) -> None:
@@ -491,11 +488,8 @@ class Coordinator:
 
 
 def _not_coordinator(group_id: str, partition: Partition) -> NotCoordinatorError:
-    return NotCoordinatorError(
-        f"group {group_id!r}: broker {partition.leader_id} leads {partition.name} and coordinates it",
-        group_id=group_id,
-        leader=partition.leader_id,
-    )
+    says = f"group {group_id!r}: broker {partition.leader_id} leads {partition.name} and coordinates it"
+    return NotCoordinatorError(says, group_id=group_id, leader=partition.leader_id)
 
 
 def _forget(parked: dict[int, Pending], token: int) -> Callable[[], object]:

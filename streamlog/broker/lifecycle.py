@@ -162,6 +162,7 @@ def _join(cluster: BrokerCluster, broker: Broker) -> None:
     peers = cluster.peers
     _equip(broker, peers)
     cluster.measure_broker(broker)
+    broker.on_checkpoint_due = cluster.housekeeping.wake
     peers.joined(broker)
     cluster.know_brokers(peers.brokers())
 

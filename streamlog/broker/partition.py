@@ -22,7 +22,7 @@ from streamlog.broker.purgatory import Source
 from streamlog.compression import CODECS
 from streamlog.config import TopicConfig
 from streamlog.core.cluster_image import PartitionImage, TopicImage
-from streamlog.core.leader_epochs import EpochHistory
+from streamlog.core.leader_epochs import EpochEntry, EpochHistory
 from streamlog.core.replica import ReplicaState
 from streamlog.errors import (
     CorruptRecordError,
@@ -37,6 +37,7 @@ from streamlog.metrics import Meter
 from streamlog.option_rules import INT64_MAX
 from streamlog.storage import log
 from streamlog.storage.env import Environment, Snapshot
+from streamlog.storage.keys import CheckpointKind
 
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
@@ -324,6 +325,20 @@ def _is_news(before: ReplicaState, state: ReplicaState) -> bool:
         or state.log_start_offset != before.log_start_offset
         or state.truncation_count != before.truncation_count
     )
+
+
+def load_epochs(snapshot: Snapshot, log_id: int, state: ReplicaState) -> EpochHistory:
+    """The epoch list as it was stored; without one, as the batches tell it."""
+    value = log.get_extra(snapshot, log_id, CheckpointKind.LEADER_EPOCHS)
+    if value is not None:
+        entries = msgspec.msgpack.decode(value, type=list[tuple[int, int]])
+        return EpochHistory(tuple(EpochEntry(*entry) for entry in entries))
+    history = EpochHistory()
+    if state.log_end_offset > state.log_start_offset:
+        for stored in log.iterate_headers(snapshot, log_id, state.log_start_offset):
+            start = max(stored.header.base_offset, state.log_start_offset)
+            history = history.entered(stored.header.leader_epoch, start)
+    return history
 
 
 def load_state(environment: Environment, log_id: int, leader_epoch: int) -> tuple[ReplicaState, bool]:

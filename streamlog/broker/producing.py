@@ -64,13 +64,7 @@ def run_alone(broker: Broker, pending: Pending) -> bool:
         return False
     name, number, batch = entries[0]
     partition = broker.partitions.get((name, number))
-    if (
-        partition is None
-        or not partition.is_plain
-        or not request.acks
-        or broker.disk_is_full
-        or broker.commit_delay_ms
-    ):
+    if partition is None or not partition.is_plain or not request.acks:
         return False
     image = broker.metadata.image.topics.get(name)
     if image is None or image.topic_id != partition.topic_id:

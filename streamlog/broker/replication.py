@@ -26,7 +26,7 @@ import msgspec
 
 from streamlog.broker.acknowledgements import Acknowledgements
 from streamlog.broker.copying import append_as_follower
-from streamlog.broker.partition import Partition
+from streamlog.broker.partition import Partition, load_epochs
 from streamlog.broker.replica_requests import (
     AlterPartition,
     AppendAsFollower,
@@ -39,7 +39,7 @@ from streamlog.broker.serving_followers import not_leader, serve_follower
 from streamlog.broker.turn import Pending, Turn
 from streamlog.core import leadership as rules
 from streamlog.core.cluster_image import NO_LEADER, PartitionImage, TopicImage
-from streamlog.core.leader_epochs import UNDEFINED, EpochEntry, EpochHistory
+from streamlog.core.leader_epochs import UNDEFINED, EpochHistory
 from streamlog.core.leadership import LagLimits, Leadership
 from streamlog.core.replica import ReplicaState
 from streamlog.errors import (
@@ -48,7 +48,6 @@ from streamlog.errors import (
     StreamlogError,
 )
 from streamlog.storage import log
-from streamlog.storage.env import Snapshot
 from streamlog.storage.keys import CheckpointKind
 
 if TYPE_CHECKING:
@@ -494,20 +493,6 @@ def is_readable(partition: Partition) -> bool:
     """Whether the end of the log may be told to clients (SEMANTICS 3.2.4)."""
     leadership = partition.leadership
     return leadership is None or rules.is_readable(leadership, partition.state)
-
-
-def load_epochs(snapshot: Snapshot, log_id: int, state: ReplicaState) -> EpochHistory:
-    """The epoch list as it was stored; without one, as the batches tell it."""
-    value = log.get_extra(snapshot, log_id, CheckpointKind.LEADER_EPOCHS)
-    if value is not None:
-        entries = msgspec.msgpack.decode(value, type=list[tuple[int, int]])
-        return EpochHistory(tuple(EpochEntry(*entry) for entry in entries))
-    history = EpochHistory()
-    if state.log_end_offset > state.log_start_offset:
-        for stored in log.iterate_headers(snapshot, log_id, state.log_start_offset):
-            start = max(stored.header.base_offset, state.log_start_offset)
-            history = history.entered(stored.header.leader_epoch, start)
-    return history
 
 
 def _brokers(ids: tuple[int, ...]) -> str:

@@ -9,8 +9,7 @@ group commit. The same turn serves timers (a `Tick` in the inbox) and simulation
 Invariants:
  1. A thread is the runner of at most one turn. What the runner posts from inside (a logging handler, `__del__`, a signal
     handler) is only enqueued; waiting for it there raises ReentrantCallError.
- 2. State changes only in `_apply`, after the commit, from absolute values the turn holds: applying twice is
-    applying once.
+ 2. State changes only in `_apply`, after the commit, from absolute values the turn holds: again changes nothing.
  3. A request stays in the inbox until its turn is finished; `taken` says that a turn has answered or parked it.
  4. A turn cut short anywhere is finished by the next runner: if its transaction reached the disk it is applied,
     else it is decided again. The engine's own transaction id tells which.
@@ -29,11 +28,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from streamlog.broker.pending import DEFER as DEFER
-from streamlog.broker.pending import Pending as Pending
-from streamlog.broker.pending import Tick as Tick
-from streamlog.broker.pending import Turn as Turn
-from streamlog.broker.pending import chain
+from streamlog.broker.pending import DEFER, Pending, Tick, Turn, chain
 from streamlog.broker.runner import Runtime, TurnLock
 from streamlog.errors import (
     ClosedError,
@@ -52,12 +47,14 @@ if TYPE_CHECKING:
     from streamlog.broker.measuring import RequestTimes
     from streamlog.metrics import Timer
 
+__all__ = ("DEFER", "Pending", "Tick", "Turn", "TurnOwner")
 TURN_BYTES_MAX: Final = 8 * 1024 * 1024
 TURN_REQUESTS_MAX: Final = 512
 TURN_MS_MAX: Final = 5
 TURNS_FOR_OTHERS_MAX: Final = 4
-STRANDED_WAIT_MS: Final = 50
-"""A waiter looks up this often: an interrupt may have struck its runner between two steps of the hand-over."""
+STRANDED_WAIT_MS: Final = (
+    50  # a waiter looks up so often: an interrupt may have struck its runner's hand-over
+)
 APPLICATIONS_MAX: Final = 3
 FULL_INBOX_LOOK_MS: Final = 1  # who finds the inbox full helps, or looks again after this
 
@@ -78,20 +75,18 @@ class TurnOwner:
         self._wall_ns = runtime.clock.wall_ns
         self._inbox: deque[Pending] = deque()
         self._outbox: deque[Callable[[], None]] = deque()
-        self._lock = runtime.turn_lock()
+        self._lock = self.turn_lock = runtime.turn_lock()
         self._unfinished: Turn | None = None
         self._closed = False  # takes no more requests
         self._stopped = False  # and answers those still in the inbox with `_refusal`
         self._broken: BaseException | None = None
         self.on_checkpoint_due: Callable[[], object] = bool  # wakes who saves a fold that has grown enough
         self.paused = False  # runs no turn and tells nobody: who waits runs into a timeout
-        self.disk_is_full = False  # faults of tests: each write fails, each commit takes longer
-        self.commit_delay_ms = 0
+        self.disk_is_full, self.commit_delay_ms = (
+            False,
+            0,
+        )  # faults of tests: writes fail, commits take longer
         self.sibling_locks: tuple[TurnLock, ...] = ()  # of the other owners: law 1
-
-    @property
-    def turn_lock(self) -> TurnLock:
-        return self._lock
 
     # -- what a subclass says ----------------------------------------------------------------------------------------
 
@@ -137,8 +132,7 @@ class TurnOwner:
         """Only put a request into the inbox; helps while it is full. Raises ClosedError."""
         self.admit()
         pending = Pending(request, cost_bytes, on_done)
-        pending.posted_us = self._clock.monotonic_us()
-        self._inbox.append(pending)
+        self.put(pending)
         return pending
 
     def admit(self) -> None:
@@ -156,11 +150,9 @@ class TurnOwner:
 
     def offer(self, request: object, cost_bytes: int = 0) -> Pending | None:
         """Post as another broker does: None if the inbox is full, as a network would drop it. Never waits."""
-        if len(self._inbox) >= self.requests_max:
+        if self._closed or len(self._inbox) >= self.requests_max:
             return None
         pending = Pending(request, cost_bytes)
-        if self._closed:
-            return None
         self._inbox.append(pending)
         self.advance()
         return pending
@@ -174,9 +166,7 @@ class TurnOwner:
         pending = self.post(request, cost_bytes)
         if not pending.done:
             self.wait(pending, timeout_ms)
-        if pending.error is not None:
-            raise pending.error
-        return pending.reply
+        return pending.result()
 
     def wait(self, pending: Pending, timeout_ms: int | None = None) -> None:
         """Run turns or ride along until `pending` is done."""
@@ -280,7 +270,7 @@ class TurnOwner:
             if self._stopped:
                 return
             try:
-                while self._has_work() and not abruptly:
+                while (self._inbox or self._unfinished is not None) and not abruptly:
                     self._run_turn()
                 action()
                 self._stop()
@@ -333,7 +323,7 @@ class TurnOwner:
         if self._broken is None:
             return ClosedError(f"{self.name} is closed")
         refusal = IllegalStateError(
-            f"{self.name} stopped: what a turn committed could not be applied ({self._broken!r}). Nothing that was "
+            f"{self.name} stopped: what a turn committed could not be applied ({self._broken!r}). Nothing "
             "acknowledged is lost; close the cluster and open it again"
         )
         refusal.__cause__ = self._broken
@@ -346,9 +336,6 @@ class TurnOwner:
         self._on_stop(refusal)
         while self._inbox:
             self._answer(self._inbox.popleft(), None, refusal)
-
-    def _has_work(self) -> bool:
-        return bool(self._inbox) or self._unfinished is not None
 
     def _hand_over(self) -> bool:
         """Wake the first caller that waits in the inbox; it runs the next turn."""
@@ -370,8 +357,7 @@ class TurnOwner:
     def _settle(self, turn: Turn) -> None:
         """Find out what became of a turn that was cut short; release what it held."""
         if turn.transaction is not None:
-            # Aborting a transaction that was committed is a no-op in the engine's binding.
-            turn.transaction.abort()
+            turn.transaction.abort()  # of one that was committed: a no-op in the engine's binding
         if turn.transaction_id and self.environment.last_transaction_id() >= turn.transaction_id:
             turn.committed = True
         else:
@@ -417,12 +403,10 @@ class TurnOwner:
             self._abandon(turn, error)
 
     def _commit(self, transaction: WriteTransaction) -> None:
-        if self.commit_delay_ms:
+        if self.commit_times is None or self.commit_delay_ms:
             transaction.commit()
-            self.runtime.waiter().wait(self.commit_delay_ms)
-            return
-        if self.commit_times is None:
-            transaction.commit()
+            if self.commit_delay_ms:
+                self.runtime.waiter().wait(self.commit_delay_ms)
             return
         begun_us = self._clock.monotonic_us()
         transaction.commit()

@@ -14,6 +14,7 @@ from tests.broker.builders import batch_of
 VALUES: list[Any] = [
     api.Produce([("t", 0, batch_of(b"x", timestamp=1))]),
     api.Produced(5, -1, 0),
+    api.Retrying(),
     api.Fetch([("t", 0, 7, 1000)]),
     api.FetchedPartition("t", 0, 9, 9, 0, []),
     api.ListOffsets([("t", 0, api.LATEST)]),

@@ -127,11 +127,11 @@ def test_too_few_in_sync(opened: Opened) -> None:
     cluster.brokers[2].crash()
     with cluster.producer(retries=0) as producer:
         future = producer.send("t", b"x")
-        with pytest.raises(NotEnoughReplicasError, match="fewer than min.insync.replicas=2"):
+        with pytest.raises(NotEnoughReplicasError, match=r"fewer than min\.insync\.replicas=2"):
             future.result(5)
     with cluster.producer(delivery_timeout_ms=3_000, request_timeout_ms=1_000) as producer:
         future = producer.send("t", b"x")
-        with pytest.raises(StreamlogTimeoutError, match="3 attempts|[0-9]+ attempts") as caught:
+        with pytest.raises(StreamlogTimeoutError, match=r"\d+ attempts") as caught:
             future.result(30)
         assert isinstance(caught.value.__cause__, NotEnoughReplicasError)
     with cluster.producer(acks=1) as producer:

@@ -1,0 +1,130 @@
+"""Producers and groups while leaders and coordinators move: nothing acknowledged is lost, order is kept, groups go on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import streamlog
+from streamlog.errors import LogTruncationError
+from streamlog.testing import Simulation
+
+
+def pipeline(seed: int, faults: Any, seconds: float) -> tuple[list[tuple[int, int, bytes]], list[bytes], Any]:
+    """A producer and two members of a group, while `faults(cluster, simulation)` does what it does."""
+    simulation = Simulation(seed)
+    acked: list[tuple[int, int, bytes]] = []
+    seen: list[bytes] = []
+    stopping: list[bool] = []
+    with streamlog.open(
+        ":memory:", brokers=3, sync="off", runtime=simulation, offsets_topic_num_partitions=4
+    ) as cluster:
+        cluster.create_topic("t", partitions=3, replication_factor=3)
+        group = cluster.consumer_group("g", ["t"])
+
+        def produce() -> None:
+            with cluster.producer() as producer:
+                number = 0
+                while not stopping:
+                    value = b"%d" % number
+                    metadata = producer.send("t", value, key=b"%d" % (number % 7)).result(60)
+                    acked.append((metadata.partition, metadata.offset, value))
+                    number += 1
+                    if number % 10 == 0:
+                        simulation.sleep(0.1)
+
+        def consume() -> None:
+            with group.consumer() as consumer:
+                while not stopping or len(set(seen)) < len(acked):
+                    records = consumer.poll(0.3)
+                    seen.extend(record.value for record in records)
+                    if records:
+                        consumer.commit()
+
+        tasks = [simulation.spawn(run) for run in (produce, consume, consume)]
+        faults(cluster, simulation)
+        simulation.sleep(seconds)
+        stopping.append(True)
+        for task in tasks:
+            task.result()
+        for partition in cluster.topic("t"):
+            log = {record.offset: record.value for record in partition.read(0, 10_000)}
+            mine = [(offset, value) for number, offset, value in acked if number == partition.number]
+            assert all(log.get(offset) == value for offset, value in mine), "an acknowledged record is gone"
+            assert mine == sorted(mine), "one producer's records are in the order they were sent"
+        return acked, seen, group.lag()
+
+
+def crashes(cluster: Any, simulation: Simulation) -> None:
+    for number in range(4):
+        simulation.sleep(0.4)
+        cluster.brokers[number % 3].crash()
+        simulation.sleep(0.3)
+        cluster.brokers[number % 3].start()
+
+
+def stops(cluster: Any, simulation: Simulation) -> None:
+    for number in range(4):
+        simulation.sleep(0.4)
+        cluster.brokers[number % 3].stop()
+        simulation.sleep(0.3)
+        cluster.brokers[number % 3].start()
+
+
+def silence(cluster: Any, simulation: Simulation) -> None:
+    simulation.sleep(0.5)
+    cluster.brokers[0].pause()
+    simulation.sleep(14)
+    cluster.brokers[0].resume()
+    cluster.network.partition({1}, {0, 2})
+    simulation.sleep(14)
+    cluster.network.heal()
+
+
+@pytest.mark.parametrize("faults", [crashes, stops, silence])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_pipeline_through_faults(faults: Any, seed: int) -> None:
+    acked, seen, lag = pipeline(seed, faults, 1.0)
+    assert len(acked) > 50
+    assert {value for _, _, value in acked} <= set(seen)
+    assert sum(lag.values()) == 0
+
+
+def unclean(simulation: Simulation, **options: Any) -> Any:
+    """A consumer at offset 2 of a log whose second record only the crashed leader had, and a leader that never saw it."""
+    cluster = streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation)
+    cluster.create_topic("t", replication_factor=2, config={"unclean.leader.election.enable": True})
+    with cluster.producer() as producer:
+        producer.send("t", b"a").result(5)
+        cluster.brokers[1].crash()
+        producer.send("t", b"b").result(5)
+    consumer = cluster.consumer(**options)
+    consumer.assign([("t", 0)])
+    consumer.seek_to_beginning()
+    values = [record.value for _ in range(3) for record in consumer.poll(1)]
+    assert values == [b"a", b"b"]
+    cluster.brokers[0].crash()
+    cluster.brokers[1].start()
+    assert cluster.topic("t")[0].leader == 1, "elected uncleanly"
+    with cluster.producer() as producer:
+        producer.send("t", b"c").result(5)
+    return cluster, consumer
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_consumer_goes_back_to_where_an_unclean_election_parted_the_logs(seed: int) -> None:
+    """KIP-320: with a reset policy it seeks to the first diverging offset."""
+    cluster, consumer = unclean(Simulation(seed))
+    with cluster:
+        assert [record.value for _ in range(3) for record in consumer.poll(1)] == [b"c"]
+
+
+def test_or_is_told() -> None:
+    """KIP-320: with auto_offset_reset="none" it is LogTruncationError."""
+    cluster, consumer = unclean(Simulation(1), auto_offset_reset="none")
+    with cluster:
+        with pytest.raises(LogTruncationError) as caught:
+            for _ in range(3):
+                consumer.poll(1)
+        assert caught.value.next_offset == 1
