@@ -38,15 +38,15 @@ ones.
 class PartitionBeside(Partition):
     """A partition whose view is read from the store each time."""
 
-    __slots__ = ("_cluster", "leader_id")
+    __slots__ = ("_cluster",)
 
     def __init__(
         self, cluster: ClusterBeside, topic: TopicImage, number: int, config: TopicConfig, meters: TopicMeters
     ) -> None:
         self._cluster = cluster
         image = topic.partitions[number]
-        self.leader_id = broker_of(image)
         super().__init__(topic, number, image, config, ReplicaState(leader_epoch=image.leader_epoch), meters)
+        self.leader_id = broker_of(image)
 
     @property
     def view(self) -> ReplicaState | None:

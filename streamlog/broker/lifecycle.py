@@ -49,6 +49,7 @@ def open_peers(cluster: BrokerCluster, peers: Peers) -> None:
 
 def running(cluster: BrokerCluster, broker_id: int) -> Broker:
     """The broker. Raises IllegalStateError if it does not run."""
+    cluster.peers.open()
     broker = cluster.peers.running(broker_id)
     if broker is None:
         raise IllegalStateError(
@@ -108,6 +109,7 @@ def _unsynced(broker: Broker) -> dict[int, int]:
 def start(cluster: BrokerCluster, broker_id: int) -> None:
     """Begin a new life. Raises IllegalStateError if it runs."""
     peers, metadata = cluster.peers, cluster.metadata
+    peers.open()
     if peers.running(broker_id) is not None:
         raise IllegalStateError(f"broker {broker_id} runs already", broker_id=broker_id)
     broker = cluster.open_broker(broker_id)

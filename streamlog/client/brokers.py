@@ -26,10 +26,14 @@ class BrokerHandle:
         self.id = broker_id
 
     def __repr__(self) -> str:
+        if self._backend is None:
+            return f"<Broker {self.id}>"
         return f"<Broker {self.id} {self.state}{' controller' if self.is_controller else ''}>"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, BrokerHandle) and (other._backend, other.id) == (self._backend, self.id)
+        if not isinstance(other, BrokerHandle) or other.id != self.id:
+            return False
+        return other._backend is self._backend or other._backend is None or self._backend is None
 
     def __hash__(self) -> int:
         return self.id

@@ -24,7 +24,7 @@ from tests.aio.loops import in_loop, until, watched
 
 LATE_OR_MISSING = {
     # Names of the blocking classes that have no twin here, and why.
-    "Cluster": {"add_broker", "network", "reassign"},  # they come with replication
+    "Cluster": {"add_broker", "elect_leaders", "network", "reassign"},  # they come with replication
     "Topic": set(),
     "Partition": set(),
     "Producer": set(),

@@ -197,7 +197,7 @@ def test_a_group_that_cannot_be_read_troubles_only_who_asks_for_it(
     cluster.create_topic("t", 1, 1, {})
     cluster.ensure_offsets_topic()
 
-    def corrupt(*_: object) -> None:
+    def corrupt(*_: object, **__: object) -> None:
         raise CorruptStoreError("torn")
 
     monkeypatch.setattr(cluster.coordinator, "_load", corrupt)
