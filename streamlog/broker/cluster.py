@@ -75,6 +75,9 @@ OFFSETS_TOPIC_CONFIG: Final[Mapping[str, str]] = {"cleanup.policy": "compact", "
 class BrokerCluster:
     """All brokers of one directory. Clients hold it; `client.cluster.Cluster` is its public face."""
 
+    leaders_version = 0
+    """Counts changes of leaders: who reads or has joined a group looks where to go on when it has changed."""
+
     def __init__(
         self,
         directory: ClusterDirectory,

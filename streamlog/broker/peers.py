@@ -233,6 +233,7 @@ class Peers:
                 everything = True
         if not keys and not everything:
             return
+        self._cluster.leaders_version = version
         for broker in self.brokers():
             loaded = broker.partitions
             concerned = list(loaded) if everything else [key for key in keys if key in loaded]

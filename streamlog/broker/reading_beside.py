@@ -64,6 +64,8 @@ ResultT = TypeVar("ResultT")
 class ClusterBeside:
     """What clients need of a cluster, read-only. Offers what `BrokerCluster` offers to those who read."""
 
+    leaders_version = 0  # nobody moves under a reader's eyes: each look begins at the image
+
     def __init__(
         self,
         path: Path,

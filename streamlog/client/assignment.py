@@ -116,6 +116,7 @@ class ConsumerAssignment(ConsumerPositions):
         # Where `stop_at_end` stops: each partition's end when it first came to us, whatever rebalances
         # follow.
         self._unled: dict[AssignedPartition, None] = {}  # partitions nobody leads at the moment
+        self._leaders_seen = backend.leaders_version
         self._first_ends: dict[TopicPartition, int] = {}
         self._matched: tuple[int, tuple[str, ...]] = (-1, ())
         self._on_assigned: Listener | None = None
@@ -325,7 +326,21 @@ class ConsumerAssignment(ConsumerPositions):
             self._unled[assigned] = None
 
     def _look_for_leaders(self) -> None:
-        """Look again at what nobody led."""
+        """Look again at what nobody led, and whether what we read from still leads: a broker that is silent, or cut
+        off, does not say so itself.
+        """
+        version = self._backend.leaders_version
+        if version != self._leaders_seen:
+            self._leaders_seen = version
+            for assigned in self._assigned.values():
+                home = assigned.partition.home
+                image = self._backend.topics.get(assigned.tp.topic)
+                if home is None or image is None or assigned.tp.partition >= len(image.partitions):
+                    continue
+                if image.partitions[assigned.tp.partition].leader != home.id:
+                    self._unled[assigned] = None
+            for assigned in list(self._unled):
+                self._on_unserved(assigned, NotLeaderOrFollowerError("another leads"))
         unled, self._unled = self._unled, {}
         for assigned in unled:
             if assigned.subscription is not None and self._assigned.get(assigned.tp) is assigned:

@@ -165,6 +165,8 @@ class Consumer(ConsumerAssignment, KnowsHabits):
             look_ms = JOIN_LOOK_MS
         if self._unled:
             look_ms = LEADER_LOOK_MS
+        elif self._leaders_seen and look_ms is None:
+            look_ms = TOPICS_LOOK_MS  # leaders move without telling who reads from the old one
         held_ms = None if self._gate is None else self._gate.left_ms()
         if held_ms is not None and (look_ms is None or held_ms < look_ms):
             look_ms = held_ms
@@ -264,8 +266,6 @@ class Consumer(ConsumerAssignment, KnowsHabits):
         for assigned in self._offsets.unresolved(self._assigned):
             if assigned.subscription is not None:
                 self._listener.mark(assigned.subscription)
-        if self._unled:
-            self._look_for_leaders()
         records: list[Record] = []
         taken_from = self._taken_from = []
         try:
@@ -320,6 +320,8 @@ class Consumer(ConsumerAssignment, KnowsHabits):
 
     def _fetch_ready(self) -> AssignedPartition | None:
         listener, config = self._listener, self.config
+        if self._unled or self._leaders_seen != self._backend.leaders_version:
+            self._look_for_leaders()
         left = len(listener.ready)
         while left > 0:
             left -= 1

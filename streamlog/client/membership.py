@@ -101,6 +101,7 @@ class Membership:
         self._assigned_counts: dict[str, int] = {}
         self._joined_topics: tuple[str, ...] = ()
         backend.ensure_offsets_topic()
+        self._leaders_seen = backend.leaders_version
         self._not_before_ms = 0  # without a coordinator: when to look for one again
         self._hosted = backend.coordinator.hosted(group_id)
         self._group_subscription: Subscription = listener.subscribe(self._hosted, self)
@@ -161,6 +162,7 @@ class Membership:
 
     def _find_coordinator(self) -> bool:
         """The coordinator moved to another broker: listen to it there. False: it is not to be found now."""
+        version = self._backend.leaders_version
         try:
             hosted = self._backend.coordinator.hosted(self.group_id)
         except StreamlogError as error:
@@ -168,9 +170,11 @@ class Membership:
                 raise
             self._rest()
             return False
-        self._listener.unsubscribe(self._group_subscription)
-        self._hosted = hosted
-        self._group_subscription = self._listener.subscribe(hosted, self)
+        self._leaders_seen = version
+        if hosted is not self._hosted:
+            self._listener.unsubscribe(self._group_subscription)
+            self._hosted = hosted
+            self._group_subscription = self._listener.subscribe(hosted, self)
         return True
 
     def _rest(self) -> None:
@@ -180,7 +184,8 @@ class Membership:
         """One step; False when there is only waiting left."""
         if self._not_before_ms and self._not_before_ms > self._backend.runtime.clock.monotonic_ms():
             return False
-        if self._hosted.is_gone and not self._find_coordinator():
+        moved = self._hosted.is_gone or self._leaders_seen != self._backend.leaders_version
+        if moved and not self._find_coordinator():
             return False
         if self.phase is Phase.STABLE:
             return self._notice_change()

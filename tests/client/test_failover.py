@@ -128,3 +128,31 @@ def test_or_is_told() -> None:
             for _ in range(3):
                 consumer.poll(1)
         assert caught.value.next_offset == 1
+
+
+@pytest.mark.parametrize("fault", ["pause", "partition"])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_consumer_leaves_a_leader_that_has_fallen_silent(fault: str, grouped: bool) -> None:
+    """It is not told by the old leader; the image says who leads now, though the old one stays silent for ever."""
+    simulation = Simulation(4)
+    with streamlog.open(
+        ":memory:", brokers=3, sync="off", runtime=simulation, offsets_topic_num_partitions=1
+    ) as cluster:
+        cluster.create_topic("t", replication_factor=3)
+        consumer = cluster.consumer_group("g", ["t"]).consumer() if grouped else cluster.consumer()
+        if not grouped:
+            consumer.assign([("t", 0)])
+        with cluster.producer(request_timeout_ms=2_000) as producer:
+            producer.send("t", b"a").result(5)
+            assert [record.value for _ in range(3) for record in consumer.poll(1)] == [b"a"]
+            if fault == "pause":
+                cluster.brokers[0].pause()
+            else:
+                cluster.network.partition({0}, {1, 2})
+            producer.send("t", b"b").result(60)
+            assert cluster.topic("t")[0].leader == 1
+            values = [record.value for _ in range(30) for record in consumer.poll(1)]
+            assert b"b" in values and values.count(b"b") == 1
+            if grouped:
+                consumer.commit()
+        consumer.close()
