@@ -64,6 +64,11 @@ class Coordinators:
         return self.of(group_id).hosted(group_id)
 
     def groups(self) -> list[HostedGroup]:
+        for number, image in enumerate(self._cluster.metadata.image.topic(CONSUMER_OFFSETS_TOPIC).partitions):
+            if self._cluster.peers.running(image.leader) is None:
+                raise CoordinatorNotAvailableError(
+                    f"nobody leads {CONSUMER_OFFSETS_TOPIC}-{number} at the moment"
+                )
         found = [group for broker in self._cluster.brokers for group in broker.coordinator.groups()]
         return sorted(found, key=lambda hosted: hosted.group_id)
 

@@ -64,6 +64,7 @@ ResultT = TypeVar("ResultT")
 class ClusterBeside:
     """What clients need of a cluster, read-only. Offers what `BrokerCluster` offers to those who read."""
 
+    is_replicated = False
     leaders_version = 0  # nobody moves under a reader's eyes: each look begins at the image
 
     def __init__(

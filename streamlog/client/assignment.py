@@ -11,26 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from re import Pattern
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from streamlog.client.commits import Commits
 from streamlog.client.fetching import AssignedPartition
 from streamlog.client.measuring import ConsumerTraffic
 from streamlog.client.offsets import checked_partitions
+from streamlog.client.patience import UNSERVED
 from streamlog.client.positions import ConsumerPositions
 from streamlog.config import ConsumerConfig
 from streamlog.core.controller import validate_topic_name
 from streamlog.errors import (
     ConfigError,
-    CoordinatorNotAvailableError,
     IllegalStateError,
     InvalidGroupIdError,
     InvalidTopicError,
     LeaderNotAvailableError,
     NetworkError,
-    NotCoordinatorError,
     NotLeaderOrFollowerError,
-    OffsetNotAvailableError,
     StreamlogError,
     UnknownTopicOrPartitionError,
 )
@@ -89,17 +87,6 @@ def _no_topics(topics: object) -> ConfigError:
         value=topics,
         allowed="topic names or a compiled pattern",
     )
-
-
-UNSERVED: Final = (
-    NotLeaderOrFollowerError,
-    LeaderNotAvailableError,
-    NetworkError,
-    CoordinatorNotAvailableError,
-    NotCoordinatorError,
-    OffsetNotAvailableError,
-)
-"""What is over as soon as somebody leads again: the position stays, the records come later."""
 
 
 class ConsumerAssignment(ConsumerPositions):

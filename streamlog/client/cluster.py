@@ -17,6 +17,7 @@ from streamlog.client.assignment import checked_topics
 from streamlog.client.brokers import BrokerHandle
 from streamlog.client.consumer import Consumer
 from streamlog.client.habits import KnowsHabits
+from streamlog.client.patience import patient
 from streamlog.config import ConsumerConfig, ProducerConfig
 from streamlog.core.controller import validate_topic_name
 from streamlog.errors import (
@@ -285,6 +286,7 @@ class Cluster(KnowsHabits):
         return ConsumerGroup(self._backend, group_id, wanted, parsed, self._make_consumer)
 
     @property
+    @patient
     def groups(self) -> list[str]:
         """The names of all groups that have members or committed offsets, sorted."""
         self._check_open()

@@ -22,9 +22,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from streamlog.client.assignment import UNSERVED, ConsumerAssignment
+from streamlog.client.assignment import ConsumerAssignment
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition, Deserializer
 from streamlog.client.habits import KnowsHabits
+from streamlog.client.patience import UNSERVED
 from streamlog.client.timeouts import milliseconds
 from streamlog.config import ConsumerConfig
 from streamlog.errors import (

@@ -12,6 +12,7 @@ from streamlog.broker.reading import end_for, view_of
 from streamlog.client.consumer import Consumer
 from streamlog.client.handling import GroupRun
 from streamlog.client.offsets import OffsetLookup, checked_partitions
+from streamlog.client.patience import patient
 from streamlog.config import ConsumerConfig
 from streamlog.core import consumer_protocol
 from streamlog.core import group_events as events
@@ -110,12 +111,14 @@ class ConsumerGroup:
         ]
 
     @property
+    @patient
     def state(self) -> str:
         """Kafka's name of the group's state: Empty, PreparingRebalance, CompletingRebalance, Stable, Dead."""
         self._backend.check_usable()
         hosted = self._backend.coordinator.group(self.group_id)
         return "Empty" if hosted is None else hosted.view.state.value
 
+    @patient
     def members(self) -> list[GroupMember]:
         """The live members and what they own."""
         self._backend.check_usable()
@@ -136,12 +139,14 @@ class ConsumerGroup:
 
     # -- offsets -----------------------------------------------------------------------------------------------------
 
+    @patient
     def offsets(self) -> dict[TopicPartition, int]:
         """The committed offsets: for each partition the next record to read."""
         self._backend.check_usable()
         committed = self._backend.coordinator.committed(self.group_id, None)
         return {tp: offset.offset for tp, offset in committed.items()}
 
+    @patient
     def lag(self) -> dict[TopicPartition, int]:
         """For each partition, how many offsets are behind what is committed; without a commit, behind
         where reading would start.
@@ -175,6 +180,7 @@ class ConsumerGroup:
             }
         )
 
+    @patient
     def reset_offsets(
         self,
         to: str | int | Mapping[TopicPartition, int] = "earliest",

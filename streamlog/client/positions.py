@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
 from streamlog.client.offsets import OffsetLookup, checked_partitions
+from streamlog.client.patience import patient
 from streamlog.config import ConsumerConfig
 from streamlog.errors import ClosedError, ConfigError, IllegalStateError
 from streamlog.record import OffsetAndTimestamp, TopicPartition
@@ -47,16 +48,19 @@ class ConsumerPositions:
             )
         self._move(assigned, offset)
 
+    @patient
     def seek_to_beginning(self, partitions: Iterable[TopicPartition | tuple[str, int]] | None = None) -> None:
         """Read from the log's start next; all assigned partitions by default."""
         for assigned in self._several(partitions):
             self._move(assigned, self._offsets.beginning_offset(assigned.partition))
 
+    @patient
     def seek_to_end(self, partitions: Iterable[TopicPartition | tuple[str, int]] | None = None) -> None:
         """Read only what comes from now on; all assigned partitions by default."""
         for assigned in self._several(partitions):
             self._move(assigned, self._offsets.end_offset(assigned.partition))
 
+    @patient
     def seek_to_timestamp(self, partition: TopicPartition | tuple[str, int], ms: int) -> None:
         """Read from the first record that is not older than `ms`; from the end if there is none."""
         assigned = self._assigned_partition(partition)
@@ -69,6 +73,7 @@ class ConsumerPositions:
             self._listener.mark(assigned.subscription)
         self._listener.wake()
 
+    @patient
     def position(self, partition: TopicPartition | tuple[str, int]) -> int:
         """The offset of the next record this consumer hands out."""
         assigned = self._assigned_partition(partition)
@@ -81,6 +86,7 @@ class ConsumerPositions:
                 )
         return assigned.position
 
+    @patient
     def committed(self, partition: TopicPartition | tuple[str, int]) -> int | None:
         """The group's committed offset of a partition; None if nobody has committed. Works without being
         assigned.
@@ -89,6 +95,7 @@ class ConsumerPositions:
         [tp] = checked_partitions([partition])
         return self._offsets.committed(tp)
 
+    @patient
     def beginning_offsets(
         self, partitions: Iterable[TopicPartition | tuple[str, int]]
     ) -> dict[TopicPartition, int]:
@@ -99,6 +106,7 @@ class ConsumerPositions:
             for tp in checked_partitions(partitions)
         }
 
+    @patient
     def end_offsets(
         self, partitions: Iterable[TopicPartition | tuple[str, int]]
     ) -> dict[TopicPartition, int]:
@@ -111,6 +119,7 @@ class ConsumerPositions:
             for tp in checked_partitions(partitions)
         }
 
+    @patient
     def offsets_for_times(
         self, times: Mapping[TopicPartition, int]
     ) -> dict[TopicPartition, OffsetAndTimestamp | None]:
@@ -121,6 +130,7 @@ class ConsumerPositions:
             for key, tp in zip(times, checked_partitions(times), strict=True)
         }
 
+    @patient
     def lag(self, partition: TopicPartition | tuple[str, int]) -> int:
         """How many offsets this consumer's position is behind the end."""
         assigned = self._assigned_partition(partition)

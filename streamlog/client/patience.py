@@ -1,0 +1,63 @@
+"""Waiting for a leader: look-ups that a failover would fail are tried again until somebody leads, or the time is over.
+
+Source: Kafka's `default.api.timeout.ms`: the bound of consumer calls that have no timeout of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from streamlog.errors import (
+    CoordinatorNotAvailableError,
+    LeaderNotAvailableError,
+    NetworkError,
+    NotCoordinatorError,
+    NotLeaderOrFollowerError,
+    OffsetNotAvailableError,
+)
+
+if TYPE_CHECKING:
+    from streamlog.broker.cluster import BrokerCluster
+
+UNSERVED: Final = (
+    NotLeaderOrFollowerError,
+    LeaderNotAvailableError,
+    NetworkError,
+    CoordinatorNotAvailableError,
+    NotCoordinatorError,
+    OffsetNotAvailableError,
+)
+"""What is over as soon as somebody leads again: the position stays, the records come later."""
+
+LOOK_MS: Final = 10
+DEFAULT_TIMEOUT_MS: Final = 60_000
+
+MethodT = TypeVar("MethodT", bound=Callable[..., Any])
+
+
+def patient(method: MethodT) -> MethodT:
+    """Try a method again while nobody leads what it asks for, up to `default_api_timeout_ms`; then it raises that.
+
+    For methods of objects with a `_backend` and, perhaps, a `config`. One broker alone is never waited for.
+    """
+
+    @wraps(method)
+    def waiting(self: Any, *arguments: Any, **options: Any) -> Any:
+        backend: BrokerCluster = self._backend
+        if not backend.is_replicated:
+            return method(self, *arguments, **options)
+        timeout_ms = getattr(getattr(self, "config", None), "default_api_timeout_ms", DEFAULT_TIMEOUT_MS)
+        clock, waiter = backend.runtime.clock, None
+        deadline_ms = clock.monotonic_ms() + timeout_ms
+        while True:
+            try:
+                return method(self, *arguments, **options)
+            except UNSERVED:
+                if clock.monotonic_ms() >= deadline_ms:
+                    raise
+            waiter = waiter or backend.runtime.waiter()
+            waiter.wait(LOOK_MS)
+
+    return cast(MethodT, waiting)
