@@ -87,6 +87,8 @@ class Dispatcher:
         self._ready: dict[Key, None] = {}
         """Queues that may have something to send."""
         self._service = Service(cluster.runtime, "streamlog-dispatcher", self._serve)
+        self._advancing: dict[int, None] = {}
+        """Callers inside of `advance`: an answer sends what waited behind it, and must not do so ever deeper."""
         self.retries = 0
 
     def __repr__(self) -> str:
@@ -118,8 +120,16 @@ class Dispatcher:
 
     def advance(self) -> None:
         """Send what can be sent, and run the turns of those it goes to."""
-        for broker in self._pump():
-            broker.advance()
+        caller = self._cluster.runtime.caller()
+        if caller in self._advancing:
+            return  # an answer, or a signal handler, inside of the loop below: it goes on by itself
+        self._advancing[caller] = None
+        try:
+            while brokers := self._pump():
+                for broker in brokers:
+                    broker.advance()
+        finally:
+            self._advancing.pop(caller, None)
 
     def wait(self, pending: Pending, timeout_ms: int | None = None) -> None:
         """Until `pending` is done: work for it as long as that helps, then wait.
@@ -227,8 +237,7 @@ class Dispatcher:
                 error = NetworkError("the broker went down")
             outcomes = [(item, Produced(-1, -1, -1, error)) for item in items]
         self._settle([(item, produced) for item, produced in outcomes if item.request is request])
-        for broker in self._pump():
-            broker.advance()
+        self.advance()
 
     def _settle(self, outcomes: list[tuple[Item, Produced]]) -> None:
         """Take what is decided off its queue; let the rest try again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -156,3 +157,32 @@ def test_a_consumer_leaves_a_leader_that_has_fallen_silent(fault: str, grouped: 
             if grouped:
                 consumer.commit()
         consumer.close()
+
+
+def test_answers_do_not_pile_up_on_the_stack() -> None:
+    """An answer sends what waited behind it, in the same thread: that must be a loop, however much there is."""
+    simulation = Simulation(1)
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
+        cluster.create_topic("t")
+        dispatcher = cluster._backend.peers.dispatcher
+        depths: list[int] = []
+        settle = dispatcher._settle
+
+        def settling(outcomes: Any) -> None:
+            depth, frame = 0, sys._getframe()
+            while frame is not None:
+                depth += frame.f_code.co_name == "_on_answer"
+                frame = frame.f_back
+            depths.append(depth)
+            settle(outcomes)
+            if len(depths) < 500:
+                producer.send("t", b"next")
+                producer._service.wake()
+                with producer._lock:
+                    producer._seal(producer._open_batches())
+
+        dispatcher._settle = settling
+        with cluster.producer() as producer:
+            producer.send("t", b"first").result(10)
+            simulation.sleep(5)
+        assert len(depths) >= 500 and max(depths) <= 2
