@@ -14,7 +14,7 @@ from re import Pattern
 from typing import TYPE_CHECKING, TypeAlias
 
 from streamlog.client.commits import Commits
-from streamlog.client.fetching import AssignedPartition
+from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
 from streamlog.client.measuring import ConsumerTraffic
 from streamlog.client.offsets import checked_partitions
 from streamlog.client.patience import UNSERVED
@@ -105,6 +105,10 @@ class ConsumerAssignment(ConsumerPositions):
         self._unled: dict[AssignedPartition, None] = {}  # partitions nobody leads at the moment
         self._leaders_seen = backend.leaders_version
         self._first_ends: dict[TopicPartition, int] = {}
+        # Which partitions may have decoded records, and which were not at their end when last looked at: with
+        # thousands of partitions, looking at all of them for each record would take longer than reading.
+        self._filled: dict[AssignedPartition, None] = {}
+        self._unfinished: list[AssignedPartition] = []
         self._matched: tuple[int, tuple[str, ...]] = (-1, ())
         self._on_assigned: Listener | None = None
         self._on_revoked: Listener | None = None
@@ -287,6 +291,41 @@ class ConsumerAssignment(ConsumerPositions):
             assigned.subscription = None
             # Whoever iterates over the buffer must not hand out more of what is no longer ours.
             assigned.buffer, assigned.next_index = [], 0
+            self._filled.pop(assigned, None)
+
+    # -- where it stands -------------------------------------------------------------------------------------
+
+    def _next_buffered(self) -> AssignedPartition | None:
+        """A partition with decoded records to hand out."""
+        filled = self._filled
+        for assigned in tuple(filled):
+            if assigned.next_index >= len(assigned.buffer):
+                filled.pop(assigned, None)
+            elif not assigned.paused:
+                return assigned
+        return None
+
+    def _all_at_end(self) -> bool:
+        """Whether every partition was read up to its end offset (`stop_at_end`)."""
+        unfinished = self._unfinished
+        while unfinished:
+            assigned = unfinished[-1]
+            if self._assigned.get(assigned.tp) is assigned and not self._is_at_end(assigned):
+                return False
+            unfinished.pop()
+        # Each was at its end once. A seek or a new assignment may have changed that.
+        unfinished += [assigned for assigned in self._assigned.values() if not self._is_at_end(assigned)]
+        return not unfinished
+
+    def _is_at_end(self, assigned: AssignedPartition) -> bool:
+        try:
+            if assigned.end_offset is None:
+                assigned.end_offset = self._offsets.end_offset(assigned.partition)
+            if assigned.position == UNKNOWN_OFFSET and not self._offsets.resolve(assigned):
+                return True  # by_duration: nothing that is there is young enough
+        except UNSERVED:
+            return False  # nobody leads it at the moment
+        return assigned.paused or assigned.position >= assigned.end_offset
 
     def _on_unserved(self, assigned: AssignedPartition, error: StreamlogError) -> None:
         """Another broker leads now, or none; the topic was deleted (perhaps made anew); the cluster closes."""

@@ -256,12 +256,6 @@ class Consumer(ConsumerAssignment, KnowsHabits):
             raise self._nothing_to_read()
         self._wait(self._commits.due_in_ms())
 
-    def _next_buffered(self) -> AssignedPartition | None:
-        for assigned in self._assigned.values():
-            if assigned.next_index < len(assigned.buffer) and not assigned.paused:
-                return assigned
-        return None
-
     def _collect(self, count_max: int) -> list[Record]:
         """Hand out what is decoded, then decode more, until there is enough or nothing left."""
         for assigned in self._offsets.unresolved(self._assigned):
@@ -347,6 +341,7 @@ class Consumer(ConsumerAssignment, KnowsHabits):
                         listener.mark(subscription)
                         return None
                     bytes_max = max(0, self._fetch_bytes_left)
+                self._filled[assigned] = None  # before: an interrupt must not leave records nobody looks for
                 more = assigned.fetch(reader, bytes_max, config.isolation_level, config.check_crcs)
                 self._fetch_bytes_left -= assigned.fetched_bytes
                 assigned.fetched_bytes = 0
@@ -379,17 +374,7 @@ class Consumer(ConsumerAssignment, KnowsHabits):
             return False
         if not self._ever_assigned:
             return False
-        for assigned in self._assigned.values():
-            try:
-                if assigned.end_offset is None:
-                    assigned.end_offset = self._offsets.end_offset(assigned.partition)
-                if assigned.position == UNKNOWN_OFFSET and not self._offsets.resolve(assigned):
-                    continue  # by_duration: nothing that is there is young enough
-            except UNSERVED:
-                return False  # nobody leads it at the moment
-            if assigned.position < assigned.end_offset and not assigned.paused:
-                return False
-        return membership is None or membership.is_settled
+        return self._all_at_end() and (membership is None or membership.is_settled)
 
     def note_alive(self) -> None:
         """Count as a poll for `max_poll_interval_ms`: for work that takes long on the records of one poll."""

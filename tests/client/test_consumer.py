@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from streamlog import Cluster, Consumer, Topic, TopicPartition
+from streamlog.client.fetching import AssignedPartition
 from streamlog.errors import (
     ClosedError,
     ConfigError,
@@ -561,3 +562,51 @@ def test_small_things(cluster: Cluster, orders: Topic) -> None:
         assert same is consumer
     consumer.close()
     assert "closed" in repr(consumer)
+
+
+def test_iterating_over_many_partitions_does_not_look_at_all_of_them_for_each_record(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 200
+    cluster.create_topic("wide", partitions=count)
+    with cluster.producer() as producer:
+        for number in range(count):
+            producer.send("wide", b"x", partition=number)
+    consumer = reader(cluster, *(TopicPartition("wide", number) for number in range(count)))
+    looks = []
+    at_end = type(consumer)._is_at_end
+    monkeypatch.setattr(
+        type(consumer), "_is_at_end", lambda self, one: looks.append(one) or at_end(self, one)
+    )
+    read = 0
+    for _ in consumer:
+        read += 1
+        assert len(consumer._filled) <= 2
+    assert read == count and len(looks) <= 4 * count  # count * count / 2, when all were looked at
+
+
+def test_at_end_sees_a_seek_back(cluster: Cluster, orders: Topic) -> None:
+    fill(cluster, "orders", 10)
+    consumer = reader(cluster, ORDERS_0)
+    first = [record.offset for record in consumer]
+    assert consumer.at_end
+    consumer.seek(ORDERS_0, first[-2])
+    assert not consumer.at_end and [record.offset for record in consumer] == first[-2:]
+
+
+def test_an_interrupt_behind_a_fetch_loses_nothing_when_iterating(
+    cluster: Cluster, orders: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(cluster, "orders", 10)
+    consumer = reader(cluster, ORDERS_0)
+    fetch = AssignedPartition.fetch
+
+    def interrupted(self: AssignedPartition, *arguments: Any) -> bool:
+        monkeypatch.setattr(AssignedPartition, "fetch", fetch)
+        fetch(self, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AssignedPartition, "fetch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(consumer))
+    assert [record.offset for record in consumer] == list(range(orders[0].high_watermark))
