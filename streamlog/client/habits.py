@@ -11,9 +11,9 @@ Sources: confluent-kafka-python (Producer, Consumer, AdminClient), kafka-python,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from streamlog.errors import UnknownNameError
+from streamlog.errors import ConfigError, UnknownNameError
 
 HABITS: Final[Mapping[str, Mapping[str, str]]] = {
     "Producer": {
@@ -143,6 +143,14 @@ class Habitual(type):
     def __dir__(cls) -> list[str]:
         return _named_here(super().__dir__(), cls)
 
+    if not TYPE_CHECKING:
+
+        def __call__(cls, *given, **options):
+            # As other clients are made: Producer({"bootstrap.servers": ...}), KafkaConsumer("topic").
+            if not given or isinstance(given[0], (str, bytes, dict)):
+                raise _made_elsewhere(cls, given[0] if given else options)
+            return super().__call__(*given, **options)
+
 
 class KnowsHabits(metaclass=Habitual):
     """Base of what users hold."""
@@ -151,6 +159,24 @@ class KnowsHabits(metaclass=Habitual):
 
     def __dir__(self) -> list[str]:
         return _named_here(super().__dir__(), type(self))
+
+
+_MADE: Final[Mapping[str, str]] = {
+    "Producer": "cluster.producer(...)",
+    "Consumer": "cluster.consumer_group(name, topics).consumer()",
+    "Cluster": "streamlog.open(path)",
+}
+
+
+def _made_elsewhere(cls: type, given: object) -> ConfigError:
+    here = next(_MADE[base.__name__] for base in cls.__mro__ if base.__name__ in _MADE)
+    return ConfigError(
+        f"a {cls.__name__} is not made by its class; did you mean `{here}`?",
+        option=cls.__name__,
+        value=given,
+        allowed=here,
+        suggestion=here,
+    )
 
 
 def _named_here(names: Iterable[str], kind: type) -> list[str]:

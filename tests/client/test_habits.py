@@ -5,13 +5,14 @@ from __future__ import annotations
 import pydoc
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 import streamlog.aio
 from streamlog import Cluster, Consumer, Producer
 from streamlog.client.habits import HABITS, NOT_YET, Elsewhere
-from streamlog.errors import StreamlogError, UnknownNameError
+from streamlog.errors import ConfigError, StreamlogError, UnknownNameError
 
 OWNERS = {"Producer": Producer, "Consumer": Consumer, "Cluster": Cluster}
 
@@ -95,6 +96,13 @@ def test_what_is_suggested_by_name_exists() -> None:
             first = suggestion.split("(")[0].split(" ")[0]
             if "." not in first and first.isidentifier() and first not in ("leaving", "raising"):
                 assert hasattr(OWNERS[kind], first), (kind, name, suggestion)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("given", [({"bootstrap.servers": "localhost"},), ("orders",), ()])
+def test_clients_are_made_by_their_cluster(kind: Any, given: tuple[object, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean `(cluster\.|streamlog\.open\()"):
+        kind(*given)
 
 
 def test_python_still_sees_missing_attributes(owners: dict[str, object]) -> None:
