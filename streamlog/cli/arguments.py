@@ -168,6 +168,22 @@ def add_sync(parser: Parser) -> None:
     )
 
 
+def add_replication(parser: Parser) -> None:
+    """How many brokers a directory gets that a command makes, and on how many of them a topic that it makes stands."""
+    parser.add_argument(
+        "--replication-factor",
+        type=whole(1),
+        metavar="N",
+        help="on how many brokers a topic that is made stands (default 1); no more than there are",
+    )
+    parser.add_argument(
+        "--brokers",
+        type=whole(1),
+        metavar="N",
+        help="how many brokers a directory gets that is made (default 1); one that is there must have as many",
+    )
+
+
 def key_value(text: str) -> tuple[str, str]:
     """`name=value`, as --config takes it."""
     name, separator, value = text.partition("=")

@@ -33,7 +33,8 @@ def writing(arguments: argparse.Namespace, *, create: bool = False) -> Iterator[
     """The cluster to write to, as its owner. `create`: make the directory if there is none."""
     if not create:
         require_directory(arguments.dir)
-    with streamlog.open(arguments.dir, sync=getattr(arguments, "sync", "full")) as cluster:
+    brokers = getattr(arguments, "brokers", None)  # None: as many as the directory has, else 1
+    with streamlog.open(arguments.dir, brokers=brokers, sync=getattr(arguments, "sync", "full")) as cluster:
         yield cluster
 
 

@@ -12,7 +12,16 @@ import random
 from typing import Any, Final
 
 from streamlog.broker.runner import ThreadedRuntime
-from streamlog.cli.arguments import Commands, Parser, add_command, add_family, add_sync, seconds, whole
+from streamlog.cli.arguments import (
+    Commands,
+    Parser,
+    add_command,
+    add_family,
+    add_replication,
+    add_sync,
+    seconds,
+    whole,
+)
 from streamlog.cli.failures import CommandError
 from streamlog.cli.interrupts import SLICE_SECONDS, Interrupts
 from streamlog.cli.latencies import Latencies
@@ -77,6 +86,7 @@ def _add_produce(perf: Commands) -> None:
     produce.add_argument("--compression", choices=("none", "zstd"), default="none")
     produce.add_argument("--acks", choices=("all", "1", "0"), default="all")
     produce.add_argument("--seed", type=int, default=7, help="of the records' bytes")
+    add_replication(produce)
     add_sync(produce)
 
 
@@ -113,6 +123,7 @@ def _add_e2e(perf: Commands) -> None:
         "--record-size", type=whole(8), default=100, metavar="BYTES", help="of each value (default 100)"
     )
     e2e.add_argument("--acks", choices=("all", "1", "0"), default="all")
+    add_replication(e2e)
     add_sync(e2e)
 
 
@@ -127,7 +138,11 @@ def _add_topic(parser: Parser) -> None:
 
 def _prepare(cluster: Any, arguments: argparse.Namespace) -> Any:
     if arguments.topic not in cluster.topics:
-        cluster.create_topic(arguments.topic, partitions=arguments.partitions)
+        cluster.create_topic(
+            arguments.topic,
+            partitions=arguments.partitions,
+            replication_factor=arguments.replication_factor,
+        )
     return topic_of(cluster, arguments.topic, arguments.dir)
 
 

@@ -11,7 +11,7 @@ import re
 import sys
 from typing import Any, Final
 
-from streamlog.cli.arguments import Commands, add_command, add_sync, whole
+from streamlog.cli.arguments import Commands, add_command, add_replication, add_sync, whole
 from streamlog.cli.failures import CommandError, UsageError
 from streamlog.cli.formats import PRODUCE_FORMATS, BadLine, parse_json_line
 from streamlog.cli.interrupts import Interrupts
@@ -70,6 +70,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--compression", choices=("none", "zstd"), default="none", help="of the stored batches (default none)"
     )
+    add_replication(parser)
     add_sync(parser)
 
 
@@ -92,7 +93,11 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
 
 def _prepare_topic(cluster: Any, arguments: argparse.Namespace) -> None:
     if arguments.create and arguments.topic not in cluster.topics:
-        cluster.create_topic(arguments.topic, partitions=arguments.partitions or 1)
+        cluster.create_topic(
+            arguments.topic,
+            partitions=arguments.partitions or 1,
+            replication_factor=arguments.replication_factor,
+        )
     topic = topic_of(cluster, arguments.topic, arguments.dir)
     if arguments.partitions is not None and len(topic) != arguments.partitions:
         raise CommandError(

@@ -6,10 +6,18 @@ import argparse
 import sys
 from typing import Any
 
-from streamlog.cli.arguments import Commands, add_command, add_family, add_sync, key_value, whole
+from streamlog.cli.arguments import (
+    Commands,
+    add_command,
+    add_family,
+    add_replication,
+    add_sync,
+    key_value,
+    whole,
+)
 from streamlog.cli.failures import CommandError, UsageError
 from streamlog.cli.opening import reading, topic_of, writing
-from streamlog.cli.terminal import Terminal, plural, size
+from streamlog.cli.terminal import Terminal, plural, show, size
 from streamlog.client.topic import Topic
 
 CONFIG_HELP = "a topic option by Kafka's name, such as retention.ms=3600000 (may be repeated)"
@@ -24,9 +32,6 @@ def add_parser(commands: Commands) -> None:
         "--partitions", "-p", type=whole(1), default=1, metavar="N", help="how many partitions (default 1)"
     )
     create.add_argument(
-        "--replication-factor", type=whole(1), metavar="N", help="how many copies (default 1)"
-    )
-    create.add_argument(
         "--config", "-c", type=key_value, action="append", default=[], metavar="NAME=VALUE", help=CONFIG_HELP
     )
     create.add_argument(
@@ -34,6 +39,7 @@ def add_parser(commands: Commands) -> None:
         action="store_true",
         help="do nothing for topics that exist with the same partitions",
     )
+    add_replication(create)
     add_sync(create)
 
     add_command(topics, "list", run_list, "list the topics")
@@ -171,6 +177,11 @@ def run_describe(arguments: argparse.Namespace, terminal: Terminal) -> int:
                 for p in topic["partitions"]
             ],
         )
+        behind = topic["under_replicated_partitions"]
+        if behind:
+            terminal.line(
+                f"not all replicas are in sync: {plural(len(behind), 'partition')} ({show(behind)})"
+            )
     return 0
 
 
@@ -179,6 +190,7 @@ def _description(topic: Topic, all_config: bool) -> dict[str, Any]:
         "topic": topic.name,
         "topic_id": topic.topic_id,
         "replication_factor": topic.replication_factor,
+        "under_replicated_partitions": [p.number for p in topic.partitions if len(p.isr) < len(p.replicas)],
         "config": dict(sorted((topic.config if all_config else topic.config_overrides).items())),
         "partitions": [
             {

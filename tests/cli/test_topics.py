@@ -182,3 +182,69 @@ def test_beside_a_live_owner(run_process: Any, store: str) -> None:
         for command in (["create", "x"], ["delete", "logs"], ["alter", "logs", "--partitions", "3"]):
             run_process("topics", *command).failed(3, store, f"process {os.getpid()}")
         assert cluster.topics == ["logs"]
+
+
+# -- several brokers ---------------------------------------------------------------------------------
+
+
+def replicas(topic: dict[str, Any]) -> list[tuple[int, list[int], list[int]]]:
+    return [(p["leader"], p["replicas"], p["isr"]) for p in topic["partitions"]]
+
+
+def test_several_brokers(cli: Any, store: str) -> None:
+    options = ["--brokers", "3", "--partitions", "3", "--replication-factor", "2"]
+    assert cli("topics", "create", "a", *options).code == 0
+    [topic] = cli("topics", "describe", "a", "--json").json
+    assert topic["replication_factor"] == 2 and topic["under_replicated_partitions"] == []
+    assert replicas(topic) == [(0, [0, 1], [0, 1]), (1, [1, 2], [1, 2]), (2, [2, 0], [2, 0])]
+    assert cli("produce", "a", stdin=b"".join(b"%d\n" % n for n in range(300))).code == 0
+    assert len(cli("consume", "a").out.splitlines()) == 300
+    assert len(cli("consume", "a", "--group", "g").out.splitlines()) == 300
+    assert cli("groups", "describe", "g", "--json").json[0]["lag"] == 0
+    assert cli("verify").code == 0
+    cli("topics", "create", "b", "--replication-factor", "4").failed(1, "4", "3")
+    cli("topics", "create", "b", "--brokers", "2").failed(2, "brokers=2", "has 3")
+
+
+def test_what_is_not_in_sync_is_told(cli: Any, store: str) -> None:
+    cli("topics", "create", "a", "--brokers", "3", "--partitions", "3", "--replication-factor", "3")
+    assert "in sync" not in cli("topics", "describe", "a").text
+    with streamlog.open(store) as cluster:
+        cluster.brokers[2].crash()
+    [topic] = cli("topics", "describe", "a", "--json").json
+    assert topic["under_replicated_partitions"] == [0, 1, 2]
+    assert [2 in p["isr"] or p["leader"] == 2 for p in topic["partitions"]] == [False] * 3
+    assert cli("topics", "describe", "a").text.endswith(
+        "not all replicas are in sync: 3 partitions (0,1,2)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["produce", "a", "--create"], ["perf", "produce", "--topic", "a", "--records", "50", "--sync", "off"]],
+    ids=["produce", "perf"],
+)
+def test_commands_that_make_a_directory(cli: Any, store: str, command: list[str]) -> None:
+    done = cli(*command, "--brokers", "2", "--replication-factor", "2", stdin=b"1\n2\n")
+    assert done.code == 0, done
+    with streamlog.open(store) as cluster:
+        assert len(cluster.brokers) == 2 and cluster.topic("a").replication_factor == 2
+        assert cluster.topic("a")[0].high_watermark in (2, 50)
+
+
+@pytest.mark.integration
+def test_beside_a_live_owner_of_several_brokers(run_process: Any, store: str) -> None:
+    with streamlog.open(store, brokers=3) as cluster:
+        cluster.create_topic("a", partitions=2, replication_factor=3)
+        with cluster.producer() as producer:
+            producer.send_many("a", [(b"%d" % n, b"%d" % n) for n in range(40)])
+            producer.flush()
+            leader = cluster.topic("a")[0].leader
+            cluster.brokers[leader].crash()
+            producer.send_many("a", [(b"%d" % n, b"%d" % n) for n in range(40, 80)])
+        read = run_process("consume", "a")
+        assert (read.code, sorted(map(int, read.out.split()))) == (0, list(range(80))), read
+        [topic] = run_process("topics", "describe", "a", "--json").json
+        assert leader not in [p["leader"] for p in topic["partitions"]]
+        assert topic["under_replicated_partitions"] == [0, 1]
+        run_process("produce", "a", stdin=b"x\n").failed(3, "one owner")
