@@ -53,6 +53,11 @@ class Heartbeats:
         with self._lock:
             self._members.pop(membership, None)
 
+    def members(self) -> list[Member]:
+        """The group members of this process."""
+        with self._lock:
+            return list(self._members)
+
     def stop(self) -> None:
         self._service.stop()
 

@@ -25,6 +25,7 @@ import msgspec
 from streamlog.broker.purgatory import Listener, Subscription
 from streamlog.broker.turn import Pending
 from streamlog.client.measuring import MemberCounts
+from streamlog.client.syncing import sync_after
 from streamlog.config import ConsumerConfig
 from streamlog.core import assignor, consumer_protocol
 from streamlog.core import group_events as events
@@ -93,6 +94,10 @@ class Membership:
         self._listener = listener
         self._member = member
         self._pending: Pending | None = None
+        # The join whose answer nobody has taken up yet; who pops it asks for the assignment.
+        self._unclaimed: dict[Pending, bool] = {}
+        # The sync another member's thread sent for us, after which join, and the partition counts it assigned by.
+        self._early_sync: tuple[Pending, Pending, dict[str, int]] | None = None
         self._protocol: str | None = None
         self._is_leader = False
         self._last_owned: list[
@@ -155,10 +160,47 @@ class Membership:
             return  # a listener called poll or commit: the step it was called from goes on afterwards
         self._advancing = True
         try:
-            while self._step():
-                pass
+            moved = True
+            while moved:
+                moved = False
+                while self._step():
+                    moved = True
+                moved = moved and self._help_others()
         finally:
             self._advancing = False
+
+    def _help_others(self) -> bool:
+        """Send the syncs of this process's other members whose joins ours has completed. Whether there was one.
+
+        They need not be polled for it: members that one thread polls in turn would all wait for the leader's turn.
+        """
+        helped = False
+        for other in self._backend.heartbeats.members():
+            if other is not self and isinstance(other, Membership) and other.group_id == self.group_id:
+                helped = other.sync_early() or helped
+        return helped
+
+    def sync_early(self) -> bool:
+        """Ask for our assignment where our join is answered; called by any thread. Whether it was asked for.
+
+        Changes nothing of ours but notes what was sent: our own thread goes on from there, and runs the listeners.
+        """
+        join = self._pending
+        if self.phase is not Phase.JOINING or join is None or not join.done or join.error is not None:
+            return False
+        try:
+            if not self._unclaimed.pop(join, False):
+                return False
+            event, counts = sync_after(join.reply, self.config.group_instance_id, self._backend.topics)
+            self._early_sync = join, self._post_event(event), counts
+        except BaseException as error:
+            self._unclaimed[join] = True
+            if not isinstance(error, StreamlogError):
+                raise
+            return False  # our own thread will meet the same
+        finally:
+            self._listener.wake()
+        return True
 
     def _find_coordinator(self) -> bool:
         """The coordinator moved to another broker: listen to it there. False: it is not to be found now."""
@@ -206,7 +248,14 @@ class Membership:
             self._on_error(pending.error)
             return True
         if self.phase is Phase.JOINING:
-            self._on_joined(pending.reply)
+            early = self._early_sync
+            if early is not None and early[0] is pending:
+                self._on_joined(pending.reply, early)
+            elif self._unclaimed.pop(pending, False):
+                self._on_joined(pending.reply)
+            else:
+                self._pending = pending  # another thread is at it, and wakes us
+                return False
         else:
             self._on_synced(pending.reply)
         return True
@@ -279,48 +328,24 @@ class Membership:
             msgspec.structs.replace(subscription, user_data=user_data)
         )
 
-    def _on_joined(self, reply: events.JoinGroupReply) -> None:
+    def _on_joined(
+        self, reply: events.JoinGroupReply, early: tuple[Pending, Pending, dict[str, int]] | None = None
+    ) -> None:
         self.member_id = reply.member_id
         self.generation = reply.generation
         self._protocol = reply.protocol
         self._is_leader = reply.leader == reply.member_id
-        assignments: tuple[tuple[str, bytes], ...] = ()
-        self._assigned_counts = {}
-        if self._is_leader and not reply.skip_assignment:
-            assignments = self._assign(reply)
-        self._post(
-            Phase.SYNCING,
-            events.SyncGroup(
-                token=0,
-                member_id=self.member_id,
-                generation=self.generation,
-                group_instance_id=self.config.group_instance_id,
-                protocol_type=reply.protocol_type,
-                protocol=reply.protocol,
-                assignments=assignments,
-            ),
-        )
-
-    def _assign(self, reply: events.JoinGroupReply) -> tuple[tuple[str, bytes], ...]:
-        """As the leader: spread the partitions of all subscribed topics over the members."""
-        subscriptions = {
-            member.member_id: consumer_protocol.decode_subscription(member.metadata, member.group_instance_id)
-            for member in reply.members
-        }
-        images = self._backend.topics
-        wanted = sorted({topic for subscription in subscriptions.values() for topic in subscription.topics})
-        counts = {topic: len(images[topic].partitions) for topic in wanted if topic in images}
-        self._assigned_counts = {topic: counts.get(topic, 0) for topic in wanted}
-        assigned = assignor.ASSIGNORS[reply.protocol or "range"].assign(counts, subscriptions)
-        return tuple(
-            (
-                member_id,
-                consumer_protocol.encode_assignment(
-                    consumer_protocol.Assignment(partitions=tuple(partitions))
-                ),
+        self._early_sync = None
+        if early is None:
+            event, self._assigned_counts = sync_after(
+                reply, self.config.group_instance_id, self._backend.topics
             )
-            for member_id, partitions in assigned.items()
-        )
+            self._post(Phase.SYNCING, event)
+            return
+        self.counts.syncs += 1
+        self._assigned_counts = early[2]
+        self._pending = early[1]
+        self.phase = Phase.SYNCING
 
     def _on_synced(self, reply: events.SyncGroupReply) -> None:
         try:
@@ -390,8 +415,13 @@ class Membership:
             self.counts.joins += 1
         else:
             self.counts.syncs += 1
+        self._pending = pending = self._post_event(event)
+        if phase is Phase.JOINING:
+            self._unclaimed = {pending: True}
+
+    def _post_event(self, event: Any) -> Pending:
         # The wake-up is a courtesy; a poll that waits also looks by itself now and then.
-        self._pending = self._backend.post_group(self.group_id, event, lambda _: self._listener.wake())
+        return self._backend.post_group(self.group_id, event, lambda _: self._listener.wake())
 
     # -- beside polling ----------------------------------------------------------------------------------------------
 

@@ -139,6 +139,7 @@ class GroupDraft:
         del group.members[member_id]
         group.sessions.pop(member_id, None)
         self.stop_awaiting_sync(member_id)
+        group.late_syncs.pop(member_id, None)
         if member.group_instance_id is not None:
             del group.static_members[member.group_instance_id]
         if group.leader == member_id:

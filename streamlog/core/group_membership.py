@@ -285,6 +285,7 @@ def _replace_static(draft: GroupDraft, event: JoinGroup, member_id: str) -> Memb
     group.sessions.pop(old_id, None)
     if old_id in group.awaited_syncs:
         group.awaited_syncs = {(member_id if m == old_id else m): None for m in group.awaited_syncs}
+    group.late_syncs.pop(old_id, None)
     if group.leader == old_id:
         group.leader = member_id
     draft.start_session(new)
@@ -305,9 +306,13 @@ def sync(draft: GroupDraft, event: SyncGroup) -> None:
         draft.reply(event.token, error)
         return
     member = group.members[event.member_id]
-    if group.state is State.PREPARING_REBALANCE:
+    # Ours: a faster member may have begun the next join phase already. Who still asks for the assignment of the
+    # generation that ended gets it, as if it had asked a moment earlier: else it would lose that generation, and members
+    # driven in turn by one thread would give up their partitions one member a generation (KIP-429).
+    is_late = member.member_id in group.late_syncs and not member.is_joining
+    if group.state is State.PREPARING_REBALANCE and not is_late:
         draft.reply(event.token, _rebalancing(draft))
-    elif group.state is State.STABLE:
+    elif group.state is State.STABLE or is_late:
         draft.stop_awaiting_sync(member.member_id)
         draft.start_session(member)
         draft.reply(event.token, SyncGroupReply(group.protocol_type, group.protocol, member.assignment))

@@ -51,6 +51,7 @@ def _prepare_rebalance(draft: GroupDraft) -> None:
         )
         for member in list(group.members.values()):
             draft.answer_sync(draft.put(msgspec.structs.replace(member, assignment=b"")), error)
+    group.late_syncs = group.awaited_syncs if group.state is State.STABLE else {}
     group.awaited_syncs = {}
     group.sync_deadline_ms = None
     group.is_initial_rebalance = group.state is State.EMPTY
@@ -81,6 +82,7 @@ def _complete_join(draft: GroupDraft) -> None:
         group.rebalance_deadline_ms = draft.now_ms + max(group.rebalance_timeout_ms(), 1)
         return
     group.generation += 1
+    group.late_syncs = {}
     group.rebalance_deadline_ms = None
     if not group.members:
         group.protocol = None

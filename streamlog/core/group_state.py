@@ -21,7 +21,8 @@ Invariants (checked by `GroupState.check`, after each apply under __debug__):
     so its parked join is what expires).
  7. There is a rebalance deadline exactly in PreparingRebalance, and a sync deadline exactly where
     somebody's sync is awaited.
- 8. A pending id (given by MEMBER_ID_REQUIRED, not yet back) is no member. Awaited syncs are of members.
+ 8. A pending id (given by MEMBER_ID_REQUIRED, not yet back) is no member. Awaited and late syncs are of
+    members, and late ones are in PreparingRebalance only.
  9. The generation never falls (checked by the machine, which sees both states).
 
 Sources: Kafka ClassicGroup, ClassicGroupState, ClassicGroupMember; KIP-62 (rebalance timeout), KIP-345
@@ -58,8 +59,8 @@ class State(Enum):
     PREPARING_REBALANCE = "PreparingRebalance"
     """The group waits for its members to join the next generation.
 
-    action:      join => parked; heartbeat, sync => REBALANCE_IN_PROGRESS; commit of the current generation
-    => stored
+    action:      join => parked; heartbeat => REBALANCE_IN_PROGRESS; sync => the same, or the assignment of the
+                 generation that ended, if its leader gave one; commit of the current generation => stored
     transition:  all joined, or the rebalance timeout with somebody => COMPLETING_REBALANCE; nobody left =>
     EMPTY
     """
@@ -177,6 +178,8 @@ class GroupState(msgspec.Struct):
     awaited_syncs: dict[str, None] = {}
     """Members that have not asked for the assignment of this generation; dropped at `sync_deadline_ms`."""
     sync_deadline_ms: int | None = None
+    late_syncs: dict[str, None] = {}
+    """PreparingRebalance came from Stable: members that have not asked for that generation's assignment yet, and may."""
     rebalance_deadline_ms: int | None = None
     is_initial_rebalance: bool = False
     """PreparingRebalance came from Empty: it ends by its delay only, not when all have joined."""
@@ -198,6 +201,7 @@ class GroupState(msgspec.Struct):
             pending=self.pending.copy(),
             sessions=self.sessions.copy(),
             awaited_syncs=self.awaited_syncs.copy(),
+            late_syncs=self.late_syncs.copy(),
         )
 
     # -- queries -------------------------------------------------------------------------------------------
@@ -343,6 +347,8 @@ class GroupState(msgspec.Struct):
             f"8: {list(self.pending)} pending, {list(members)} members"
         )
         assert self.awaited_syncs.keys() <= members.keys(), f"8: syncs of {list(self.awaited_syncs)} awaited"
+        assert self.late_syncs.keys() <= members.keys(), f"8: late syncs of {list(self.late_syncs)}"
+        assert not self.late_syncs or state is State.PREPARING_REBALANCE, f"8: late syncs in {state.value}"
 
 
 def from_stored(stored: StoredGroup) -> GroupState:

@@ -201,6 +201,38 @@ def test_members_polled_in_turn_by_one_thread_converge_within_three_rounds(
     assert max(len(held(member)) for member in members) == -(-4 // count)
 
 
+@pytest.mark.parametrize("partitions", [4, 12, 30])
+@pytest.mark.parametrize("count", range(1, 9))
+def test_cooperative_members_converge_within_three_rounds_and_a_grown_group_within_four(
+    cluster: Cluster, count: int, partitions: int
+) -> None:
+    # Four: what a member gives up at its turn of the third round goes to one that had its turn already.
+    cluster.create_topic("wide", partitions=partitions)
+    for old in range(count):
+        for newcomers_first in (False, True):
+            group = cluster.consumer_group(
+                f"g-{old}-{newcomers_first}", ["wide"], partition_assignment_strategy=COOPERATIVE
+            )
+            members = [group.consumer() for _ in range(old)]
+            watched_rounds(members, partitions, 3)
+            newcomers = [group.consumer() for _ in range(count - old)]
+            members = newcomers + members if newcomers_first else members + newcomers
+            watched_rounds(members, partitions, 4 if old else 3)
+            for member in members:
+                member.close()
+
+
+def watched_rounds(members: list[Consumer], partitions: int, count: int) -> None:
+    """Poll in turn: nothing is ever owned twice (KIP-429), and in the end all is, evenly."""
+    for _ in range(count if members else 0):
+        for member in members:
+            member.poll(0)
+            owned = [tp for each in members for tp in each.assignment]
+            assert len(owned) == len(set(owned)), "a partition has two owners"
+    shares = [len(member.assignment) for member in members]
+    assert not members or (sum(shares) == partitions and max(shares) - min(shares) <= 1), shares
+
+
 def test_a_join_continues_across_polls_and_poll_never_exceeds_its_timeout(cluster: Cluster) -> None:
     group = cluster.consumer_group("g", ["t"])
     first, second = group.consumer(), group.consumer()
