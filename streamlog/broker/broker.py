@@ -91,6 +91,7 @@ class Broker(TurnOwner):
         self.flushing = Flushing(environment, runtime.clock, config.flush_ms)
         self._down: StreamlogError | None = None
         self.peers: Peers | None = None
+        self.epoch = -1  # of this life, by the controller: `BrokerImage.broker_epoch`
         self.replication: Replication | None = None  # of a cluster with one broker there is none
         self._service_deadline_ms: int | None = None
         self._tick: Pending | None = None

@@ -196,13 +196,13 @@ class Controlling:
         return records + list(broker_states.fence(image, [broker_id], self.allows_unclean))
 
     def _proposal(self, request: AlterPartition) -> isr_changes.Proposal:
-        known = self._metadata.image.brokers.get(request.broker_id)
         return isr_changes.Proposal(
             request.broker_id,
-            -1 if known is None else known.broker_epoch,
+            request.broker_epoch,
             request.topic_id,
             request.number,
             request.leader_epoch,
             request.partition_epoch,
             request.isr,
+            broker_epochs=request.broker_epochs,
         )

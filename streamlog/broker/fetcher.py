@@ -161,7 +161,7 @@ class ReplicaFetcher:
             raise _lost(self.source_id)
         self.requests += 1
         answers: list[FetchAnswer] = source.call(
-            FollowerFetch(self._follower.id, positions), timeout_ms=wait_ms
+            FollowerFetch(self._follower.id, positions, self._follower.epoch), timeout_ms=wait_ms
         )
         parts: list[CopiedPart] = []
         bytes_left = self._config.replica_fetch_response_max_bytes

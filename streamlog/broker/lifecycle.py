@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from streamlog.broker.controlling import BrokerLost, RegisterBroker, RenewLease, ShutDownBroker
 from streamlog.broker.network import down
 from streamlog.broker.replication import Replication
@@ -33,12 +35,12 @@ def open_peers(cluster: BrokerCluster, peers: Peers) -> None:
     for broker_id in metadata.image.brokers:
         controlling.leases.renew(broker_id, now_ms)
     metadata.on_records = peers.on_image
-    for broker in cluster.brokers:
-        _equip(broker, peers)
     for broker_id, known in sorted(metadata.image.brokers.items()):
         if not known.is_active:  # it was down when the directory was closed
             metadata.call(RegisterBroker(broker_id, cluster.incarnation), CONTROL_WAIT_MS)
             metadata.call(RenewLease(broker_id), CONTROL_WAIT_MS)
+    for broker in cluster.brokers:
+        _equip(broker, peers)
     for broker in cluster.brokers:
         peers.joined(broker)
     for topic, number, partition in metadata.image.partitions():
@@ -116,8 +118,9 @@ def start(cluster: BrokerCluster, broker_id: int) -> None:
     tails = peers.lost_tails.pop(broker_id, None)
     if tails:
         _cut_tails(broker, tails)
-    _join(cluster, broker)
+    # First: from its first message on it speaks for its new life.
     metadata.call(RegisterBroker(broker_id, cluster.incarnation), CONTROL_WAIT_MS)
+    _join(cluster, broker)
     metadata.call(RenewLease(broker_id), CONTROL_WAIT_MS)
     peers.keep_lease(broker, cluster.runtime.clock.monotonic_ms())
     peers.trace(f"broker {broker_id} starts")
@@ -170,6 +173,7 @@ def _join(cluster: BrokerCluster, broker: Broker) -> None:
 
 
 def _equip(broker: Broker, peers: Peers) -> None:
+    broker.epoch = peers.image.brokers[broker.id].broker_epoch
     broker.replication = Replication(broker, peers)
     broker.peers = peers
     broker.flushing.ends = broker.log_ends
@@ -187,18 +191,25 @@ def _catch_up(cluster: BrokerCluster, broker: Broker) -> None:
 
 def _cut_tails(broker: Broker, tails: dict[int, int]) -> None:
     """Take off what a loss of power would have taken: everything behind the last sync."""
-    from streamlog.broker.partition import load_state
+    from streamlog.broker.partition import load_epochs, load_state
     from streamlog.core.replica import truncated
     from streamlog.storage import log
+    from streamlog.storage.keys import CheckpointKind, checkpoint_key
 
     for log_id, end_offset in sorted(tails.items()):
         state, _ = load_state(broker.environment, log_id, 0)
+        with broker.environment.snapshot() as snapshot:
+            epochs = load_epochs(snapshot, log_id, state)
         transaction = broker.environment.write()
         try:
             cut = log.truncate_tail(transaction, log_id, end_offset)
             if cut.batches:
                 state = truncated(state, cut.log_end_offset, cut.bytes, cut.max_timestamp)
                 log.put_checkpoint(transaction, log_id, state)
+                transaction.delete(checkpoint_key(log_id, CheckpointKind.FOLD))
+                kept = epochs.truncated(state.log_end_offset)
+                encoded = msgspec.msgpack.encode(kept.entries)
+                log.put_extra(transaction, log_id, CheckpointKind.LEADER_EPOCHS, encoded)
             transaction.commit()
         except BaseException:
             transaction.abort()

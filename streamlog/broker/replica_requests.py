@@ -16,6 +16,7 @@ import msgspec
 
 from streamlog.batch import Batch
 from streamlog.core.leader_epochs import EpochEnd
+from streamlog.core.leadership import Leadership
 from streamlog.errors import StreamlogError
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class FollowerFetch(msgspec.Struct, frozen=True):
 
     follower_id: int
     positions: list[FetchPosition]
+    broker_epoch: int = -1
+    """Of the follower's present life; -1 is not checked."""
 
 
 class FetchAnswer(msgspec.Struct, frozen=True):
@@ -89,6 +92,30 @@ class AlterPartition(msgspec.Struct, frozen=True):
     leader_epoch: int
     partition_epoch: int
     isr: tuple[int, ...]
+    broker_epoch: int
+    broker_epochs: dict[int, int]
+    """The lives in which the followers fetched what makes them eligible (KIP-903)."""
+
+
+def alter_partition(
+    broker_id: int, broker_epoch: int, partition: Partition, proposal: Leadership
+) -> AlterPartition:
+    """What a leader sends for an ISR it has proposed."""
+    assert proposal.proposed_isr is not None
+    return AlterPartition(
+        broker_id,
+        partition.topic_id,
+        partition.number,
+        proposal.leader_epoch,
+        proposal.partition_epoch,
+        proposal.proposed_isr,
+        broker_epoch,
+        {
+            follower: proposal.followers[follower].broker_epoch
+            for follower in proposal.proposed_isr
+            if follower in proposal.followers and proposal.followers[follower].broker_epoch >= 0
+        },
+    )
 
 
 class SaveHighWatermarks(msgspec.Struct, frozen=True):

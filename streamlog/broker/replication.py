@@ -28,12 +28,12 @@ from streamlog.broker.acknowledgements import Acknowledgements
 from streamlog.broker.copying import append_as_follower
 from streamlog.broker.partition import Partition, load_epochs
 from streamlog.broker.replica_requests import (
-    AlterPartition,
     AppendAsFollower,
     FollowerFetch,
     IsrRefused,
     Reconcile,
     SaveHighWatermarks,
+    alter_partition,
 )
 from streamlog.broker.serving_followers import not_leader, serve_follower
 from streamlog.broker.turn import Pending, Turn
@@ -194,6 +194,9 @@ class Replication:
     def _become_leader(self, turn: Turn, partition: Partition, of: PartitionImage) -> None:
         state: ReplicaState = turn.staged.get(partition) or partition.state
         epochs = turn.epochs.get(partition, partition.epochs)
+        if not epochs.entries and state.log_end_offset > state.log_start_offset:
+            # Written while it had one replica, where nobody compares logs.
+            epochs = epochs.entered(state.leader_epoch, state.log_start_offset)
         entered = epochs.entered(of.leader_epoch, state.log_end_offset)
         leadership = rules.become_leader(
             self._broker.id,
@@ -250,8 +253,9 @@ class Replication:
 
     def _settle(self, turn: Turn, partition: Partition, leadership: Leadership, of: PartitionImage) -> None:
         """Still the leader: take over ISR, replicas and who is there."""
+        epochs = {broker_id: known.broker_epoch for broker_id, known in self._peers.image.brokers.items()}
         settled = rules.settled(
-            leadership, of.replicas, of.isr, of.partition_epoch, self._unavailable(of), turn.now_ms
+            leadership, of.replicas, of.isr, of.partition_epoch, self._unavailable(of), turn.now_ms, epochs
         )
         if settled is leadership:
             return
@@ -305,8 +309,11 @@ class Replication:
         Raises   NotLeaderOrFollowerError, NotEnoughReplicasError (acks=all and fewer in sync than min.insync.replicas).
         """
         leadership: Leadership | None = turn.leaderships.get(partition, partition.leadership)
-        if leadership is None:
-            self.take_role(turn, partition)
+        is_behind = self.dirty and (partition.topic, partition.number) in self.dirty
+        if leadership is None or (is_behind and self._peers.hears_metadata(self._broker.id)):
+            self.take_role(
+                turn, partition
+            )  # before a leader of yesterday writes what waited while it was silent
             leadership = turn.leaderships.get(partition, partition.leadership)
             if leadership is None:
                 raise not_leader(partition, self._broker.id)
@@ -374,15 +381,7 @@ class Replication:
             partition.leadership is None or partition.leadership.proposed_isr != proposal.proposed_isr
         ):
             return
-        assert proposal.proposed_isr is not None
-        request = AlterPartition(
-            self._broker.id,
-            partition.topic_id,
-            partition.number,
-            proposal.leader_epoch,
-            proposal.partition_epoch,
-            proposal.proposed_isr,
-        )
+        request = alter_partition(self._broker.id, self._broker.epoch, partition, proposal)
 
         def answered(pending: Pending) -> None:
             if pending.error is not None:

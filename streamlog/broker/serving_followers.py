@@ -38,17 +38,22 @@ def serve_follower(
 ) -> None:
     """Note how far a follower has come, and say where it may read on."""
     answers = []
+    known = broker.metadata.image.brokers.get(request.follower_id)
+    is_stale = known is None or -1 < request.broker_epoch < known.broker_epoch
     for position in request.positions:
         try:
-            answers.append(_fetch_one(broker, replication, turn, request.follower_id, position))
+            if is_stale:  # SEMANTICS 3.1.5: of a former life, whose log may have been another
+                raise _stale(request, position)
+            answers.append(_fetch_one(broker, replication, turn, request, position))
         except StreamlogError as error:
             answers.append(FetchAnswer(None, error=error))
     turn.reply(pending, answers)
 
 
 def _fetch_one(
-    broker: Broker, replication: Replication, turn: Turn, follower: int, position: FetchPosition
+    broker: Broker, replication: Replication, turn: Turn, request: FollowerFetch, position: FetchPosition
 ) -> FetchAnswer:
+    follower = request.follower_id
     partition = broker.partition(position.topic, position.number)
     if partition.topic_id != position.topic_id:
         raise UnknownTopicIdError(f"topic {position.topic!r} was made anew", topic=position.topic)
@@ -91,6 +96,7 @@ def _fetch_one(
         position.log_start_offset,
         state.log_end_offset,
         turn.now_ms,
+        request.broker_epoch,
     )
     turn.leaderships[partition] = noted
     replication.move_high_watermark(turn, partition)
@@ -116,6 +122,15 @@ def _check_epoch(partition: Partition, ours: int, theirs: int) -> None:
             partition=partition.number,
             leader_epoch=ours,
         )
+
+
+def _stale(request: FollowerFetch, position: FetchPosition) -> NotLeaderOrFollowerError:
+    return NotLeaderOrFollowerError(
+        f"broker {request.follower_id} has begun another life since it asked for {position.topic}-{position.number}",
+        topic=position.topic,
+        partition=position.number,
+        broker_id=request.follower_id,
+    )
 
 
 def not_leader(partition: Partition, broker_id: int) -> NotLeaderOrFollowerError:

@@ -20,6 +20,7 @@ Not implemented: eligible leader replicas (KIP-966).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -39,6 +40,8 @@ class FollowerProgress(msgspec.Struct, frozen=True, gc=False):
     last_fetch_ms: int = NEVER_MS
     last_fetch_leader_end_offset: int = 0
     last_caught_up_ms: int = NEVER_MS
+    broker_epoch: int = -1
+    """Of the life in which it fetched last; -1: it has not fetched from this leader."""
 
 
 class Leadership(msgspec.Struct, frozen=True):
@@ -100,8 +103,8 @@ def is_caught_up(progress: FollowerProgress, leader_end_offset: int, now_ms: int
         return True
     if now_ms - progress.last_caught_up_ms > limits.time_max_ms:
         return False
-    if limits.messages_max is None:
-        return True
+    if limits.messages_max is None or progress.log_end_offset == UNKNOWN_OFFSET:
+        return True  # 0.8: of whom nothing is known yet nothing is counted
     return leader_end_offset - progress.log_end_offset <= limits.messages_max
 
 
@@ -199,6 +202,7 @@ def fetched(
     follower_start_offset: int,
     leader_end_offset: int,
     now_ms: int,
+    broker_epoch: int = -1,
 ) -> Leadership:
     """A follower fetched at `fetch_offset`, so it holds everything below.
 
@@ -219,6 +223,7 @@ def fetched(
         # Kafka: never back, so a late retransmission does not make an old end the measure.
         max(leader_end_offset, before.last_fetch_leader_end_offset),
         caught_up_ms,
+        broker_epoch,
     )
     return msgspec.structs.replace(leadership, followers=followers)
 
@@ -241,13 +246,18 @@ def settled(
     partition_epoch: int,
     unavailable: frozenset[int],
     now_ms: int,
+    broker_epochs: Mapping[int, int] = {},
 ) -> Leadership:
-    """The cluster image has news of the partition, the leader stays. An older image changes nothing."""
+    """The cluster image has news of the partition, the leader stays. An older image changes nothing.
+
+    broker_epochs: of the brokers as they live now. What a former life of a follower had fetched is forgotten: it may
+                   have lost it (a disk without power). Source: KIP-841, KIP-903.
+    """
     if partition_epoch < leadership.partition_epoch:
         return leadership
     is_news = partition_epoch > leadership.partition_epoch
     followers = {
-        follower: leadership.followers.get(follower, FollowerProgress(last_caught_up_ms=NEVER_MS))
+        follower: _of_this_life(leadership.followers.get(follower), broker_epochs.get(follower, -1))
         for follower in replicas
         if follower != leadership.broker_id
     }
@@ -260,3 +270,9 @@ def settled(
         proposed_isr=None if is_news else leadership.proposed_isr,
         unavailable=unavailable,
     )
+
+
+def _of_this_life(progress: FollowerProgress | None, broker_epoch: int) -> FollowerProgress:
+    if progress is None or -1 < progress.broker_epoch < broker_epoch:
+        return FollowerProgress()
+    return progress

@@ -249,3 +249,38 @@ def test_reopened_with_a_broker_that_was_down(tmp_path: Any) -> None:
         simulation.sleep(3)
         assert set(cluster.topic("t")[0].isr) == {0, 1, 2}
         assert {end for _, end in logs(cluster).values()} == {2}
+
+
+def test_a_broker_that_lost_its_tail_is_not_in_sync_before_it_has_fetched_again(opened: Opened) -> None:
+    """With the followers silent, nobody may believe what the broker had acknowledged in its former life."""
+    cluster, simulation = opened
+    with cluster.producer() as producer:
+        producer.send("t", b"a").result(5)
+        for broker in (0, 1, 2):
+            cluster._backend.peers.running(broker).flushing.flush()
+        producer.send("t", b"b").result(5)
+        cluster.brokers[2].crash()
+        cluster.brokers[1].crash(lose_unsynced=True)
+        cluster.network.delay(0, 1, 500)  # its first fetch takes a second
+        cluster.brokers[1].start()
+        assert logs(cluster)[0] == (2, 2)
+        assert cluster.topic("t")[0].isr == (0,)
+        simulation.sleep(5)
+        assert cluster.topic("t")[0].isr == (0, 1)
+        cluster.brokers[0].crash()
+        producer.send("t", b"c").result(5)
+    assert values(cluster) == [b"a", b"b", b"c"]
+
+
+def test_a_partition_that_had_one_replica_knows_its_epochs_when_it_gets_more(opened: Opened) -> None:
+    cluster, simulation = opened
+    cluster.create_topic("one", replication_factor=1)
+    with cluster.producer() as producer:
+        for _ in range(3):
+            producer.send("one", b"x").result(5)
+    home = cluster.topic("one")[0].leader
+    cluster.reassign("one", {0: [home, (home + 1) % 3]})
+    simulation.sleep(2)
+    partition = cluster._backend.peers.running(home).partitions["one", 0]
+    assert partition.epochs.entries == ((0, 0),)
+    assert len(cluster.topic("one")[0].isr) == 2

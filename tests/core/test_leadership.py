@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamlog.core import leadership as rules
-from streamlog.core.leadership import NEVER_MS, LagLimits, Leadership
+from streamlog.core.leadership import NEVER_MS, FollowerProgress, LagLimits, Leadership
 from streamlog.core.replica import ReplicaState
 
 LIMITS = LagLimits(time_max_ms=10)
@@ -129,3 +129,22 @@ def test_the_high_watermark_is_held_by_whoever_may_be_in_the_isr(events: list[tu
             assert not rules.is_under_min_isr(made, min_isr)
             assert all(ends[b] >= mark for b in made.maximal_isr if b != 1)
         state = ReplicaState(0, mark, state.log_end_offset)
+
+
+def test_what_a_former_life_of_a_follower_fetched_is_forgotten() -> None:
+    """It may have lost it since: it does not join the ISR before it has fetched in its new life (KIP-841, KIP-903)."""
+    made = rules.settled(leader(), (1, 2, 3), (1, 2), 8, frozenset({3}), 0)
+    made = rules.fetched(made, 3, 10, 0, 10, 5, broker_epoch=1)
+    same_life = rules.settled(made, (1, 2, 3), (1, 2), 9, frozenset(), 6, {3: 1})
+    assert rules.may_join(same_life, ReplicaState(0, 10, 10), 3)
+    next_life = rules.settled(made, (1, 2, 3), (1, 2), 9, frozenset(), 6, {3: 2})
+    assert not rules.may_join(next_life, ReplicaState(0, 10, 10), 3)
+    assert rules.may_join(
+        rules.fetched(next_life, 3, 10, 0, 10, 7, broker_epoch=2), ReplicaState(0, 10, 10), 3
+    )
+
+
+def test_of_whom_nothing_is_known_yet_no_messages_are_counted() -> None:
+    progress = FollowerProgress(last_caught_up_ms=0)
+    assert rules.is_caught_up(progress, 100, 5, LagLimits(10, messages_max=4))
+    assert not rules.is_caught_up(progress, 100, 11, LagLimits(10, messages_max=4))
