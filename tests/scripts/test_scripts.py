@@ -12,9 +12,10 @@ FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))  # pytest imports by path here, so siblings are not importable by themselves
 
 from group_script import GroupScript  # noqa: E402
+from replica_script import ReplicaScript  # noqa: E402
 from runner import Command, Interpreter, parse_command, parse_script, run_script  # noqa: E402
 
-INTERPRETERS: dict[str, Callable[[], Interpreter]] = {"group": GroupScript}
+INTERPRETERS: dict[str, Callable[[], Interpreter]] = {"group": GroupScript, "replica": ReplicaScript}
 """Area (folder) -> its interpreter. A new area is a folder of scripts and a line here."""
 
 SCRIPTS = sorted(FOLDER.glob("*/*.txt"))
@@ -23,7 +24,11 @@ SCRIPTS = sorted(FOLDER.glob("*/*.txt"))
 @pytest.mark.parametrize("path", SCRIPTS, ids=[f"{path.parent.name}/{path.stem}" for path in SCRIPTS])
 def test_script(path: Path, request: pytest.FixtureRequest) -> None:
     rewrite = bool(request.config.getoption("--rewrite", default=False))
-    differences = run_script(path, INTERPRETERS[path.parent.name](), rewrite=rewrite)
+    interpreter = INTERPRETERS[path.parent.name]()
+    try:
+        differences = run_script(path, interpreter, rewrite=rewrite)
+    finally:
+        getattr(interpreter, "close", lambda: None)()
     assert not differences, "\n".join(["", *differences])
 
 
