@@ -32,8 +32,10 @@ _ATTRIBUTES_LOW: Final = BATCH_START + 22
 _CONTROL: Final = 0x20
 LONE_BYTES_MAX: Final = 4096
 """Smaller batches are looked at for being a lone record: its short path costs half."""
-LONE_BATCHES_MIN: Final = 4
-"""After so many lone batches in a row a run of them is tried; four times as many after a try that failed."""
+LONE_BATCHES_MIN: Final = 16
+"""After so many lone batches in a row a run of them is tried; after more where the last try brought little."""
+RUN_RECORDS_WORTH: Final = 128
+"""What a try must bring to be worth the next one as soon: where lone batches come forty at a time, none is."""
 RUN_RECORDS_MIN: Final = 24
 """A shorter run costs as much as its batches one by one."""
 STEP_RECORDS: Final = 32
@@ -175,6 +177,7 @@ class _Reading:
 
     def in_runs(self, cursor: Cursor) -> bool:
         """Read runs of lone batches from `next_offset`; whether something else follows, else all is read."""
+        taken = 0
         while self.end_offset - self.next_offset >= RUN_RECORDS_MIN:
             asked = min(self.run_max, self.end_offset - self.next_offset)
             values = self._take(cursor, asked)
@@ -194,18 +197,19 @@ class _Reading:
                     values, sizes, self.topic, self.partition, self.next_offset, self.check_crcs, BATCH_START
                 )
             if records is None:
-                self.lone_min *= 4
+                self.lone_min = LONE_BATCHES_MIN if taken >= RUN_RECORDS_WORTH else 4 * self.lone_min
                 self.run_max = STEP_RECORDS
                 return True
             self.records += records
+            taken += len(values)
             self.next_offset += len(values)
             self.batches += len(values)
             self.size_bytes += size_bytes
             if is_full:
                 return False
             if len(values) < asked:
+                self.lone_min = LONE_BATCHES_MIN if taken >= RUN_RECORDS_WORTH else 4 * self.lone_min
                 return True
-            self.lone_min = LONE_BATCHES_MIN
             self.run_max = min(2 * self.run_max, RUN_RECORDS)
         return self.next_offset < self.end_offset
 
