@@ -189,7 +189,7 @@ class BrokerCluster:
         self.brokers = brokers
         owners = [self.metadata, *brokers]
         for owner in owners:
-            owner.sibling_locks = tuple(other.turn_lock for other in owners if other is not owner)
+            owner.siblings = tuple(other for other in owners if other is not owner)
         if not brokers:
             return  # all are stopped: who asks the last one is told
         self.broker = broker = brokers[0]

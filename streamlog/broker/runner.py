@@ -13,6 +13,7 @@ they are always free.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
@@ -49,6 +50,7 @@ class TurnLock(Lock, Protocol):
     """A lock that knows whether the running thread holds it."""
 
     def _is_owned(self) -> bool: ...
+    def _at_fork_reinit(self) -> None: ...
 
 
 class Waiter(Protocol):
@@ -80,6 +82,9 @@ class Runtime(Protocol):
 
     def lock(self) -> Lock: ...
     def turn_lock(self) -> TurnLock: ...
+    def is_abandoned(self, lock: TurnLock) -> bool:
+        """Whether the thread that holds the lock is no more."""
+
     def waiter(self) -> Waiter: ...
     def spawn(self, name: str, run: Callable[[], None]) -> Task: ...
     def caller(self) -> int:
@@ -159,6 +164,11 @@ class ThreadedRuntime:
 
     def turn_lock(self) -> TurnLock:
         return cast(TurnLock, threading.RLock())
+
+    def is_abandoned(self, lock: TurnLock) -> bool:
+        # Only its repr tells whose a lock is. Slow, and asked only by who has waited in vain.
+        owner = repr(lock).partition("owner=")[2].partition(" ")[0]
+        return owner.isdigit() and owner != "0" and int(owner) not in sys._current_frames()
 
     def waiter(self) -> Waiter:
         return ThreadWaiter()

@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from streamlog.broker.abandonment import free_if_abandoned
 from streamlog.broker.pending import DEFER, Pending, Tick, Turn, chain
 from streamlog.broker.runner import Runtime, TurnLock
 from streamlog.errors import (
@@ -52,9 +53,7 @@ TURN_BYTES_MAX: Final = 8 * 1024 * 1024
 TURN_REQUESTS_MAX: Final = 512
 TURN_MS_MAX: Final = 5
 TURNS_FOR_OTHERS_MAX: Final = 4
-STRANDED_WAIT_MS: Final = (
-    50  # a waiter looks up so often: an interrupt may have struck its runner's hand-over
-)
+STRANDED_WAIT_MS: Final = 50  # a waiter looks up so often: its runner may have been struck by an interrupt
 APPLICATIONS_MAX: Final = 3
 FULL_INBOX_LOOK_MS: Final = 1  # who finds the inbox full helps, or looks again after this
 
@@ -82,11 +81,9 @@ class TurnOwner:
         self._broken: BaseException | None = None
         self.on_checkpoint_due: Callable[[], object] = bool  # wakes who saves a fold that has grown enough
         self.paused = False  # runs no turn and tells nobody: who waits runs into a timeout
-        self.disk_is_full, self.commit_delay_ms = (
-            False,
-            0,
-        )  # faults of tests: writes fail, commits take longer
-        self.sibling_locks: tuple[TurnLock, ...] = ()  # of the other owners: law 1
+        self.disk_is_full, self.commit_delay_ms = False, 0  # faults of tests: writes fail, or take longer
+        self.siblings: tuple[TurnOwner, ...] = ()  # the other owners: law 1
+        self._freeing = runtime.lock()  # held while a lock is freed that nobody holds by right
 
     # -- what a subclass says ----------------------------------------------------------------------------------------
 
@@ -197,7 +194,8 @@ class TurnOwner:
                             f"{type(pending.request).__name__} was not answered by {self.name} within {timeout_ms} ms",
                             timeout_ms=timeout_ms,
                         )
-                waiter.wait(left_ms)
+                if not waiter.wait(left_ms):
+                    free_if_abandoned(self)
                 is_done = pending.done
             if pending.following is not None:
                 pending.following.set()
@@ -217,8 +215,8 @@ class TurnOwner:
         lock = self._lock
         if self.paused or (lock._is_owned() and self._is_inside()):
             return  # we are the runner: the request waits for the next turn
-        for sibling in self.sibling_locks:  # a thread holds one turn lock at most
-            if sibling._is_owned():
+        for sibling in self.siblings:  # a thread holds one turn lock at most
+            if sibling._lock._is_owned() and sibling._is_inside():
                 return
         try:
             self._run_turns(lock)
@@ -266,6 +264,7 @@ class TurnOwner:
         if self.is_runner:
             raise ReentrantCallError(f"{self.name} cannot be closed from inside a turn")
         self._closed = True
+        free_if_abandoned(self)
         with self._lock:
             if self._stopped:
                 return
@@ -296,7 +295,7 @@ class TurnOwner:
         """Whether this thread is inside a turn, here or at a sibling."""
         if self._lock._is_owned() and self._is_inside():
             return True
-        return any(sibling._is_owned() for sibling in self.sibling_locks)
+        return any(other._lock._is_owned() and other._is_inside() for other in self.siblings)
 
     def _is_inside(self) -> bool:
         """Whether a turn of ours is on this thread's stack. If not, interrupts kept it from letting go of the lock."""
@@ -306,8 +305,9 @@ class TurnOwner:
             if frame.f_code in inside and frame.f_locals.get("self") is self:
                 return True
             frame = frame.f_back
-        while self._lock._is_owned():
-            self._lock.release()
+        with self._freeing:  # or another thread frees it, taking us for one that died: numbers are used again
+            while self._lock._is_owned():
+                self._lock.release()
         return False
 
     def _make_room(self) -> None:
@@ -316,6 +316,7 @@ class TurnOwner:
             self.advance()
             if len(self._inbox) >= self.requests_max:
                 self.runtime.waiter().wait(FULL_INBOX_LOOK_MS)
+                free_if_abandoned(self)
         if self._closed:
             raise self._refusal()
 

@@ -133,6 +133,9 @@ class SimulatedLock:
     def _is_owned(self) -> bool:
         return self._owner is not None and self._owner is self._simulation._running()
 
+    def _at_fork_reinit(self) -> None:
+        self._owner, self._count = None, 0
+
     def __enter__(self) -> bool:
         return self.acquire()
 
@@ -249,6 +252,9 @@ class Simulation:
 
     def turn_lock(self) -> TurnLock:
         return SimulatedLock(self)
+
+    def is_abandoned(self, lock: TurnLock) -> bool:
+        return False  # an actor that dies on its way takes the simulation with it
 
     def waiter(self) -> Waiter:
         return SimulatedWaiter(self)

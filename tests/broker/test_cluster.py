@@ -132,8 +132,8 @@ def test_after_closing_everything_is_refused(tmp_path: Path) -> None:
 
 def test_the_owners_know_each_others_locks(tmp_path: Path) -> None:
     cluster = opened(tmp_path / "c")
-    assert cluster.broker.sibling_locks == (cluster.metadata.turn_lock,)
-    assert cluster.metadata.sibling_locks == (cluster.broker.turn_lock,)
+    assert cluster.broker.siblings == (cluster.metadata,)
+    assert cluster.metadata.siblings == (cluster.broker,)
     cluster.close()
 
 

@@ -230,7 +230,7 @@ def test_reentrant_posts_are_enqueued_and_waiting_for_them_is_refused(ledger: Le
 def test_the_runner_of_one_owner_runs_no_turn_of_its_sibling(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     one, other = Ledger(tmp_path / "a"), Ledger(tmp_path / "b")
-    one.sibling_locks, other.sibling_locks = (other.turn_lock,), (one.turn_lock,)
+    one.siblings, other.siblings = (other,), (one,)
     posted: list[Pending] = []
 
     def nested(owner: Ledger, turn: turns.Turn, pending: Pending) -> None:
