@@ -85,6 +85,10 @@ class Acknowledgements:
         return f"Acknowledgements({self.count} parked)"
 
     @property
+    def is_empty(self) -> bool:
+        return not self._queues
+
+    @property
     def count(self) -> int:
         """Entries that wait (Kafka's PurgatorySize)."""
         return sum(len(queue) for queue in list(self._queues.values()))

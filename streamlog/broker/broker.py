@@ -340,8 +340,7 @@ class Broker(TurnOwner):
             deadlines.append(self._coordinator.next_deadline_ms())
         if self.replication is not None:
             deadlines.append(self.replication.next_deadline_ms(now_ms))
-        known = [deadline for deadline in deadlines if deadline is not None]
-        return min(known) if known else None
+        return min([deadline for deadline in deadlines if deadline is not None], default=None)
 
     def _serve(self, now_ms: int) -> int | None:
         """The broker's own thread: do what is due. Returns when to look again."""

@@ -103,8 +103,10 @@ class Coordinators:
         peers = self._cluster.peers
         if not self._cluster.runtime.may_help():
             return broker.call(GroupRequest(group_id, event), timeout_ms)
-        with peers.helping(lambda: pending.done):
-            pending = broker.post(GroupRequest(group_id, event))
+        broker.admit()
+        pending = Pending(GroupRequest(group_id, event))
+        broker.put(pending)
+        peers.helping.help(broker.advance, lambda: pending.done)
         broker.wait(pending, timeout_ms)
         return pending.result()
 

@@ -143,8 +143,7 @@ class Dispatcher:
             if pending.done:
                 break
             if runtime.may_help():
-                with peers.helping(lambda: pending.done):
-                    self.advance()
+                peers.helping.help(self.advance, lambda: pending.done)
             else:
                 self.advance()
             if waiter is None:

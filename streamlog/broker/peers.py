@@ -16,15 +16,14 @@ Not implemented: a quorum of controllers. The metadata log is one log, always up
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from streamlog.broker.controlling import JudgeLeases, RebalanceLeaders, RenewLease, TakeControl
 from streamlog.broker.coordinators import Coordinators
 from streamlog.broker.dispatching import Dispatcher
 from streamlog.broker.fetcher import ReplicaFetcher
+from streamlog.broker.helping import Helping
 from streamlog.broker.network import METADATA, Network
 from streamlog.broker.replica_requests import AlterPartition, Reconcile
 from streamlog.broker.runner import Service, Waiter
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
 
 Key = tuple[str, int]
 
-HELP_ROUNDS_MAX: Final = 64
-
 
 class Peers:
     """What the brokers of a cluster know of each other."""
@@ -61,9 +58,7 @@ class Peers:
         self._running: dict[int, Broker] = {}
         self._fetchers: dict[int, dict[int, list[ReplicaFetcher]]] = {}
         self._leases: dict[int, Service] = {}
-        self._helping: deque[None] = (
-            deque()
-        )  # its length counts those who help; append and pop are one step each
+        self.helping = Helping(cluster.runtime)
         self._next_rebalance_ms = 0
         self._note: Callable[[str], None] | None = getattr(cluster.runtime, "note", None)
         self._closed = False
@@ -129,6 +124,7 @@ class Peers:
     def close(self) -> None:
         """Stop all threads."""
         self._closed = True
+        self.helping.stop()
         ends = [end for broker in self.brokers() for end in self.left(broker)]
         for end in ends:
             end()
@@ -176,10 +172,7 @@ class Peers:
     def news_for(self, follower_id: int, source_id: int, key: Key) -> None:
         fetcher = self.fetcher(follower_id, source_id, key)
         if fetcher is not None:
-            fetcher.mark(key)
-            # In this order: who helps looks for marks after it has taken itself off the list.
-            if not self._helping:
-                fetcher.wake()
+            self.helping.news(fetcher, key)
 
     def fetchers(self) -> list[ReplicaFetcher]:
         return [f for by in list(self._fetchers.values()) for some in list(by.values()) for f in some]
@@ -195,30 +188,6 @@ class Peers:
             if ours is not None and theirs is not None:
                 total += max(0, theirs.state.size_bytes - ours.state.size_bytes)
         return total
-
-    @contextmanager
-    def helping(self, is_done: Callable[[], bool]) -> Iterator[None]:
-        """Run the body, then the work it made for healthy followers' fetchers, until `is_done`.
-
-        Meanwhile nobody wakes the fetchers' threads; at the end those that have work left are woken.
-        """
-        self._helping.append(None)
-        try:
-            yield
-            for _ in range(HELP_ROUNDS_MAX):
-                worked = False
-                for fetcher in self.fetchers():
-                    if fetcher.has_marks and fetcher.can_be_helped():
-                        worked = fetcher.run_once() or worked
-                        if is_done():
-                            return
-                if not worked:
-                    return
-        finally:
-            self._helping.pop()
-            for fetcher in self.fetchers():
-                if fetcher.has_marks:
-                    fetcher.wake()
 
     # -- the image -------------------------------------------------------------------------------------------------------
 

@@ -90,7 +90,7 @@ class Replication:
 
     @property
     def has_deadlines(self) -> bool:
-        return bool(self.acknowledgements.count or self._behind or self._unsaved or self._proposals)
+        return bool(self._behind or self._unsaved or self._proposals or not self.acknowledgements.is_empty)
 
     def decide(self, turn: Turn, pending: Pending, request: object) -> bool:
         """Decide a request of replication; False if it is another's."""
@@ -140,8 +140,7 @@ class Replication:
             return  # who reads or writes is told that nobody serves it
         if partition.leadership is not None:
             # What was replicated before is so still: let the followers say it, before somebody asks for the end.
-            with self._peers.helping(lambda: is_readable(partition)):
-                pass
+            self._peers.helping.help(lambda: None, lambda: is_readable(partition))
 
     def reconcile(self, turn: Turn, pending: Pending) -> None:
         """Take the roles the image gives for what is marked."""
@@ -472,20 +471,20 @@ class Replication:
 
     def next_deadline_ms(self, now_ms: int) -> int | None:
         """When `on_tick` has something to do."""
-        deadlines: list[int] = []
-        parked_ms = self.acknowledgements.next_deadline_ms()
-        if parked_ms is not None:
-            deadlines.append(parked_ms)
+        deadline_ms = self.acknowledgements.next_deadline_ms()
         if self._unsaved:
-            deadlines.append(self._save_deadline_ms())
+            save_ms = self._save_deadline_ms()
+            if deadline_ms is None or save_ms < deadline_ms:
+                deadline_ms = save_ms
         if self._behind or self._proposals:
             if self._next_lag_check_ms is None:
                 pause_ms = max(1, self.limits.time_max_ms // 2)
                 if self._proposals:
                     pause_ms = min(pause_ms, PROPOSAL_RETRY_MS)
                 self._next_lag_check_ms = now_ms + pause_ms
-            deadlines.append(self._next_lag_check_ms)
-        return min(deadlines, default=None)
+            if deadline_ms is None or self._next_lag_check_ms < deadline_ms:
+                deadline_ms = self._next_lag_check_ms
+        return deadline_ms
 
 
 def is_readable(partition: Partition) -> bool:

@@ -79,6 +79,8 @@ class Runtime(Protocol):
 
     clock: Clock
     random: Chance
+    wakes_cost: bool
+    """Whether waking a thread is dear enough to be spared where somebody else will do its work."""
 
     def lock(self) -> Lock: ...
     def turn_lock(self) -> TurnLock: ...
@@ -150,6 +152,8 @@ class SystemChance:
 
 class ThreadedRuntime:
     """Real threads, the system's clocks and the system's chance; with a seed, always the same chance."""
+
+    wakes_cost = True
 
     def __init__(self, clock: Clock | None = None, seed: int | None = None) -> None:
         self.clock: Clock = SystemClock() if clock is None else clock

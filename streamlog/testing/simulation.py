@@ -186,6 +186,8 @@ class Simulation:
     ForeignThreadError, an actor that calls `time.sleep` IllegalStateError: use `simulation.sleep`.
     """
 
+    wakes_cost = False
+
     def __init__(self, seed: int = 0, *, stall_max_ms: int = 600_000) -> None:
         self.seed = seed
         self.clock = ManualClock()
