@@ -194,13 +194,7 @@ class ReplicaFetcher:
         """Wait for the answer, and take over what it says there is."""
         asked = self._asked
         assert asked is not None
-        answers = asked.answers
-        if asked.pending is not None:
-            if not asked.pending.done:
-                asked.source.wait(asked.pending, wait_ms)
-            answers = asked.pending.result()
-            if self._owed_by is not asked.source:
-                self._owed_by, self._owed = asked.source, {}
+        answers = asked.answers if asked.pending is None else self._hear(asked.source, asked.pending, wait_ms)
         parts: list[CopiedPart] = []
         bytes_left = bytes_max = self._config.replica_fetch_response_max_bytes
         for partition, position, answer in zip(asked.partitions, asked.positions, answers, strict=True):
@@ -233,6 +227,14 @@ class ReplicaFetcher:
             raise _lost(self.source_id)
         self._plan_high_watermarks(asked.partitions)
         self._keys = []
+
+    def _hear(self, source: Broker, pending: Pending, wait_ms: int) -> list[FetchAnswer]:
+        if not pending.done:
+            source.wait(pending, wait_ms)
+        answers: list[FetchAnswer] = pending.result()
+        if self._owed_by is not source:
+            self._owed_by, self._owed = source, {}
+        return answers
 
     def _give_up(self, error: StreamlogError, is_helper: bool) -> None:
         """A fetch failed: try again after a while. Who helps is only less patient than our thread, no measure."""

@@ -6,8 +6,8 @@
 
 Waking a thread costs the one who wakes, and then both of them the interpreter's lock: for a caller that sends a record
 and waits for it at once, more than the copying itself. So a fetcher that was helped lately is not woken with each
-record: it is expected to be helped again. One thread, the watch, looks every WATCH_MS, while there is traffic, for fetchers whose
-marks nobody has taken, and wakes them; from then on they are woken at once, until somebody helps them again.
+record: it is expected to be helped again. One thread, the watch, looks every WATCH_MS, while there is traffic, for
+fetchers whose marks nobody has taken, and wakes them; from then on they are woken at once, until somebody helps again.
 
 Invariants:
  1. News is marked first. Then either a helper will look (it looks after it has taken itself off the list), or the watch

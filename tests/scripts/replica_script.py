@@ -23,7 +23,6 @@ truncations), what a fetch asked and was told, and what producers (p1, p2, ...) 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import streamlog
@@ -31,7 +30,6 @@ from runner import Command
 from streamlog.batch import seal_columnar
 from streamlog.broker import api
 from streamlog.broker.pending import Pending
-from streamlog.broker.replica_requests import FollowerFetch
 from streamlog.broker.replication import is_readable
 from streamlog.broker.runner import Task, ThreadedRuntime
 from streamlog.broker.turn import Tick
@@ -136,11 +134,10 @@ class ReplicaScript:
             ":memory:", brokers=brokers, sync="off", runtime=self.runtime, config=opening
         )
 
-        @contextmanager
-        def nobody_helps(is_done: Callable[[], bool]) -> Iterator[None]:
-            yield
+        def nobody_helps(begin: Callable[[], None], is_done: Callable[[], bool]) -> None:
+            begin()
 
-        self.backend.peers.helping = nobody_helps
+        self.backend.peers.helping.help = nobody_helps
         self.cluster.create_topic("t", partitions=partitions, replication_factor=factor, config=topic)
         for broker in self.backend.brokers:
             for number in range(partitions):
@@ -341,7 +338,8 @@ class ReplicaScript:
         for fetcher in sources.values():
             fetcher.retry_now()
             self.telling = follower_id if is_told else None
-            self.wrap()
+            self.wrap(fetcher)
+            fetcher._owed.clear()  # each fetch of a script asks
             failures = fetcher.failures
             has_fetched = fetcher.run_once(1) or has_fetched
             if fetcher.failures > failures and is_told:
@@ -354,42 +352,38 @@ class ReplicaScript:
 
     telling: int | None = None
 
-    def wrap(self) -> None:
+    def wrap(self, fetcher: Any) -> None:
         """Have what a fetch asks and is told in the trace."""
-        for broker in self.backend.brokers:
-            if id(broker) in self.wrapped:
-                continue
-            self.wrapped.add(id(broker))
-            call = broker.call
+        if id(fetcher) in self.wrapped:
+            return
+        self.wrapped.add(id(fetcher))
+        hear = fetcher._hear
 
-            def traced(
-                request: Any, *args: Any, call: Any = call, broker: Any = broker, **options: Any
-            ) -> Any:
-                if not isinstance(request, FollowerFetch) or self.telling is None:
-                    return call(request, *args, **options)
-                try:
-                    answers = call(request, *args, **options)
-                except StreamlogTimeoutError:
-                    offsets = [position.fetch_offset for position in request.positions]
-                    asked = " ".join(map(str, offsets))
-                    self.lines.append(f"b{request.follower_id} asks b{broker.id} for {asked}: no answer")
-                    raise
-                self.look()
-                for position, answer in zip(request.positions, answers, strict=True):
-                    asked = f"{position.fetch_offset}@{position.last_fetched_epoch}"
-                    which = f" t-{position.number}" if len(self.numbers()) > 1 else ""
-                    if answer.error is not None:
-                        told = f"{type(answer.error).__name__}"
-                    elif answer.diverging is not None:
-                        told = (
-                            f"diverging, epoch {answer.diverging.epoch} ends at {answer.diverging.end_offset}"
-                        )
-                    else:
-                        told = f"end {answer.log_end_offset} hw {answer.high_watermark}"
-                    self.lines.append(f"b{request.follower_id} asks b{broker.id}{which} for {asked}: {told}")
-                return answers
+        def traced(source: Any, pending: Pending, wait_ms: int) -> Any:
+            request: Any = pending.request
+            if self.telling is None:
+                return hear(source, pending, wait_ms)
+            try:
+                answers = hear(source, pending, wait_ms)
+            except StreamlogTimeoutError:
+                offsets = [position.fetch_offset for position in request.positions]
+                asked = " ".join(map(str, offsets))
+                self.lines.append(f"b{request.follower_id} asks b{source.id} for {asked}: no answer")
+                raise
+            self.look()
+            for position, answer in zip(request.positions, answers, strict=True):
+                asked = f"{position.fetch_offset}@{position.last_fetched_epoch}"
+                which = f" t-{position.number}" if len(self.numbers()) > 1 else ""
+                if answer.error is not None:
+                    told = f"{type(answer.error).__name__}"
+                elif answer.diverging is not None:
+                    told = f"diverging, epoch {answer.diverging.epoch} ends at {answer.diverging.end_offset}"
+                else:
+                    told = f"end {answer.log_end_offset} hw {answer.high_watermark}"
+                self.lines.append(f"b{request.follower_id} asks b{source.id}{which} for {asked}: {told}")
+            return answers
 
-            broker.call = traced
+        fetcher._hear = traced
 
     # -- what there is -----------------------------------------------------------------------------------------------
 
