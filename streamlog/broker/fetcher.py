@@ -37,6 +37,7 @@ from streamlog.errors import (
     FencedLeaderEpochError,
     OffsetOutOfRangeError,
     StreamlogError,
+    StreamlogTimeoutError,
     UnknownTopicOrPartitionError,
 )
 from streamlog.storage import log
@@ -45,8 +46,10 @@ if TYPE_CHECKING:
     from streamlog.batch import Batch
     from streamlog.broker.broker import Broker
     from streamlog.broker.peers import Peers
+    from streamlog.broker.turn import Pending
 
 Key = tuple[str, int]
+Reads = dict[tuple[Partition, int, int, int, int], "list[Batch]"]
 
 FETCH_PARTITIONS_MAX: Final = 512
 LEADER_WAIT_MS: Final = 30_000
@@ -76,10 +79,15 @@ class ReplicaFetcher:
         self._waiter = follower.runtime.waiter()
         self._not_before_ms = 0
         self._gathering_since_ms: int | None = None
-        self._is_serving = False
-        self._looks_ms: int | None = None
-        """When our thread looks at `_later` by itself; None: only when it is woken."""
         self._stopped = False
+        self._keys: list[Key] = []
+        """Marks taken by the fetch under way."""
+        self._asked: _Asked | None = None
+        self._owed: dict[Key, FetchPosition] = {}
+        """Where we stood when the leader had no more: it owes us an answer once it has."""
+        self._owed_by: Broker | None = None
+        self.is_helped = False
+        """Whether a caller did the last step: then the next is expected of one, too. See `broker.helping`."""
         self.requests = 0
         self.bytes = 0
         self.failures = 0
@@ -92,6 +100,11 @@ class ReplicaFetcher:
     @property
     def has_marks(self) -> bool:
         return bool(self._marks)
+
+    @property
+    def has_plans(self) -> bool:
+        """Whether there is something to ask though nobody marks it: our thread must know when."""
+        return bool(self._later)
 
     def mark(self, key: Key) -> None:
         """The leader has something for us, or may have."""
@@ -127,48 +140,64 @@ class ReplicaFetcher:
             and self._peers.is_prompt(self._follower.id, self.source_id)
         )
 
-    def run_once(self, wait_ms: int = HELPED_WAIT_MS) -> bool:
+    def run_once(self, wait_ms: int = LEADER_WAIT_MS) -> bool:
         """Fetch once for what is marked. False if there was nothing to do, or somebody else is doing it."""
-        if self._stopped or not self._marks or self._lock._is_owned() or not self._lock.acquire(False):
-            return False
-        keys: list[Key] = []
-        try:
-            keys = self._take_marks()
-            return self._fetch(keys, wait_ms)
-        except BaseException as error:
-            for key in keys:
-                self._marks[key] = None
-            if not isinstance(error, StreamlogError):
-                raise
-            self.failures += 1
-            self._not_before_ms = self._clock.monotonic_ms() + self._config.replica_fetch_backoff_ms
-            return False
-        finally:
-            self._lock.release()
+        return run_together([self], wait_ms)
 
-    def _take_marks(self) -> list[Key]:
-        keys: list[Key] = []
-        while len(keys) < FETCH_PARTITIONS_MAX:
-            try:
-                keys.append(self._marks.popitem(last=False)[0])
-            except KeyError:
-                break
-        return keys
-
-    def _fetch(self, keys: list[Key], wait_ms: int) -> bool:
+    def _begin(self) -> None:
+        """Take the marks and put the question into the leader's inbox. Called with the lock held, as those below."""
+        self._keys = keys = self._take_marks()
         partitions, positions = self._positions(keys)
         if not positions:
-            return False
+            self._keys = []
+            return
         source = self._peers.running(self.source_id)
         if source is None or not self._peers.carry(self._follower.id, self.source_id, self._waiter):
             raise _lost(self.source_id)
         self.requests += 1
-        answers: list[FetchAnswer] = source.call(
-            FollowerFetch(self._follower.id, positions, self._follower.epoch), timeout_ms=wait_ms
+        answers = self._answers_due(source, positions)
+        pending = (
+            None
+            if answers
+            else source.enqueue(FollowerFetch(self._follower.id, positions, self._follower.epoch))
         )
+        self._asked = _Asked(source, pending, answers, partitions, positions)
+
+    def _answers_due(self, source: Broker, positions: list[FetchPosition]) -> list[FetchAnswer]:
+        """What the leader owes us if we stand in all partitions where it last told us that there is no more.
+
+        Kafka's leader keeps such a fetch until there is something to answer; here it is the follower that remembers
+        having asked. What the leader has appended in the same epoch continues the log it compared with ours.
+        """
+        answers: list[FetchAnswer] = []
+        for position in positions:
+            key = (position.topic, position.number)
+            if self._owed.get(key) != position or self._owed_by is not source or source.paused:
+                return []
+            partition = source.partitions.get(key)
+            if partition is None or partition.topic_id != position.topic_id:
+                return []
+            view, leadership = partition.view, partition.leadership
+            if (
+                view is None
+                or leadership is None
+                or leadership.leader_epoch != position.leader_epoch
+                or not view.log_start_offset <= position.fetch_offset < view.log_end_offset
+            ):
+                return []
+            answers.append(
+                FetchAnswer(partition, view.log_start_offset, view.high_watermark, view.log_end_offset)
+            )
+        return answers
+
+    def _finish(self, wait_ms: int, reads: Reads) -> None:
+        """Wait for the answer, and take over what it says there is."""
+        asked = self._asked
+        assert asked is not None
+        answers = asked.answers if asked.pending is None else self._hear(asked.source, asked.pending, wait_ms)
         parts: list[CopiedPart] = []
-        bytes_left = self._config.replica_fetch_response_max_bytes
-        for partition, position, answer in zip(partitions, positions, answers, strict=True):
+        bytes_left = bytes_max = self._config.replica_fetch_response_max_bytes
+        for partition, position, answer in zip(asked.partitions, asked.positions, answers, strict=True):
             key = (position.topic, position.number)
             part = None
             if answer.error is not None:
@@ -179,23 +208,58 @@ class ReplicaFetcher:
                 )
                 self._marks[key] = None
             elif position.fetch_offset < answer.log_end_offset and bytes_left > 0:
-                batches = self._read(source, answer, position, bytes_left)
+                batches = self._read(asked.source, answer, position, bytes_left, reads)
                 bytes_left -= sum([batch.size_bytes for batch in batches])
                 part = self._copied(partition, position, answer, batches)
                 self._marks[key] = None  # what we append now is acknowledged by the next fetch
             elif position.fetch_offset < answer.log_end_offset:
                 self._marks[key] = None
-            elif _moves(partition, answer):
-                part = self._copied(partition, position, answer, [])
+            else:
+                self._owed[key] = position
+                if _moves(partition, answer, wait_ms == HELPED_WAIT_MS):
+                    part = self._copied(partition, position, answer, [])
             if part is not None:
                 parts.append(part)
         if parts and self._peers.carry(self.source_id, self._follower.id, self._waiter):
-            self.bytes += self._config.replica_fetch_response_max_bytes - bytes_left
+            self.bytes += bytes_max - bytes_left
             self._follower.call(AppendAsFollower(parts), timeout_ms=wait_ms)
         elif parts:
             raise _lost(self.source_id)
-        self._plan_high_watermarks(partitions)
-        return True
+        self._plan_high_watermarks(asked.partitions)
+        self._keys = []
+
+    def _hear(self, source: Broker, pending: Pending, wait_ms: int) -> list[FetchAnswer]:
+        if not pending.done:
+            source.wait(pending, wait_ms)
+        answers: list[FetchAnswer] = pending.result()
+        if self._owed_by is not source:
+            self._owed_by, self._owed = source, {}
+        return answers
+
+    def _give_up(self, error: StreamlogError, is_helper: bool) -> None:
+        """A fetch failed: try again after a while. Who helps is only less patient than our thread, no measure."""
+        self._put_back()
+        if is_helper and isinstance(error, StreamlogTimeoutError):
+            return
+        self.failures += 1
+        self._not_before_ms = self._clock.monotonic_ms() + self._config.replica_fetch_backoff_ms
+
+    def _put_back(self) -> None:
+        """Whatever was taken and not done is marked again."""
+        for key in self._keys:
+            self._marks[key] = None
+        self._keys = []
+        self._asked = None
+
+    def _take_marks(self) -> list[Key]:
+        keys: list[Key] = []
+        marks = self._marks
+        while marks and len(keys) < FETCH_PARTITIONS_MAX:
+            try:
+                keys.append(marks.popitem(last=False)[0])
+            except KeyError:
+                break
+        return keys
 
     def _positions(self, keys: list[Key]) -> tuple[list[Partition], list[FetchPosition]]:
         partitions: list[Partition] = []
@@ -226,22 +290,37 @@ class ReplicaFetcher:
         return partitions, positions
 
     def _read(
-        self, source: Broker, answer: FetchAnswer, position: FetchPosition, bytes_left: int
+        self, source: Broker, answer: FetchAnswer, position: FetchPosition, bytes_left: int, reads: Reads
     ) -> list[Batch]:
-        """The leader's batches from our offset on, up to the end it told us."""
+        """The leader's batches from our offset on, up to the end it told us.
+
+        reads:  what others read for this round; followers side by side ask for the same.
+        """
         assert answer.partition is not None
+        bytes_max = min(bytes_left, self._config.replica_fetch_max_bytes)
+        asked = (
+            answer.partition,
+            position.leader_epoch,
+            position.fetch_offset,
+            answer.log_end_offset,
+            bytes_max,
+        )
+        batches = reads.get(asked)
+        if batches is not None:
+            return batches
         view, snapshot = source.reader.open_as_replica(answer.partition)
         with snapshot:
             if view.leader_epoch != position.leader_epoch:
                 raise FencedLeaderEpochError(f"{answer.partition.name} is led in another epoch by now")
             try:
-                return log.read(
+                reads[asked] = batches = log.read(
                     snapshot,
                     answer.partition.log_id,
                     position.fetch_offset,
                     min(answer.log_end_offset, view.log_end_offset),
-                    min(bytes_left, self._config.replica_fetch_max_bytes),
+                    bytes_max,
                 )
+                return batches
             except CorruptRecordError as error:
                 # Kafka: the partition is marked failed and not fetched again; a damaged record is never copied.
                 self._peers.trace(f"{answer.partition.name} is damaged at its leader: {error}")
@@ -269,7 +348,7 @@ class ReplicaFetcher:
         self.failures += 1
         self._peers.mark_dirty(self._follower, [(position.topic, position.number)])
         pause_ms = min(ROLES_LOOK_MS, self._config.replica_fetch_backoff_ms)
-        self._ask_later((position.topic, position.number), self._clock.monotonic_ms() + pause_ms)
+        self._later[position.topic, position.number] = self._clock.monotonic_ms() + pause_ms
         return None
 
     def _plan_high_watermarks(self, partitions: list[Partition]) -> None:
@@ -278,43 +357,25 @@ class ReplicaFetcher:
         for partition in partitions:
             key = (partition.topic, partition.number)
             if partition.state.high_watermark < partition.state.log_end_offset and key not in self._marks:
-                self._ask_later(key, due_ms)
-
-    def _ask_later(self, key: Key, due_ms: int) -> None:
-        """Have our thread look then: who fetches may be a caller that helps, and is gone by that time."""
-        if key in self._later:
-            return
-        self._later[key] = due_ms
-        if not self._is_serving and (self._looks_ms is None or due_ms < self._looks_ms):
-            self._service.wake()
+                self._later.setdefault(key, due_ms)
 
     # -- its own thread --------------------------------------------------------------------------------------------------
 
     def _serve(self, now_ms: int) -> int | None:
-        self._looks_ms = None
-        self._is_serving = True
-        try:
-            self._serve_marks(now_ms)
-        finally:
-            # In this order: what is added meanwhile is either seen by the next line or wakes us again.
-            self._is_serving = False
-        self._looks_ms = None if self._stopped or self._follower.paused else self._next_ms()
-        return self._looks_ms
-
-    def _serve_marks(self, now_ms: int) -> None:
         if self._stopped:
-            return
+            return None
         for key, due_ms in list(self._later.items()):
             if due_ms <= now_ms:
                 self._later.pop(key, None)
                 self._marks[key] = None
         if self._follower.paused:
-            return  # `resume` wakes us
+            return None  # `resume` wakes us
         while self._marks and not self._stopped:
             if self._not_before_ms > self._clock.monotonic_ms() or self._is_gathering():
                 break
-            if not self.run_once(LEADER_WAIT_MS):
+            if not self.run_once():
                 break
+        return self._next_ms()
 
     def _is_gathering(self) -> bool:
         """replica.fetch.min.bytes: whether to wait for more before fetching."""
@@ -342,13 +403,78 @@ class ReplicaFetcher:
         return min(deadlines, default=None)
 
 
-def _moves(partition: Partition, answer: FetchAnswer) -> bool:
-    """Whether an answer without records still tells something: a high watermark, a log start."""
+class _Asked:
+    """A fetch under way: what was asked of whom. pending: None where the answers are there already."""
+
+    __slots__ = ("answers", "partitions", "pending", "positions", "source")
+
+    def __init__(
+        self,
+        source: Broker,
+        pending: Pending | None,
+        answers: list[FetchAnswer],
+        partitions: list[Partition],
+        positions: list[FetchPosition],
+    ) -> None:
+        self.source = source
+        self.pending = pending
+        self.answers = answers
+        self.partitions = partitions
+        self.positions = positions
+
+
+def run_together(fetchers: list[ReplicaFetcher], wait_ms: int = HELPED_WAIT_MS) -> bool:
+    """Fetch once with each: what they ask of one leader is answered in one turn of its, what they read there is read
+    once. Those that somebody else is busy with are left out. False if there was nothing to do.
+    """
+    is_helper = wait_ms == HELPED_WAIT_MS
+    mine = [fetcher for fetcher in fetchers if not fetcher._lock._is_owned()]
+    sources: dict[Broker, None] = {}
+    reads: Reads = {}
+    worked = False
+    try:
+        for fetcher in mine:
+            if fetcher._stopped or not fetcher._marks or not fetcher._lock.acquire(False):
+                continue
+            try:
+                fetcher._begin()
+            except StreamlogError as error:
+                fetcher._give_up(error, is_helper)
+            if fetcher._asked is not None and fetcher._asked.pending is not None:
+                sources[fetcher._asked.source] = None
+        for source in sources:
+            source.advance()
+        for fetcher in mine:
+            if not fetcher._lock._is_owned() or fetcher._asked is None:
+                continue
+            try:
+                fetcher._finish(wait_ms, reads)
+                worked = True
+                if is_helper:
+                    fetcher.is_helped = True
+            except StreamlogError as error:
+                fetcher._give_up(error, is_helper)
+    finally:
+        for fetcher in mine:
+            if fetcher._lock._is_owned():
+                fetcher._put_back()
+                if fetcher._marks:
+                    fetcher._peers.helping.note(fetcher)
+                fetcher._lock.release()
+    return worked
+
+
+def _moves(partition: Partition, answer: FetchAnswer, is_helped: bool) -> bool:
+    """Whether an answer without records still tells something: a high watermark, a log start.
+
+    Who helps waits for an acknowledgement, which the high watermark here adds nothing to: unless somebody listens, it
+    comes with the next records, or when it has been asked for again.
+    """
     state = partition.state
-    return (
-        min(answer.high_watermark, state.log_end_offset) > state.high_watermark
-        or answer.log_start_offset > state.log_start_offset
-    )
+    if answer.log_start_offset > state.log_start_offset:
+        return True
+    is_news = min(answer.high_watermark, state.log_end_offset) > state.high_watermark
+    return is_news and not (is_helped and not partition.subscriptions)
 
 
 def _lost(source_id: int) -> StreamlogError:

@@ -50,24 +50,6 @@ def test_acks_all_waits_for_everybody_in_sync(opened: Opened) -> None:
     assert logs(cluster) == {0: (1, 1), 1: (1, 1), 2: (1, 1)}, "the high watermark follows"
 
 
-def test_followers_learn_the_high_watermark_also_when_a_caller_fetched_for_them(opened: Opened) -> None:
-    """Who helps leaves behind what is to be asked later: the fetcher's own thread, asleep, must know."""
-    cluster, simulation = opened
-    peers = cluster._backend.peers
-    with cluster.producer(acks=1) as producer:
-        producer.send("t", b"a").result(5)
-        simulation.sleep(2)
-        peers._helping.append(None)  # nobody's thread is woken: we do its work
-        producer.send("t", b"b").result(5)
-        for _ in range(2):
-            for fetcher in peers.fetchers():
-                fetcher.run_once()
-        peers._helping.pop()
-        assert sorted(logs(cluster).values()) == [(1, 2), (2, 2), (2, 2)], "one asked before the other had it"
-        simulation.sleep(1)
-        assert set(logs(cluster).values()) == {(2, 2)}
-
-
 def test_a_slow_member_holds_everybody_until_it_leaves(opened: Opened) -> None:
     cluster, simulation = opened
     with cluster.producer(request_timeout_ms=60_000) as producer:
