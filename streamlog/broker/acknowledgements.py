@@ -44,7 +44,16 @@ if TYPE_CHECKING:
 class ParkedProduce:
     """A request whose answer waits for the high watermark of its partitions."""
 
-    __slots__ = ("deadline_ms", "entries", "error", "is_parked", "pending", "reply")
+    __slots__ = (
+        "deadline_ms",
+        "entries",
+        "error",
+        "is_answered",
+        "is_parked",
+        "parked_us",
+        "pending",
+        "reply",
+    )
 
     def __init__(self, pending: Pending, reply: object, deadline_ms: int) -> None:
         self.pending = pending
@@ -54,6 +63,8 @@ class ParkedProduce:
         self.entries: list[ParkedEntry] = []
         self.error: StreamlogError | None = None
         self.is_parked = False
+        self.is_answered = False
+        self.parked_us = 0
 
     @property
     def is_done(self) -> bool:
@@ -104,6 +115,7 @@ class Acknowledgements:
         """Answer `pending` with `reply` once each (partition, end offset, index in the reply) is replicated."""
         produce = ParkedProduce(pending, reply, turn.now_ms + timeout_ms)
         produce.entries = [ParkedEntry(produce, *entry) for entry in waiting]
+        produce.parked_us = self._broker.runtime.clock.monotonic_us()
         turn.effects.append(lambda: self._park(produce))
 
     def _park(self, produce: ParkedProduce) -> None:
@@ -175,8 +187,14 @@ class Acknowledgements:
                 results: list[Produced] = produce.reply  # type: ignore[assignment]
                 results[entry.index] = Produced(-1, -1, -1, error)
         entry.is_decided = True
-        if produce.is_done:
-            self._broker.answer(produce.pending, None if produce.error else produce.reply, produce.error)
+        if produce.is_done and not produce.is_answered:
+            reply = None if produce.error else produce.reply
+            if self._broker.request_times is not None:
+                self._broker.request_times.count_parked(
+                    produce.pending, reply, produce.error, produce.parked_us
+                )
+            produce.is_answered = True
+            self._broker.answer(produce.pending, reply, produce.error)
 
     def _shortage(self, partition: Partition, leadership: Leadership) -> StreamlogError | None:
         isr_min = effective_min_isr(partition.config.min_insync_replicas, len(leadership.replicas))

@@ -318,6 +318,13 @@ class Broker(TurnOwner):
                     meters.written(batch.last_offset_delta + 1, batch.size_bytes, times)
                 else:
                     meters.not_written(error, batch.size_bytes, times)
+        for pending, value in turn.parked:  # written now; that it is answered is counted when it is
+            for (name, _, batch), produced in zip(pending.request.entries, value, strict=True):  # type: ignore[attr-defined]
+                meters = by_topic.get(name) or everything
+                if produced.error is None:
+                    meters.written(batch.last_offset_delta + 1, batch.size_bytes, None)
+                else:
+                    meters.not_written(produced.error, batch.size_bytes, None)
 
     # -- deadlines ---------------------------------------------------------------------------------------------------
 

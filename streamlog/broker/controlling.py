@@ -103,7 +103,6 @@ class Controlling:
         self._metadata = metadata
         self._config = config
         self.leases = LeaseTable(config.broker_session_timeout_ms, config.broker_heartbeat_interval_ms)
-        self.elections = 0
 
     def __repr__(self) -> str:
         return f"Controlling({self.leases!r})"
@@ -182,7 +181,13 @@ class Controlling:
                 controller_id=image.controller_id,
             )
         gone = [b for b in self.leases.expired(turn.now_ms) if b in image.brokers]
+        turn.effects.append(lambda: self._count_timeouts(gone))  # before the records are applied
         return broker_states.fence(image, gone, self.allows_unclean)
+
+    def _count_timeouts(self, gone: list[int]) -> None:
+        counts, brokers = self._metadata.controller_counts, self._metadata.image.brokers
+        if counts is not None:
+            counts.timeouts += sum([not brokers[broker_id].fenced for broker_id in gone])
 
     def _lose(self, turn: Turn, broker_id: int) -> Sequence[MetadataRecord]:
         image = self._metadata.image

@@ -89,7 +89,9 @@ class ReplicaFetcher:
         self.is_helped = False
         """Whether a caller did the last step: then the next is expected of one, too. See `broker.helping`."""
         self.requests = 0
-        self.bytes = 0
+        self.counts = peers.counts.fetcher(follower.id, source_id, index)
+        self.failed: dict[Key, int] = {}
+        """Partitions that are damaged at the leader, by its epoch: not fetched again before another leads."""
         self.failures = 0
 
     def __repr__(self) -> str:
@@ -161,6 +163,7 @@ class ReplicaFetcher:
             if answers
             else source.enqueue(FollowerFetch(self._follower.id, positions, self._follower.epoch))
         )
+        self.counts.requests += pending is not None
         self._asked = _Asked(source, pending, answers, partitions, positions)
 
     def _answers_due(self, source: Broker, positions: list[FetchPosition]) -> list[FetchAnswer]:
@@ -208,7 +211,13 @@ class ReplicaFetcher:
                 )
                 self._marks[key] = None
             elif position.fetch_offset < answer.log_end_offset and bytes_left > 0:
-                batches = self._read(asked.source, answer, position, bytes_left, reads)
+                try:
+                    batches = self._read(asked.source, answer, position, bytes_left, reads)
+                except CorruptRecordError as error:
+                    # Kafka: the partition is marked failed and not fetched again; a damaged record is never copied.
+                    self._peers.trace(f"{partition.name} is damaged at its leader: {error}")
+                    self.failed[key] = position.leader_epoch
+                    continue
                 bytes_left -= sum([batch.size_bytes for batch in batches])
                 part = self._copied(partition, position, answer, batches)
                 self._marks[key] = None  # what we append now is acknowledged by the next fetch
@@ -221,7 +230,7 @@ class ReplicaFetcher:
             if part is not None:
                 parts.append(part)
         if parts and self._peers.carry(self.source_id, self._follower.id, self._waiter):
-            self.bytes += bytes_max - bytes_left
+            self.counts.bytes += bytes_max - bytes_left
             self._follower.call(AppendAsFollower(parts), timeout_ms=wait_ms)
         elif parts:
             raise _lost(self.source_id)
@@ -268,10 +277,15 @@ class ReplicaFetcher:
             self._later.pop(key, None)
             try:
                 if self._follower.id not in self._peers.image.partition(*key).replicas:
+                    self.failed.pop(key, None)
                     continue  # reassigned to others
                 partition = self._follower.partition(*key)
             except UnknownTopicOrPartitionError:
+                self.failed.pop(key, None)
                 continue
+            if self.failed and self.failed.get(key) == partition.role_epoch:
+                continue
+            self.failed.pop(key, None)
             if partition.leader_id != self.source_id or partition.leadership is not None:
                 continue  # it follows another by now, or leads
             state, epochs = partition.state, partition.epochs
@@ -312,19 +326,14 @@ class ReplicaFetcher:
         with snapshot:
             if view.leader_epoch != position.leader_epoch:
                 raise FencedLeaderEpochError(f"{answer.partition.name} is led in another epoch by now")
-            try:
-                reads[asked] = batches = log.read(
-                    snapshot,
-                    answer.partition.log_id,
-                    position.fetch_offset,
-                    min(answer.log_end_offset, view.log_end_offset),
-                    bytes_max,
-                )
-                return batches
-            except CorruptRecordError as error:
-                # Kafka: the partition is marked failed and not fetched again; a damaged record is never copied.
-                self._peers.trace(f"{answer.partition.name} is damaged at its leader: {error}")
-                raise
+            reads[asked] = batches = log.read(
+                snapshot,
+                answer.partition.log_id,
+                position.fetch_offset,
+                min(answer.log_end_offset, view.log_end_offset),
+                bytes_max,
+            )
+            return batches
 
     def _copied(
         self, partition: Partition, position: FetchPosition, answer: FetchAnswer, batches: list[Batch]

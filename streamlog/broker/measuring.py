@@ -15,18 +15,18 @@ Invariants:
 
 Sources: SEMANTICS 2.2; Kafka RequestMetrics, BrokerTopicMetrics, ReplicaManager, UnifiedLog, Partition,
 ControllerMetadataMetrics, GroupCoordinatorMetrics, LinuxIoMetricsCollector (KIP-551).
-Not implemented: parts of a request's time (queue, local, remote): in process they are one; replication's
-                 metrics.
+Not implemented: parts of a request's time but the one a Produce waits for followers (in process they are one).
+What replication and the controller count is `measuring_replication`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.broker.api import GroupRequest, Produce
 from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC, PartitionImage, TopicImage
-from streamlog.errors import ClosedError, RecordTooLargeError
+from streamlog.errors import ClosedError, RecordTooLargeError, StreamlogError
 from streamlog.metrics import Histogram, Meter, Reading, WindowedRate, full_name
 from streamlog.storage import log
 
@@ -74,6 +74,13 @@ _KAFKA_NAMES: Final = {
     "OffsetCommit": "OffsetCommit",
     "OffsetDelete": "OffsetDelete",
     "DeleteGroup": "DeleteGroups",
+    "FollowerFetch": "FetchFollower",
+    "AlterPartition": "AlterPartition",
+    "AlterBrokerConfig": "IncrementalAlterConfigs",
+    "ElectLeaders": "ElectLeaders",
+    "Reassign": "AlterPartitionReassignments",
+    "RenewLease": "BrokerHeartbeat",
+    "RegisterBroker": "BrokerRegistration",
 }
 
 
@@ -108,6 +115,9 @@ class RequestTimes:
         self._by_type: dict[type, RequestMeters | None] = {}
         self.by_name = {name: RequestMeters(clock) for name in (*_KAFKA_NAMES.values(), "FetchConsumer")}
         self.fetches = self.by_name["FetchConsumer"]
+        # Kafka splits times by who fetches, errors not.
+        self.by_name["FetchFollower"].errors = self.fetches.errors
+        self.remote = Histogram()
         self.produced = self.by_name["Produce"]
         self.written = self.produced.errors["NONE"]
 
@@ -131,16 +141,29 @@ class RequestTimes:
                 continue
             pending.took_us = took_us = now_us - pending.posted_us
             meters.times.update(took_us / 1_000)
-            by_partition = getattr(value, "errors", None)
-            for one in (error,) if not by_partition else by_partition.values():
+            if type(value) is list:
+                by_partition: Any = [answer.error for answer in value]
+            else:
+                by_partition = (getattr(value, "errors", None) or {}).values()
+            for one in by_partition or (error,):
                 meters.failed(one)
 
+    def count_parked(self, pending: Pending, value: Any, error: BaseException | None, parked_us: int) -> None:
+        """Count a request that was answered when its records were replicated."""
+        self.count([(pending, value, error)])
+        if type(pending.request) is Produce:
+            self.remote.update((self._clock_us() - parked_us) / 1_000)
+            for produced in value or ():
+                self.produced.failed(produced.error)
+
     def read(self, now_ms: int) -> Iterator[Reading]:
+        yield f"{REQUEST}RemoteTimeMs,request=Produce", self.remote.read(now_ms)
         for name, meters in self.by_name.items():
             meters.requests.count = meters.times.count  # each request is timed
             yield f"{REQUEST}RequestsPerSec,request={name}", meters.requests.read(now_ms)
             yield f"{REQUEST}TotalTimeMs,request={name}", meters.times.read(now_ms)
-            # Kafka splits times by who fetches, errors not
+            if name == "FetchFollower":
+                continue
             api = "Fetch" if name == "FetchConsumer" else name
             for error, meter in sorted(meters.errors.copy().items()):
                 yield f"{REQUEST}ErrorsPerSec,request={api},error={error}", meter.read(now_ms)
@@ -209,45 +232,73 @@ _ERROR_NAMES: dict[type[BaseException], str] = {}
 # -- asked at a snapshot -----------------------------------------------------------------------------------
 
 
+COUNTED: Final = (
+    *("PartitionCount", "LeaderCount", "OfflineReplicaCount", "ReassigningPartitions"),
+    *("UnderReplicatedPartitions", "UnderMinIsrPartitionCount", "AtMinIsrPartitionCount"),
+)
+
+
 def read_partitions(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
     """Every partition of the cluster image, loaded or not, and what the brokers sum up of them."""
-    counts = dict.fromkeys(
-        (
-            *("PartitionCount", "LeaderCount", "OfflineReplicaCount", "UnderReplicatedPartitions"),
-            *("UnderMinIsrPartitionCount", "AtMinIsrPartitionCount"),
-        ),
-        0,
-    )
-    for broker in cluster.brokers:
-        with broker.environment.snapshot() as snapshot:
-            for topic in list(cluster.topics.values()):
-                isr_min = int(topic.config.get("min.insync.replicas", cluster.config.min_insync_replicas))
-                for number, image in enumerate(topic.partitions):
-                    if broker.id not in image.replicas:
-                        continue
-                    facts = _replica_facts(image, isr_min)
-                    counts["PartitionCount"] += 1
-                    counts["LeaderCount"] += image.leader == broker.id
-                    counts["UnderReplicatedPartitions"] += facts["UnderReplicated"]
-                    counts["UnderMinIsrPartitionCount"] += facts["UnderMinIsr"]
-                    counts["AtMinIsrPartitionCount"] += facts["AtMinIsr"]
-                    tags = full_name("", {"topic": topic.name, "partition": str(number)})[1:]
-                    yield from _log_facts(broker, topic, number, image, tags, snapshot)
-                    for name, fact in facts.items():
-                        yield f"{PARTITION}{name},{tags}", {"Value": fact}
-    for name, count in counts.items():
-        yield REPLICA_MANAGER + name, {"Value": count}
+    image = cluster.metadata.image
+    counts = {broker_id: dict.fromkeys(COUNTED, 0) for broker_id in sorted(image.brokers)}
+    snapshots: dict[int, tuple[Broker, Any]] = {}
+    try:
+        for broker in cluster.brokers:
+            try:
+                snapshots[broker.id] = broker, broker.environment.snapshot()
+            except ClosedError:
+                continue  # it has just stopped
+        for topic in list(cluster.topics.values()):
+            isr_min = int(topic.config.get("min.insync.replicas", cluster.config.min_insync_replicas))
+            for number, partition in enumerate(topic.partitions):
+                facts = _replica_facts(partition, isr_min)
+                _count_partition(counts, snapshots, partition, facts)
+                tags = full_name("", {"topic": topic.name, "partition": str(number)})[1:]
+                for name, fact in facts.items():
+                    yield f"{PARTITION}{name},{tags}", {"Value": fact}
+                hosts = [b for b in (partition.leader, *partition.isr, *partition.replicas) if b in snapshots]
+                if hosts:  # of a partition whose brokers are all down nobody knows
+                    broker, snapshot = snapshots[hosts[0]]
+                    yield from _log_facts(broker, topic, number, partition, tags, snapshot)
+    finally:
+        for _, snapshot in snapshots.values():
+            snapshot.close()
+    for name in COUNTED:
+        yield REPLICA_MANAGER + name, {"Value": sum([of_one[name] for of_one in counts.values()])}
+        if len(counts) > 1:
+            for broker_id, of_one in counts.items():
+                yield f"{REPLICA_MANAGER}{name},broker={broker_id}", {"Value": of_one[name]}
+
+
+def _count_partition(
+    counts: dict[int, dict[str, int]],
+    running: Mapping[int, object],
+    partition: PartitionImage,
+    facts: dict[str, int],
+) -> None:
+    """Replicas count where they are, everything else at the leader, as in Kafka."""
+    for broker_id in partition.replicas:
+        counts[broker_id]["PartitionCount" if broker_id in running else "OfflineReplicaCount"] += 1
+    if partition.leader >= 0:
+        led = counts[partition.leader]
+        led["LeaderCount"] += 1
+        led["UnderReplicatedPartitions"] += facts["UnderReplicated"]
+        led["UnderMinIsrPartitionCount"] += facts["UnderMinIsr"]
+        led["AtMinIsrPartitionCount"] += facts["AtMinIsr"]
+        led["ReassigningPartitions"] += partition.is_reassigning
 
 
 def _replica_facts(image: PartitionImage, isr_min: int) -> dict[str, int]:
     isr, replicas = len(image.isr), len(image.replicas)
     effective_min = min(isr_min, replicas)
+    is_led = image.leader >= 0  # nobody tells of a partition without a leader: OfflinePartitionsCount does
     return {
-        "InSyncReplicasCount": isr,
-        "ReplicasCount": replicas,
-        "UnderReplicated": int(isr < replicas),
-        "UnderMinIsr": int(isr < effective_min),
-        "AtMinIsr": int(isr == effective_min),
+        "InSyncReplicasCount": isr if is_led else 0,
+        "ReplicasCount": replicas if is_led else 0,
+        "UnderReplicated": int(is_led and isr < replicas - len(image.adding)),
+        "UnderMinIsr": int(is_led and isr < effective_min),
+        "AtMinIsr": int(is_led and isr == effective_min),
     }
 
 
@@ -272,7 +323,9 @@ def _log_facts(
 def read_controller(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
     image = cluster.metadata.image
     partitions = [partition for topic in list(image.topics.values()) for partition in topic.partitions]
-    active = image.controller_id in image.brokers and not cluster.closed
+    active = not cluster.closed and any(
+        broker.id == image.controller_id and not broker.paused for broker in cluster.brokers
+    )
     fenced = sum([broker.fenced for broker in list(image.brokers.values())])
     for name, value in (
         ("ActiveControllerCount", int(active)),
@@ -293,9 +346,14 @@ def read_groups(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
     hosted = []
     parked = loaded = 0
     if CONSUMER_OFFSETS_TOPIC in cluster.topics:
-        coordinator = cluster.coordinator
-        hosted = [group for group in coordinator.groups() if not group.machine.is_vacant]
-        parked, loaded = coordinator.parked_count, coordinator.loaded_count
+        for broker in cluster.brokers:
+            try:
+                groups = broker.coordinator.groups()
+            except StreamlogError:
+                continue  # it has just stopped
+            hosted += [group for group in groups if not group.machine.is_vacant]
+            parked += broker.coordinator.parked_count
+            loaded += broker.coordinator.loaded_count
     states = [group.view.state.value for group in hosted]
     yield f"{GROUPS},protocol=classic", {"group-count": len(hosted)}
     yield f"{GROUPS},state=active", {"num-partitions": loaded}
@@ -311,8 +369,15 @@ def read_groups(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
 
 def read_purgatories(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
     # Alone in its ISR a leader acknowledges in the turn that writes: no Produce is ever parked.
-    yield f"{PURGATORY}Produce", {"Value": 0}
+    parked = [b.replication.acknowledgements.count for b in cluster.brokers if b.replication is not None]
+    yield f"{PURGATORY}Produce", {"Value": sum(parked)}
     yield f"{PURGATORY}Fetch", {"Value": len(cluster.waiting_fetches)}
+
+
+def read_replication(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
+    """Where brokers know each other; one alone has nothing to tell."""
+    if cluster.is_replicated:
+        yield from cluster.peers.counts.read(cluster, now_ms)
 
 
 def read_disk(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
@@ -349,7 +414,14 @@ def measure(cluster: BrokerCluster) -> tuple[RequestTimes, GroupCounters]:
         measure_broker(cluster, broker, times, groups)
     registry.collect(times.read)
     registry.collect(groups.read)
-    for reader in (read_partitions, read_controller, read_groups, read_purgatories, read_disk):
+    for reader in (
+        read_partitions,
+        read_controller,
+        read_groups,
+        read_purgatories,
+        read_replication,
+        read_disk,
+    ):
         registry.collect(_asking(cluster, reader))
     return times, groups
 

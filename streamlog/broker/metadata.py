@@ -45,6 +45,7 @@ from streamlog.storage.keys import CheckpointKind
 
 if TYPE_CHECKING:
     from streamlog.broker.controlling import Controlling
+    from streamlog.broker.measuring_replication import ControllerCounts
     from streamlog.config import ClusterConfig
 
 METADATA_LOG_ID: Final = 1
@@ -97,6 +98,7 @@ class MetadataLog(TurnOwner):
         self._controlling: Controlling | None = None
         self.on_records: Callable[[list[Any], int], None] | None = None
         """Told, outside of the turn, what was appended and where the log ends now."""
+        self.controller_counts: ControllerCounts | None = None
         self._load()
 
     def __repr__(self) -> str:
@@ -220,6 +222,8 @@ class MetadataLog(TurnOwner):
         if METADATA_LOG_ID not in turn.staged:
             return
         state, records = turn.staged[METADATA_LOG_ID]
+        if self.controller_counts is not None:
+            self.controller_counts.applying(self.image, records, turn)
         for record in records:
             self.image.apply(record)
         if __debug__ and len(self.image.topics) < 64:
@@ -231,6 +235,10 @@ class MetadataLog(TurnOwner):
         if state.log_end_offset - self._asked_offset >= CHECKPOINT_EVERY_RECORDS:
             self._asked_offset = state.log_end_offset
             self.on_checkpoint_due()
+
+    def _count(self, turn: Turn) -> None:
+        if self.controller_counts is not None:
+            self.controller_counts.finished(turn)
 
     # -- the checkpoint ----------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from streamlog.broker.coordinators import Coordinators
 from streamlog.broker.dispatching import Dispatcher
 from streamlog.broker.fetcher import ReplicaFetcher
 from streamlog.broker.helping import Helping
+from streamlog.broker.measuring_replication import ReplicationCounts
 from streamlog.broker.network import METADATA, Network
 from streamlog.broker.replica_requests import AlterPartition, Reconcile
 from streamlog.broker.runner import Service, Waiter
@@ -65,6 +66,8 @@ class Peers:
         self._is_open = False
         self.dispatcher = Dispatcher(cluster)
         self.coordinators = Coordinators(cluster)
+        self.counts = ReplicationCounts(self._clock)
+        cluster.metadata.controller_counts = self.counts.controller
         self.lost_tails: dict[int, dict[int, int]] = {}
         """Brokers that crashed without what was not synced: log id -> where the log ends at the next start."""
 
@@ -165,9 +168,11 @@ class Peers:
             count = self._cluster.config.num_replica_fetchers
             made = [ReplicaFetcher(self, follower, source_id, index) for index in range(count)]
             fetchers = by_source.setdefault(source_id, made)
-        if len(fetchers) == 1:
-            return fetchers[0]
-        return fetchers[_spread(key) % len(fetchers)]
+        return fetchers[0] if len(fetchers) == 1 else fetchers[self.fetcher_index(key)]
+
+    def fetcher_index(self, key: Key) -> int:
+        """Which of the fetchers from one broker serves a partition."""
+        return _spread(key) % self._cluster.config.num_replica_fetchers
 
     def news_for(self, follower_id: int, source_id: int, key: Key) -> None:
         fetcher = self.fetcher(follower_id, source_id, key)

@@ -73,6 +73,9 @@ class Turn(msgspec.Struct, eq=False):
     applications: int = 0
     leaderships: dict[Any, Any] = {}  # partition -> Leadership, None: follows
     epochs: dict[Any, Any] = {}  # partition -> EpochHistory
+    parked: list[
+        tuple[Pending, Any]
+    ] = []  # written, and answered when replicated: (request, its answer then)
 
     def reply(self, pending: Pending, value: object) -> None:
         """Answer once the turn is committed and applied."""

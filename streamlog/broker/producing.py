@@ -50,6 +50,7 @@ def decide(broker: Broker, turn: Turn, pending: Pending, request: Produce) -> No
                 waiting.append((partition, state.log_end_offset, len(results) - 1))
     if waiting and broker.replication is not None:
         broker.replication.acknowledgements.park(turn, pending, results, waiting, request.timeout_ms)
+        turn.parked.append((pending, list(results)))
         return
     if not request.acks:  # Kafka answers nothing: nobody is told an offset, but failures are not kept quiet
         results = [Produced(-1, -1, -1, result.error) for result in results]

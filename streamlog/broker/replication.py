@@ -42,11 +42,7 @@ from streamlog.core.cluster_image import NO_LEADER, PartitionImage, TopicImage
 from streamlog.core.leader_epochs import UNDEFINED, EpochHistory
 from streamlog.core.leadership import LagLimits, Leadership
 from streamlog.core.replica import ReplicaState
-from streamlog.errors import (
-    NotCoordinatorError,
-    NotEnoughReplicasError,
-    StreamlogError,
-)
+from streamlog.errors import NotCoordinatorError, NotEnoughReplicasError, StreamlogError
 from streamlog.storage import log
 from streamlog.storage.keys import CheckpointKind
 
@@ -77,13 +73,12 @@ class Replication:
         self.acknowledgements = Acknowledgements(broker)
         self._behind: dict[Partition, None] = {}
         self._next_lag_check_ms: int | None = None
-        self._proposals: dict[Partition, int] = {}
+        self._proposals: dict[Partition, tuple[int, int]] = {}
+        """Of those in flight: when it was sent last, in ms, and first, in us."""
         self._unsaved: dict[Partition, None] = {}
         self._unsaved_since_ms = 0
         self.truncations = 0
-        self.isr_shrinks = 0
-        self.isr_expands = 0
-        self.isr_failures = 0
+        self.counts = peers.counts.broker(broker.id)
 
     def __repr__(self) -> str:
         return f"Replication(broker {self._broker.id}, {self.acknowledgements.count} parked, {len(self.dirty)} dirty)"
@@ -275,10 +270,14 @@ class Replication:
         self, partition: Partition, old: tuple[int, ...], new: tuple[int, ...], joined: int, left: int
     ) -> None:
         partition.take_role(self._broker.id, partition.role_epoch, True, len(self._replicas(partition)) == 1)
-        self._proposals.pop(partition, None)
+        sent = self._proposals.pop(partition, None)
         self._behind[partition] = None
-        self.isr_expands += joined > 0
-        self.isr_shrinks += left > 0
+        self.counts.isr_expands += joined > 0
+        self.counts.isr_shrinks += left > 0
+        if sent is not None:
+            self._peers.counts.isr_change_times.update(
+                (self._broker.runtime.clock.monotonic_us() - sent[1]) / 1_000
+            )
         self._peers.trace(f"isr of {partition.name} {list(old)} => {list(new)}")
 
     def _replicas(self, partition: Partition) -> tuple[int, ...]:
@@ -371,7 +370,8 @@ class Replication:
         proposal = rules.proposed(leadership, isr)
         proposal._check()
         turn.leaderships[partition] = proposal
-        turn.effects.append(lambda: self._proposals.update({partition: turn.now_ms}))
+        sent = turn.now_ms, self._broker.runtime.clock.monotonic_us()
+        turn.effects.append(lambda: self._proposals.update({partition: sent}))
         self._broker.after_turn(turn, lambda: self._send(partition, proposal))
 
     def _send(self, partition: Partition, proposal: Leadership) -> None:
@@ -394,7 +394,7 @@ class Replication:
         leadership: Leadership | None = turn.leaderships.get(partition, partition.leadership)
         if leadership is not None and leadership.partition_epoch == request.partition_epoch:
             turn.leaderships[partition] = rules.refused(leadership)
-            self.isr_failures += 1
+            self.counts.isr_failures += 1
             self.take_role(turn, partition)
         turn.reply(pending, None)
 
@@ -415,7 +415,7 @@ class Replication:
             self.move_high_watermark(turn, partition)  # one that lags outside of the ISR holds it no longer
             if all(p.log_end_offset == state.log_end_offset for p in leadership.followers.values()):
                 level.append(partition)
-        late = [p for p, sent_ms in self._proposals.items() if turn.now_ms - sent_ms >= PROPOSAL_RETRY_MS]
+        late = [p for p, sent in self._proposals.items() if turn.now_ms - sent[0] >= PROPOSAL_RETRY_MS]
         for partition in late:
             leadership = turn.leaderships.get(partition, partition.leadership)
             if leadership is not None and leadership.proposed_isr is not None:
@@ -426,7 +426,7 @@ class Replication:
             for partition in level:
                 self._behind.pop(partition, None)
             for partition in late:
-                self._proposals[partition] = turn.now_ms
+                self._proposals[partition] = turn.now_ms, self._proposals[partition][1]
                 if partition.leadership is None or partition.leadership.proposed_isr is None:
                     del self._proposals[partition]
 

@@ -16,7 +16,15 @@ KINDS = {
     "timer": frozenset(Timer(0).read(0)),
     "gauge": frozenset({"Value"}),
 }
-OPEN_TAGS = {"topic", "partition", "request", "error", "client-id"}  # their values are data
+OPEN_TAGS = {
+    "topic",
+    "partition",
+    "request",
+    "error",
+    "client-id",
+    "broker",
+    "clientId",
+}  # their values are data
 ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
 
 
@@ -35,7 +43,8 @@ def on_page() -> dict[str, set[str]]:
     for name, kind, meaning in ROW.findall(PAGE.read_text(encoding="utf-8")):
         attributes = KINDS[kind] if kind in KINDS else set(re.findall(r"`([^`]+)`", kind))
         assert attributes, f"{name}: what is a {kind}?"
-        names = [name, f"{name},topic=x"] if "also with `topic={topic}`" in meaning else [name]
+        tags = re.findall(r"also with `([a-z]+)=\{", meaning)
+        names = [name, *(f"{name},{tag}=x" for tag in tags)]
         for each in names:
             found.setdefault(shape(each), set()).update(attributes)
     return found
@@ -49,8 +58,8 @@ def in_code(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, set[str]]:
 
 
 def test_the_page_names_every_metric_and_no_other() -> None:
-    with streamlog.open(":memory:") as cluster:
-        cluster.create_topic("orders", partitions=2)
+    with streamlog.open(":memory:", brokers=2, sync="off") as cluster:
+        cluster.create_topic("orders", partitions=2, replication_factor=2)
         with (
             cluster.producer() as producer,
             cluster.consumer_group("g", ["orders"]).consumer(stop_at_end=True) as consumer,
