@@ -258,7 +258,7 @@ class ClusterConfig(Role, frozen=True, kw_only=True):
     replica_lag_max_messages: Annotated[
         int | None,
         Maybe(Whole(0)),
-        "Kafka 0.8's rule: so many records behind leaves the in-sync set too. None is off.",
+        "Kafka 0.8's rule: so many records behind leaves the in-sync set too. None is off; a use warns.",
     ] = None
     replica_fetch_wait_max_ms: Annotated[
         int, _MS, "How long the leader holds a follower's fetch for new records."

@@ -52,6 +52,7 @@ Key = tuple[str, int]
 Reads = dict[tuple[Partition, int, int, int, int], "list[Batch]"]
 
 FETCH_PARTITIONS_MAX: Final = 512
+STOP_LOOK_MS: Final = 50
 LEADER_WAIT_MS: Final = 30_000
 """Kafka's replica.socket.timeout.ms: how long an answer is waited for."""
 ROLES_LOOK_MS: Final = 20
@@ -231,19 +232,32 @@ class ReplicaFetcher:
                 parts.append(part)
         if parts and self._peers.carry(self.source_id, self._follower.id, self._waiter):
             self.counts.bytes += bytes_max - bytes_left
-            self._follower.call(AppendAsFollower(parts), timeout_ms=wait_ms)
+            appended = self._follower.post(AppendAsFollower(parts))
+            self._wait(self._follower, appended, wait_ms)
+            appended.result()
         elif parts:
             raise _lost(self.source_id)
         self._plan_high_watermarks(asked.partitions)
         self._keys = []
 
     def _hear(self, source: Broker, pending: Pending, wait_ms: int) -> list[FetchAnswer]:
-        if not pending.done:
-            source.wait(pending, wait_ms)
+        self._wait(source, pending, wait_ms)
         answers: list[FetchAnswer] = pending.result()
         if self._owed_by is not source:
             self._owed_by, self._owed = source, {}
         return answers
+
+    def _wait(self, broker: Broker, pending: Pending, wait_ms: int) -> None:
+        """Until it is answered, or we are stopped: who stops us must not wait for a broker that is silent."""
+        deadline_ms = self._clock.monotonic_ms() + wait_ms
+        while not pending.done:
+            left_ms = deadline_ms - self._clock.monotonic_ms()
+            if left_ms <= 0 or self._stopped:
+                raise StreamlogTimeoutError(f"broker {broker.id} did not answer within {wait_ms} ms")
+            try:
+                broker.wait(pending, min(left_ms, STOP_LOOK_MS))
+            except StreamlogTimeoutError:
+                continue
 
     def _give_up(self, error: StreamlogError, is_helper: bool) -> None:
         """A fetch failed: try again after a while. Who helps is only less patient than our thread, no measure."""
@@ -349,11 +363,13 @@ class ReplicaFetcher:
         if isinstance(error, OffsetOutOfRangeError):
             facts: dict[str, Any] = error.facts
             start, end = facts["log_start_offset"], facts["log_end_offset"]
-            restart_at = end if end < position.fetch_offset else start
-            self._marks[position.topic, position.number] = None
-            return CopiedPart(
-                partition, position.leader_epoch, [], partition.state.high_watermark, -1, None, restart_at
-            )
+            if not start <= position.fetch_offset <= end:
+                restart_at = end if end < position.fetch_offset else start
+                self._marks[position.topic, position.number] = None
+                return CopiedPart(
+                    partition, position.leader_epoch, [], partition.state.high_watermark, -1, None, restart_at
+                )
+            # It knows nothing of our last epoch, yet reaches as far as we do: nothing is cut on a guess.
         self.failures += 1
         self._peers.mark_dirty(self._follower, [(position.topic, position.number)])
         pause_ms = min(ROLES_LOOK_MS, self._config.replica_fetch_backoff_ms)

@@ -82,12 +82,25 @@ def open_cluster(
         if reader is not None:
             # The engine allows one environment per file in a process: from now on the reader borrows ours.
             reader.beside.release()
+        if parsed.replica_lag_max_messages is not None:
+            _warn_of_lag_in_messages(parsed.replica_lag_max_messages)
         backend = BrokerCluster(_directory(text, parsed), brokers, sync, parsed, runtime)
         if key is None or isinstance(key, tuple):
             key = clusters._identity(text) or object()
         opened = clusters._Opened(backend, key, asked)
         clusters._open_clusters[key] = opened
         return Cluster(opened)
+
+
+def _warn_of_lag_in_messages(messages: int) -> None:
+    """Once an opening. Source: KIP-16, which removed the option: a burst took healthy followers out of the ISR."""
+    import warnings
+
+    warnings.warn(
+        f"replica_lag_max_messages={messages}: a rule of Kafka 0.8, removed in 0.9; a burst of more records than that takes "
+        "healthy followers out of the in-sync set. Leave it out: replica_lag_time_max_ms decides",
+        stacklevel=3,
+    )
 
 
 def _directory(text: str, config: ClusterConfig) -> ClusterDirectory:

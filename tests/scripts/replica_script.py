@@ -22,11 +22,13 @@ truncations), what a fetch asked and was told, and what producers (p1, p2, ...) 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import streamlog
 from runner import Command
+
+import streamlog
 from streamlog.batch import seal_columnar
 from streamlog.broker import api
 from streamlog.broker.pending import Pending
@@ -130,9 +132,11 @@ class ReplicaScript:
         partitions, factor = int(options.pop("partitions", 1)), int(options.pop("rf", brokers))
         opening = {name[1:]: value for name, value in options.items() if name.startswith("@")}
         topic = {name: value for name, value in options.items() if not name.startswith("@")}
-        self.cluster = streamlog.open(
-            ":memory:", brokers=brokers, sync="off", runtime=self.runtime, config=opening
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of options that are legacy
+            self.cluster = streamlog.open(
+                ":memory:", brokers=brokers, sync="off", runtime=self.runtime, config=opening
+            )
 
         def nobody_helps(begin: Callable[[], None], is_done: Callable[[], bool]) -> None:
             begin()
@@ -366,8 +370,7 @@ class ReplicaScript:
             try:
                 answers = hear(source, pending, wait_ms)
             except StreamlogTimeoutError:
-                offsets = [position.fetch_offset for position in request.positions]
-                asked = " ".join(map(str, offsets))
+                asked = " ".join(f"{p.fetch_offset}@{p.last_fetched_epoch}" for p in request.positions)
                 self.lines.append(f"b{request.follower_id} asks b{source.id} for {asked}: no answer")
                 raise
             self.look()
