@@ -97,8 +97,8 @@ def _warn_of_lag_in_messages(messages: int) -> None:
     import warnings
 
     warnings.warn(
-        f"replica_lag_max_messages={messages}: a rule of Kafka 0.8, removed in 0.9; a burst of more records than that takes "
-        "healthy followers out of the in-sync set. Leave it out: replica_lag_time_max_ms decides",
+        f"replica_lag_max_messages={messages}: a rule of Kafka 0.8, removed in 0.9; a burst of more records than that "
+        "takes healthy followers out of the in-sync set. Leave it out: replica_lag_time_max_ms decides",
         stacklevel=3,
     )
 

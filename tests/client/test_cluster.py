@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,16 @@ def test_impossible_numbers_of_brokers(tmp_path: Path, brokers: object) -> None:
     assert caught.value.option == "brokers"
     with streamlog.open(tmp_path / "d", brokers=1):
         pass
+
+
+def test_the_legacy_rule_of_messages_warns_once_an_opening() -> None:
+    with pytest.warns(UserWarning, match="replica_lag_time_max_ms decides") as caught:
+        with streamlog.open(":memory:", replica_lag_max_messages=4_000):
+            pass
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        streamlog.open(":memory:").close()
 
 
 def test_another_number_of_brokers_on_an_existing_directory(tmp_path: Path) -> None:
