@@ -20,7 +20,7 @@ Not implemented: fetch sessions (a fetch here names only what has news), throttl
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from streamlog.broker.partition import Partition
 from streamlog.broker.replica_requests import (
@@ -428,24 +428,14 @@ class ReplicaFetcher:
         return min(deadlines, default=None)
 
 
-class _Asked:
+class _Asked(NamedTuple):
     """A fetch under way: what was asked of whom. pending: None where the answers are there already."""
 
-    __slots__ = ("answers", "partitions", "pending", "positions", "source")
-
-    def __init__(
-        self,
-        source: Broker,
-        pending: Pending | None,
-        answers: list[FetchAnswer],
-        partitions: list[Partition],
-        positions: list[FetchPosition],
-    ) -> None:
-        self.source = source
-        self.pending = pending
-        self.answers = answers
-        self.partitions = partitions
-        self.positions = positions
+    source: Broker
+    pending: Pending | None
+    answers: list[FetchAnswer]
+    partitions: list[Partition]
+    positions: list[FetchPosition]
 
 
 def run_together(fetchers: list[ReplicaFetcher], wait_ms: int = HELPED_WAIT_MS) -> bool:
