@@ -19,12 +19,24 @@ if TYPE_CHECKING:
 DIRECTORY_DEFAULT: Final = "./streamlog-data"
 SYNC_MODES: Final = ("full", "normal", "off")
 
-# Commands in the order `--help` shows them; each module has add_parser(commands).
-COMMANDS: Final = ("demo", "topics", "produce", "consume", "groups", "perf", "verify", "dump", "backup")
+# Commands in the order `--help` shows them; each has a module with add_parser(commands).
+COMMANDS: Final = (
+    "demo",
+    "demo cluster",
+    "topics",
+    "produce",
+    "consume",
+    "groups",
+    "perf",
+    "verify",
+    "dump",
+    "backup",
+)
 
 EPILOG: Final = """\
 Start here:
   streamlog demo                                     see what it does, in a few seconds
+  streamlog demo cluster                             see several brokers survive
   streamlog topics create logs --partitions 4        a topic, in ./streamlog-data
   streamlog produce logs app.log                     every line of a file becomes a record
   streamlog consume logs --group billing             what the group has not seen yet
@@ -99,8 +111,22 @@ def build_parser() -> Parser:
     _add_shared(parser, first=True)
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", title="commands", parser_class=Parser)
     for name in COMMANDS:
-        import_module(f"streamlog.cli.{name}").add_parser(commands)
+        import_module(f"streamlog.cli.{name.replace(' ', '_')}").add_parser(commands)
     return parser
+
+
+def with_joined_names(words: Sequence[str]) -> list[str]:
+    """The words with the two of a command's name as one: `demo cluster` is not `demo` with a file."""
+    first = next(
+        (
+            at
+            for at, word in enumerate(words)
+            if not word.startswith("-") and (at == 0 or words[at - 1] not in ("--dir", "-d"))
+        ),
+        len(words),
+    )
+    name = " ".join(words[first : first + 2])
+    return [*words[:first], name, *words[first + 2 :]] if name in COMMANDS else [*words]
 
 
 def add_command(

@@ -4,11 +4,14 @@ for programs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from streamlog.cli.demo_process import GROUP, PARTITIONS, TOPIC
 from streamlog.cli.terminal import Terminal, plural
 
+LOUD: Final = ("KILLED", "CRASH", "CUT", "PAUSE")
+"""Sentences that begin so stand out."""
 STEP: Final = 0.1
 """Without a live view, progress is told when so much more is read."""
 
@@ -97,15 +100,19 @@ class LiveView(View):
         terminal.flush()
         self._console = Console(highlight=False)
         self._total = 1
-        self._now: dict[str, Any] = {
+        self._now = self._at_first()
+        self._live = Live(self._picture(), console=self._console, refresh_per_second=12, transient=True)
+        self._live.start()
+
+    def _at_first(self) -> dict[str, Any]:
+        """What is shown before anything has happened."""
+        return {
             "written": 0,
             "delivered": 0,
             "ends": [0] * PARTITIONS,
             "committed": [0] * PARTITIONS,
             "owners": [""] * PARTITIONS,
         }
-        self._live = Live(self._picture(), console=self._console, refresh_per_second=12, transient=True)
-        self._live.start()
 
     def begin(self, total: int) -> None:
         self._total = total
@@ -113,7 +120,7 @@ class LiveView(View):
     def say(self, text: str) -> None:
         from rich.text import Text
 
-        style = "bold red" if text.startswith("KILLED") else "dim" if text.startswith(" ") else ""
+        style = "bold red" if text.startswith(LOUD) else "dim" if text.startswith(" ") else ""
         self._live.console.print(Text(text, style=style))
 
     def show(self, event: dict[str, Any]) -> None:
@@ -176,13 +183,17 @@ class LiveView(View):
         )
 
 
-def make_view(terminal: Terminal) -> View:
+def make_view(
+    terminal: Terminal,
+    plain: Callable[[Terminal], View] = PlainView,
+    live: Callable[[Terminal], View] = LiveView,
+) -> View:
     """The view that fits where the output goes."""
     if terminal.json or terminal.quiet:
         return View()
     if terminal.is_terminal:
         try:
-            return LiveView(terminal)
+            return live(terminal)
         except ImportError:
             pass
-    return PlainView(terminal)
+    return plain(terminal)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from streamlog.cli import failures
-from streamlog.cli.arguments import build_parser
+from streamlog.cli.arguments import build_parser, with_joined_names
 from streamlog.cli.terminal import Terminal
 
 
@@ -18,7 +18,7 @@ def run(argv: Sequence[str] | None) -> int:
     try:
         try:
             parser = build_parser()
-            arguments = parser.parse_args(argv)
+            arguments = parser.parse_args(with_joined_names(sys.argv[1:] if argv is None else argv))
         except SystemExit as ended:  # --help and --version
             sys.stdout.flush()
             return int(ended.code or 0)

@@ -33,7 +33,7 @@ def test_shared_options_stand_before_or_behind() -> None:
     [
         (["topic", "list"], ["no command 'topic'", "did you mean 'topics'?", "streamlog --help"]),
         (["topics", "lst"], ["no command 'lst'", "did you mean 'list'?", "streamlog topics --help"]),
-        (["zzz"], ["no command 'zzz'", "there are demo, topics"]),
+        (["zzz"], ["no command 'zzz'", "there are demo, demo cluster, topics"]),
         (["topics", "create"], ["TOPIC", "streamlog topics create --help"]),
         (["produce", "t", "--compresion", "zstd"], ["--compresion", "did you mean '--compression'?"]),
         (["produce", "t", "--part", "1"], ["--part", "streamlog produce --help"]),
