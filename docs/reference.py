@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from streamlog import config, errors
+from streamlog.broker.dynamic_config import DYNAMIC_OPTIONS
 from streamlog.core.group_state import VALID_PREVIOUS, State
 from streamlog.option_rules import INT32_MAX, INT64_MAX
 
@@ -90,6 +91,7 @@ def options_table(role: str) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for option in config.describe(role):
         marks = ("°" if option.name in OWN[role] else "") + ("†" if option.name in idle else "")
+        marks += "‡" if role == "cluster" and option.name in DYNAMIC_OPTIONS else ""
         default = f"`{shown(option.default)}`"
         if option.name in KAFKA_DEFAULTS:
             default = f"**{default}**"
@@ -228,7 +230,9 @@ ADVICE = {
     "NotAStreamlogDirectoryError": "An empty or a new directory.",
     "NotControllerError": "Call again.",
     "NotCoordinatorError": "Call again.",
-    "NotEnoughReplicasAfterAppendError": "The records are written and replicated; start brokers, then they are acknowledged.",
+    "NotEnoughReplicasAfterAppendError": (
+        "The records are written and replicated; start brokers, then they are acknowledged."
+    ),
     "NotEnoughReplicasError": "Start brokers until `min.insync.replicas` are in sync, or lower it.",
     "NotLeaderOrFollowerError": "Call again; if the topic was deleted, stop.",
     "OffsetMetadataTooLargeError": "A shorter text.",

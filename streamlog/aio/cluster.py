@@ -141,6 +141,15 @@ class Cluster(KnowsHabits):
         )
         return Topic(self._workers, topic)
 
+    @property
+    def config(self) -> dict[str, str]:
+        """All options in force for all brokers, by Kafka's dotted names."""
+        return self._core.config
+
+    async def alter_config(self, config: Mapping[str, Any], broker: int | None = None) -> None:
+        """Change options while the cluster is open; as the blocking `alter_config`."""
+        await self._workers.call(self._core.alter_config, config, broker)
+
     async def delete_topic(self, name: str) -> None:
         """Delete a topic and its records. Raises UnknownTopicOrPartitionError."""
         await self._workers.call(self._core.delete_topic, name)

@@ -121,6 +121,13 @@ class AlterTopicConfig(msgspec.Struct, frozen=True):
     changes: dict[str, str | None]
 
 
+class AlterBrokerConfig(msgspec.Struct, frozen=True):
+    """IncrementalAlterConfigs of a broker (its id as text), or with "" of all: a value sets, None resets."""
+
+    broker_id: str
+    changes: dict[str, str | None]
+
+
 class DeleteRecords(msgspec.Struct, frozen=True):
     """Move the log start offset up to `before_offset` (-1: the high watermark); answers the new start."""
 

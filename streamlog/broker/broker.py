@@ -269,6 +269,14 @@ class Broker(TurnOwner):
             if partition is not None and partition.topic_id == topic.topic_id:
                 partition.configure(config)
 
+    def configure(self, config: ClusterConfig) -> None:
+        """Other options are in force from now on."""
+        self.config = config
+        if self.replication is not None:
+            self.replication.configure(config)
+        for name in {topic for topic, _ in list(self.partitions)}:
+            self.refresh(name)
+
     # -- committing and applying -------------------------------------------------------------------------------------
 
     def _before_commit(self, turn: Turn) -> None:

@@ -9,8 +9,6 @@ Invariants:
  2. A change of topics is first committed to the metadata log, then taken over by the brokers; a crash in between is
     made good at the next opening (orphaned logs are deleted).
  3. Nothing is reachable after a fork: every entry checks the process id through the environments.
-
-Not implemented yet: more than one broker (replication, elections, the network between brokers).
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from streamlog.broker import api
 from streamlog.broker.api import GroupRequest
 from streamlog.broker.broker import Broker
+from streamlog.broker.dynamic_config import effective, take_config
 from streamlog.broker.heartbeats import Heartbeats
 from streamlog.broker.housekeeping import Housekeeping
 from streamlog.broker.measuring import measure, measure_broker
@@ -31,7 +30,7 @@ from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Listener
 from streamlog.broker.runner import Runtime, ThreadedRuntime
 from streamlog.broker.turn import Pending
-from streamlog.broker.upkeep import DropTopic, RefreshTopic
+from streamlog.broker.upkeep import DropTopic, MoveHighWatermarks, RefreshTopic
 from streamlog.config import ClusterConfig, TopicConfig
 from streamlog.core.cluster_image import (
     CONSUMER_OFFSETS_TOPIC,
@@ -89,7 +88,7 @@ class BrokerCluster:
         bytes(ALLOCATOR_HINT_BYTES)
         self.runtime: Runtime = ThreadedRuntime() if runtime is None else runtime
         self.directory = directory
-        self.config = config
+        self.given_config = self.config = config  # as opened, and what holds for all now (`dynamic_config`)
         self.sync = sync
         self.metrics = MetricsRegistry(self.runtime.clock)
         self.incarnation = f"{self.runtime.random.getrandbits(64):016x}"
@@ -106,6 +105,8 @@ class BrokerCluster:
                 config,
             )
             self._join_brokers(brokers)
+            self.config = self.config_of(None)
+            self.metadata.configure(self.config)
             self.brokers = [self.open_broker(broker_id) for broker_id in sorted(self.metadata.image.brokers)]
         except BaseException:
             for environment in self._environments:
@@ -125,6 +126,7 @@ class BrokerCluster:
         self.housekeeping.start()
         if len(self.brokers) > 1:
             self.peers.open()
+        self.metadata.on_config = partial(take_config, self)
         self.runtime.attach(self)
 
     def __repr__(self) -> str:
@@ -224,7 +226,13 @@ class BrokerCluster:
     def open_broker(self, broker_id: int) -> Broker:
         environment = self._open_environment(self.directory.broker_path(broker_id))
         return Broker(
-            broker_id, environment, self.metadata, self.runtime, self.config, self.incarnation, self.metrics
+            broker_id,
+            environment,
+            self.metadata,
+            self.runtime,
+            self.config_of(broker_id),
+            self.incarnation,
+            self.metrics,
         )
 
     def _default_counts(self) -> tuple[int, int]:
@@ -325,7 +333,7 @@ class BrokerCluster:
         return self.topic(name) if image is None else image
 
     def topic_config(self, name: str) -> TopicConfig:
-        return self.broker.topic_config(self.topic(name))
+        return TopicConfig.with_overrides(self.topic(name).config, self.config)
 
     def partition(self, topic: str, number: int) -> Partition:
         """The partition at its leader, to read from and to listen to."""
@@ -389,7 +397,7 @@ class BrokerCluster:
         self, name: str, partitions: int, replication_factor: int, config: dict[str, str]
     ) -> TopicImage:
         self.check_usable()
-        self._ask_controller(api.CreateTopic(name, partitions, replication_factor, config))
+        self.ask_controller(api.CreateTopic(name, partitions, replication_factor, config))
         return self.topic(name)
 
     def delete_topic(self, name: str) -> None:
@@ -399,7 +407,7 @@ class BrokerCluster:
                 f"topic {name!r} is not deleted: this cluster was opened with delete_topic_enable=False",
                 topic=name,
             )
-        image = self._ask_controller(api.DeleteTopic(name))
+        image = self.ask_controller(api.DeleteTopic(name))
         self._tell_brokers(DropTopic(image))
         if CONSUMER_OFFSETS_TOPIC in self.topics:
             # As Kafka: a topic made anew begins without the offsets committed for the old one.
@@ -408,11 +416,11 @@ class BrokerCluster:
     def control(self, request: object) -> None:
         """Have the controller decide; raises the first error there is of a partition. Waits while there is none."""
         self.peers.open()
-        errors: Mapping[object, Exception] = self._ask_controller(request)
+        errors: Mapping[object, Exception] = self.ask_controller(request)
         for error in errors.values():
             raise error
 
-    def _ask_controller(self, request: object) -> Any:
+    def ask_controller(self, request: object) -> Any:
         """A decision of the controller's; while there is no controller, one is waited for."""
         deadline_ms = self.runtime.clock.monotonic_ms() + REQUEST_WAIT_MS
         waiter = None
@@ -427,14 +435,24 @@ class BrokerCluster:
 
     def create_partitions(self, name: str, total: int) -> TopicImage:
         self.check_usable()
-        self._ask_controller(api.CreatePartitions(name, total))
+        self.ask_controller(api.CreatePartitions(name, total))
         return self.topic(name)
 
     def alter_topic(self, name: str, changes: dict[str, str | None]) -> TopicImage:
         self.check_usable()
-        self._ask_controller(api.AlterTopicConfig(name, changes))
+        self.ask_controller(api.AlterTopicConfig(name, changes))
         self._tell_brokers(RefreshTopic(name))
+        self.move_high_watermarks()
         return self.topic(name)
+
+    def move_high_watermarks(self) -> None:
+        """Options that they depend on (min.insync.replicas) may have changed."""
+        if self._peers is not None:
+            self._tell_brokers(MoveHighWatermarks())
+
+    def config_of(self, broker_id: int | None) -> ClusterConfig:
+        """The options in force at a broker; None: at all that have none of their own."""
+        return effective(self.given_config, self.metadata.image.broker_configs, broker_id)
 
     def delete_records(self, topic: str, partition: int, before_offset: int) -> int:
         self.check_usable()
@@ -450,7 +468,7 @@ class BrokerCluster:
             return
         self.check_usable()
         try:
-            self._ask_controller(
+            self.ask_controller(
                 api.CreateTopic(
                     CONSUMER_OFFSETS_TOPIC,
                     self.config.offsets_topic_num_partitions,

@@ -15,13 +15,13 @@ Sources: KIP-500, KIP-631 (broker registration and heartbeats); Kafka QuorumCont
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from streamlog.broker.replica_requests import AlterPartition
 from streamlog.core import broker_states, elections, isr_changes, reassignment
-from streamlog.core.cluster_image import ConfigChanged, MetadataRecord, TopicImage
+from streamlog.core.cluster_image import MetadataRecord, TopicImage
 from streamlog.core.leases import LeaseTable
 from streamlog.errors import NotControllerError
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from streamlog.broker.metadata import MetadataLog
     from streamlog.broker.turn import Turn
     from streamlog.config import ClusterConfig
+
+
+UNCLEAN_OPTION: Final = "unclean.leader.election.enable"
 
 
 class RegisterBroker(msgspec.Struct, frozen=True):
@@ -89,13 +92,6 @@ class Reassign(msgspec.Struct, frozen=True):
     targets: Mapping[int, Sequence[int] | None]
 
 
-class AlterBrokerConfig(msgspec.Struct, frozen=True):
-    """IncrementalAlterConfigs of a broker, or ("") of all: a value sets, None resets."""
-
-    broker_id: str
-    changes: dict[str, str | None]
-
-
 class Controlling:
     """What the metadata log knows of leases, and how it decides for the controller."""
 
@@ -108,8 +104,28 @@ class Controlling:
         return f"Controlling({self.leases!r})"
 
     def allows_unclean(self, topic: TopicImage) -> bool:
-        own = topic.config.get("unclean.leader.election.enable")
+        own = topic.config.get(UNCLEAN_OPTION)
         return self._config.unclean_leader_election_enable if own is None else own == "true"
+
+    def elect_unclean(
+        self, topic_name: str | None, changes: Mapping[str, str | None]
+    ) -> Sequence[MetadataRecord]:
+        """Options are about to change, of one topic or (None) of all: where unclean elections become allowed by that,
+        partitions without a leader get one. Source: Kafka ReplicationControlManager.incrementalAlterConfigs.
+        """
+        if changes.get(UNCLEAN_OPTION) != "true":
+            return ()
+
+        def allowed(topic: TopicImage) -> bool:
+            if topic_name is None:
+                return topic.config.get(UNCLEAN_OPTION, "true") == "true"
+            return topic.name == topic_name or self.allows_unclean(topic)
+
+        return broker_states.elect_leaderless(self._metadata.image, allowed)
+
+    def configure(self, config: ClusterConfig) -> None:
+        """Options have changed. What leases are made of does not."""
+        self._config = config
 
     def check_controller(self, now_ms: int) -> None:
         """Raises NotControllerError while no broker that is heard of is the controller."""
@@ -163,14 +179,6 @@ class Controlling:
             case Reassign():
                 begun = reassignment.reassign(image, request.topic, request.targets, unclean)
                 return begun.records, begun.errors
-            case AlterBrokerConfig():
-                config = dict(image.broker_configs.get(request.broker_id, {}))
-                for option, value in request.changes.items():
-                    if value is None:
-                        config.pop(option, None)
-                    else:
-                        config[option] = value
-                return [ConfigChanged(request.broker_id, config)], None
         raise TypeError(f"the metadata log does not know {type(request).__name__}")
 
     def _judge(self, turn: Turn, request: JudgeLeases) -> Sequence[MetadataRecord]:

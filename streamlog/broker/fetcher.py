@@ -68,7 +68,6 @@ class ReplicaFetcher:
         self._peers = peers
         self._follower = follower
         self.source_id = source_id
-        self._config = follower.config
         self._clock = follower.runtime.clock
         self._marks: OrderedDict[Key, None] = OrderedDict()
         self._later: dict[Key, int] = {}
@@ -200,7 +199,7 @@ class ReplicaFetcher:
         assert asked is not None
         answers = asked.answers if asked.pending is None else self._hear(asked.source, asked.pending, wait_ms)
         parts: list[CopiedPart] = []
-        bytes_left = bytes_max = self._config.replica_fetch_response_max_bytes
+        bytes_left = bytes_max = self._follower.config.replica_fetch_response_max_bytes
         for partition, position, answer in zip(asked.partitions, asked.positions, answers, strict=True):
             key = (position.topic, position.number)
             part = None
@@ -265,7 +264,7 @@ class ReplicaFetcher:
         if is_helper and isinstance(error, StreamlogTimeoutError):
             return
         self.failures += 1
-        self._not_before_ms = self._clock.monotonic_ms() + self._config.replica_fetch_backoff_ms
+        self._not_before_ms = self._clock.monotonic_ms() + self._follower.config.replica_fetch_backoff_ms
 
     def _put_back(self) -> None:
         """Whatever was taken and not done is marked again."""
@@ -325,7 +324,7 @@ class ReplicaFetcher:
         reads:  what others read for this round; followers side by side ask for the same.
         """
         assert answer.partition is not None
-        bytes_max = min(bytes_left, self._config.replica_fetch_max_bytes)
+        bytes_max = min(bytes_left, self._follower.config.replica_fetch_max_bytes)
         asked = (
             answer.partition,
             position.leader_epoch,
@@ -372,13 +371,13 @@ class ReplicaFetcher:
             # It knows nothing of our last epoch, yet reaches as far as we do: nothing is cut on a guess.
         self.failures += 1
         self._peers.mark_dirty(self._follower, [(position.topic, position.number)])
-        pause_ms = min(ROLES_LOOK_MS, self._config.replica_fetch_backoff_ms)
+        pause_ms = min(ROLES_LOOK_MS, self._follower.config.replica_fetch_backoff_ms)
         self._later[position.topic, position.number] = self._clock.monotonic_ms() + pause_ms
         return None
 
     def _plan_high_watermarks(self, partitions: list[Partition]) -> None:
         """What we hold, but do not know to be replicated yet, is asked for again though nothing may be appended."""
-        due_ms = self._clock.monotonic_ms() + self._config.replica_fetch_wait_max_ms
+        due_ms = self._clock.monotonic_ms() + self._follower.config.replica_fetch_wait_max_ms
         for partition in partitions:
             key = (partition.topic, partition.number)
             if partition.state.high_watermark < partition.state.log_end_offset and key not in self._marks:
@@ -404,7 +403,7 @@ class ReplicaFetcher:
 
     def _is_gathering(self) -> bool:
         """replica.fetch.min.bytes: whether to wait for more before fetching."""
-        bytes_min = self._config.replica_fetch_min_bytes
+        bytes_min = self._follower.config.replica_fetch_min_bytes
         if bytes_min <= 1:
             return False
         now_ms = self._clock.monotonic_ms()
@@ -413,7 +412,7 @@ class ReplicaFetcher:
             return False
         if self._gathering_since_ms is None:
             self._gathering_since_ms = now_ms
-        if now_ms - self._gathering_since_ms >= self._config.replica_fetch_wait_max_ms:
+        if now_ms - self._gathering_since_ms >= self._follower.config.replica_fetch_wait_max_ms:
             self._gathering_since_ms = None
             return False
         return True
@@ -422,7 +421,7 @@ class ReplicaFetcher:
         deadlines = list(self._later.values())
         if self._marks:
             if self._gathering_since_ms is not None:
-                deadlines.append(self._gathering_since_ms + self._config.replica_fetch_wait_max_ms)
+                deadlines.append(self._gathering_since_ms + self._follower.config.replica_fetch_wait_max_ms)
             else:
                 deadlines.append(max(self._not_before_ms, self._clock.monotonic_ms() + 1))
         return min(deadlines, default=None)

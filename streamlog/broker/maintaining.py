@@ -22,6 +22,7 @@ from streamlog.broker.upkeep import (
     RefreshTopic,
     SaveCleanerCheckpoint,
     SwapCompacted,
+    TakeConfig,
     TrimHead,
 )
 from streamlog.core.replica import delete_records_target, head_deleted, recoded, truncated
@@ -73,6 +74,9 @@ def decide(broker: Broker, turn: Turn, pending: Pending, request: object) -> obj
             turn.reply(pending, None)
         case RefreshTopic():
             turn.effects.append(lambda: broker.refresh(request.name))
+            turn.reply(pending, None)
+        case TakeConfig():
+            turn.effects.append(lambda: broker.configure(request.config))
             turn.reply(pending, None)
         case _:
             raise TypeError(f"a broker does not know {type(request).__name__}")

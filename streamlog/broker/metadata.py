@@ -55,7 +55,9 @@ IMAGE_KIND: Final = CheckpointKind.FOLD
 CHECKPOINT_EVERY_RECORDS: Final = 512
 _READ_BYTES: Final = 4 * 1024 * 1024
 
-_OF_CLIENTS: Final = frozenset({api.CreateTopic, api.CreatePartitions, api.DeleteTopic, api.AlterTopicConfig})
+_OF_CLIENTS: Final = frozenset(
+    {api.CreateTopic, api.CreatePartitions, api.DeleteTopic, api.AlterTopicConfig, api.AlterBrokerConfig}
+)
 """What only a controller decides."""
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -98,6 +100,8 @@ class MetadataLog(TurnOwner):
         self._controlling: Controlling | None = None
         self.on_records: Callable[[list[Any], int], None] | None = None
         """Told, outside of the turn, what was appended and where the log ends now."""
+        self.on_config: Callable[[], None] | None = None
+        """Told, outside of the turn, that dynamic options changed."""
         self.controller_counts: ControllerCounts | None = None
         self._load()
 
@@ -181,7 +185,13 @@ class MetadataLog(TurnOwner):
                 records, reply = [deleted], self.image.topic(request.name)
             case api.AlterTopicConfig():
                 changed = controller.decide_change_config(self.image, request.name, request.changes)
-                records, reply = [changed], changed
+                records, reply = [changed, *self._elect_unclean(request.name, request.changes)], changed
+            case api.AlterBrokerConfig():
+                altered = controller.decide_change_broker_config(
+                    self.image, request.broker_id, request.changes
+                )
+                name = None if request.broker_id == cluster_image.CLUSTER_DEFAULT else ""
+                records, reply = [altered, *self._elect_unclean(name, request.changes)], altered
             case _:
                 records, reply = self.controlling.decide(turn, request)
         if not records:
@@ -191,6 +201,15 @@ class MetadataLog(TurnOwner):
         self._append(turn, records)
         turn.reply(pending, reply)
         return None
+
+    def _elect_unclean(self, topic: str | None, changes: dict[str, str | None]) -> Sequence[MetadataRecord]:
+        return () if self._controlling is None else self._controlling.elect_unclean(topic, changes)
+
+    def configure(self, config: ClusterConfig) -> None:
+        """Options have changed."""
+        self._config = config
+        if self._controlling is not None:
+            self._controlling.configure(config)
 
     def _frees(self, request: object) -> bool:
         return type(request) is api.DeleteTopic
@@ -231,6 +250,8 @@ class MetadataLog(TurnOwner):
         if self.on_records is not None and self.state is not state:
             tell, end = self.on_records, state.log_end_offset
             self._outbox.append(lambda: tell(records, end))
+        if self.on_config is not None and any(isinstance(r, cluster_image.ConfigChanged) for r in records):
+            self._outbox.append(self.on_config)
         self.state = state
         if state.log_end_offset - self._asked_offset >= CHECKPOINT_EVERY_RECORDS:
             self._asked_offset = state.log_end_offset

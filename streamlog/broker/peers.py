@@ -279,7 +279,7 @@ class Peers:
         """auto.leader.rebalance.enable: give leaderships back, every leader.imbalance.check.interval.seconds."""
         config = self._cluster.config
         interval_ms = config.leader_imbalance_check_interval_seconds * 1000
-        if not self._next_rebalance_ms:
+        if not self._next_rebalance_ms or self._next_rebalance_ms > now_ms + interval_ms:
             self._next_rebalance_ms = now_ms + interval_ms
         if config.auto_leader_rebalance_enable and now_ms >= self._next_rebalance_ms:
             self._next_rebalance_ms = now_ms + interval_ms

@@ -233,7 +233,10 @@ class ClusterBeside:
         return self.topic(name)
 
     def topic_config(self, name: str) -> TopicConfig:
-        return TopicConfig.with_overrides(self.topic(name).config, self.config)
+        from streamlog.broker.dynamic_config import effective
+
+        topic = self.topic(name)
+        return TopicConfig.with_overrides(topic.config, effective(self.config, self.image().broker_configs))
 
     def partition(self, topic: str, number: int) -> PartitionBeside:
         """The partition, to read from and to listen to. Raises UnknownTopicOrPartitionError."""

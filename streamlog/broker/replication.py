@@ -37,6 +37,7 @@ from streamlog.broker.replica_requests import (
 )
 from streamlog.broker.serving_followers import not_leader, serve_follower
 from streamlog.broker.turn import Pending, Turn
+from streamlog.broker.upkeep import MoveHighWatermarks
 from streamlog.core import leadership as rules
 from streamlog.core.cluster_image import NO_LEADER, PartitionImage, TopicImage
 from streamlog.core.leader_epochs import UNDEFINED, EpochHistory
@@ -49,6 +50,7 @@ from streamlog.storage.keys import CheckpointKind
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
     from streamlog.broker.peers import Peers
+    from streamlog.config import ClusterConfig
 
 Key = tuple[str, int]
 
@@ -67,8 +69,7 @@ class Replication:
     def __init__(self, broker: Broker, peers: Peers) -> None:
         self._broker = broker
         self._peers = peers
-        config = broker.config
-        self.limits = LagLimits(config.replica_lag_time_max_ms, config.replica_lag_max_messages)
+        self.configure(broker.config)
         self.dirty: dict[Key, int] = {}
         self.acknowledgements = Acknowledgements(broker)
         self._behind: dict[Partition, None] = {}
@@ -79,9 +80,14 @@ class Replication:
         self._unsaved_since_ms = 0
         self.truncations = 0
         self.counts = peers.counts.broker(broker.id)
+        self.trace = peers.trace
 
     def __repr__(self) -> str:
         return f"Replication(broker {self._broker.id}, {self.acknowledgements.count} parked, {len(self.dirty)} dirty)"
+
+    def configure(self, config: ClusterConfig) -> None:
+        self.limits = LagLimits(config.replica_lag_time_max_ms, config.replica_lag_max_messages)
+        self._next_lag_check_ms = None
 
     @property
     def has_deadlines(self) -> bool:
@@ -98,6 +104,10 @@ class Replication:
                 self.reconcile(turn, pending)
             case IsrRefused():
                 self.on_refused(turn, pending, request)
+            case MoveHighWatermarks():
+                for partition in list(self._broker.partitions.values()):
+                    self.move_high_watermark(turn, partition)
+                turn.reply(pending, None)
             case SaveHighWatermarks():
                 if self._unsaved:
                     self._save_marks(turn)
@@ -212,7 +222,7 @@ class Replication:
         def lead() -> None:
             partition.take_role(self._broker.id, of.leader_epoch, True, len(of.replicas) == 1)
             self._behind[partition] = None
-            self._peers.trace(f"broker {self._broker.id} leads {partition.name} in epoch {of.leader_epoch}")
+            self.trace(f"broker {self._broker.id} leads {partition.name} in epoch {of.leader_epoch}")
 
         turn.effects.append(lead)
 
@@ -232,7 +242,7 @@ class Replication:
             self._proposals.pop(partition, None)
             if was_leader:
                 self.acknowledgements.fail(partition, not_leader(partition, self._broker.id))
-            self._peers.trace(
+            self.trace(
                 f"broker {self._broker.id} follows {of.leader} in {partition.name}, epoch {of.leader_epoch}"
             )
 
@@ -256,9 +266,7 @@ class Replication:
         settled._check()
         turn.leaderships[partition] = settled
         if settled.isr != leadership.isr:
-            joined = len(set(settled.isr) - set(leadership.isr))
-            left = len(set(leadership.isr) - set(settled.isr))
-            turn.effects.append(lambda: self._count_isr(partition, leadership.isr, settled.isr, joined, left))
+            turn.effects.append(lambda: self._count_isr(partition, leadership.isr, settled.isr))
         self.move_high_watermark(turn, partition)
         # Who was not eligible when it last fetched may be now, and has no reason to fetch again.
         state = turn.staged.get(partition) or partition.state
@@ -266,22 +274,19 @@ class Replication:
         if joining:
             self.propose(turn, partition, settled, (*settled.isr, *joining))
 
-    def _count_isr(
-        self, partition: Partition, old: tuple[int, ...], new: tuple[int, ...], joined: int, left: int
-    ) -> None:
-        partition.take_role(self._broker.id, partition.role_epoch, True, len(self._replicas(partition)) == 1)
+    def _count_isr(self, partition: Partition, old: tuple[int, ...], new: tuple[int, ...]) -> None:
+        leadership = partition.leadership
+        is_alone = leadership is not None and leadership.is_alone
+        partition.take_role(self._broker.id, partition.role_epoch, True, is_alone)
         sent = self._proposals.pop(partition, None)
         self._behind[partition] = None
-        self.counts.isr_expands += joined > 0
-        self.counts.isr_shrinks += left > 0
+        self.counts.isr_expands += not set(new) <= set(old)
+        self.counts.isr_shrinks += not set(old) <= set(new)
         if sent is not None:
             self._peers.counts.isr_change_times.update(
                 (self._broker.runtime.clock.monotonic_us() - sent[1]) / 1_000
             )
-        self._peers.trace(f"isr of {partition.name} {list(old)} => {list(new)}")
-
-    def _replicas(self, partition: Partition) -> tuple[int, ...]:
-        return () if partition.leadership is None else partition.leadership.replicas
+        self.trace(f"isr of {partition.name} {list(old)} => {list(new)}")
 
     def on_loaded(self, partition: Partition, of: PartitionImage) -> None:
         """A partition comes from the disk. One that is ours alone, in the epoch we know, goes on; others take a role."""
@@ -431,10 +436,6 @@ class Replication:
                     del self._proposals[partition]
 
         turn.effects.append(effect)
-
-    def trace(self, text: str) -> None:
-        """A line for the simulation's trace."""
-        self._peers.trace(text)
 
     # -- epochs, checkpoints, deadlines ----------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from streamlog.storage import log
 from streamlog.storage.keys import checkpoint_key
 
 if TYPE_CHECKING:
+    from streamlog.config import ClusterConfig
     from streamlog.storage import cleaner
     from streamlog.storage.env import WriteTransaction
     from streamlog.storage.fold_checkpoints import Entry
@@ -28,6 +29,16 @@ class RefreshTopic(msgspec.Struct, frozen=True):
     """The topic's options changed: take them over."""
 
     name: str
+
+
+class TakeConfig(msgspec.Struct, frozen=True):
+    """The broker's options changed: take them over, and what topics have from them."""
+
+    config: ClusterConfig
+
+
+class MoveHighWatermarks(msgspec.Struct, frozen=True):
+    """Options that high watermarks depend on have changed (min.insync.replicas): look where they stand now."""
 
 
 class RaiseLogStart(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from re import Pattern
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from streamlog.broker.cluster import BrokerCluster
+from streamlog.broker.dynamic_config import alter_config
 from streamlog.broker.runner import new_lock
 from streamlog.client.assignment import checked_topics
 from streamlog.client.brokers import BrokerHandle
@@ -150,6 +151,23 @@ class Cluster(KnowsHabits):
             count = len(self._backend.topic(topic).partitions)
             wanted = [(topic, number) for number in (range(count) if partitions is None else partitions)]
         self._backend.control(ElectLeaders(wanted, election))
+
+    @property
+    def config(self) -> dict[str, str]:
+        """All options in force for all brokers, by Kafka's dotted names."""
+        self._check_open()
+        return self._backend.config.dotted()
+
+    def alter_config(self, config: Mapping[str, Any], broker: int | None = None) -> None:
+        """Change options while the cluster is open (None resets one); they are kept for later openings.
+
+        broker:  only for this one; None = for all brokers.
+        Raises   ConfigError for an option that is unknown, out of range, or needs reopening;
+                 BrokerIdNotRegisteredError. Nothing was changed.
+        Source   KIP-226, IncrementalAlterConfigs.
+        """
+        self._check_open()
+        alter_config(self._backend, config, broker)
 
     # -- topics ------------------------------------------------------------------------------------------------------
 

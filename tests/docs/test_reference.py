@@ -46,9 +46,9 @@ def test_every_option_has_its_row(role: str) -> None:
     text = (DOCS / "options.md").read_text()
     part = text[text.index(f"<!-- generated: {role} -->") : text.index(f"<!-- end: {role} -->")]
     for option in config.describe(role):
-        assert re.search(rf"^\| `{option.name}`[°†]* \|.*{re.escape(option.doc[:20])}", part, re.MULTILINE), (
-            option.name
-        )
+        assert re.search(
+            rf"^\| `{option.name}`[°†‡]* \|.*{re.escape(option.doc[:20])}", part, re.MULTILINE
+        ), option.name
 
 
 def test_every_error_has_its_row() -> None:
