@@ -130,7 +130,10 @@ class ConsumerAssignment(ConsumerPositions):
         wanted = checked_partitions(partitions)
         for tp in wanted:
             self._backend.topic_for_client(tp.topic)
-            self._backend.partition(tp.topic, tp.partition)
+            try:
+                self._backend.partition(tp.topic, tp.partition)
+            except (LeaderNotAvailableError, NetworkError):
+                pass  # it exists; it is read as soon as somebody leads it
         self._commits.maybe_auto_commit(force=True)
         self._manual = bool(wanted)
         for tp in [tp for tp in self._assigned if tp not in wanted]:
