@@ -10,6 +10,7 @@ from typing import Any
 import streamlog
 from streamlog import TopicPartition
 from streamlog.broker.verification import verify_directory
+from tests.integration.replicas import assert_alike
 from tests.integration.writer import PARTITIONS, PRODUCERS
 
 
@@ -45,14 +46,20 @@ class Said:
                 self.errors.append(line)
 
 
-def judge(path: Path, said: Said, reopen_seconds: float = 1.0) -> int:
-    """Open what a killed writer left. Returns how many records it holds."""
+def judge(path: Path, said: Said, reopen_seconds: float = 1.0, alike: bool = False) -> int:
+    """Open what a killed writer left. Returns how many records it holds.
+
+    alike:  compare the replicas of several brokers, too.
+    """
     assert not said.errors, said.errors
     check_sound(path)
     began = time.perf_counter()
     with streamlog.open(path) as cluster:
         opened_seconds = time.perf_counter() - began
         assert opened_seconds < reopen_seconds, f"reopening took {opened_seconds:.2f} s"
+        if alike:  # what was on its way to the followers gets there first
+            for topic in cluster.topics:
+                assert_alike(cluster, topic)
         count = check_data(cluster, said)
         check_short(cluster, said)
         check_topics(cluster, said)

@@ -7,6 +7,7 @@ committed offsets are as acknowledged; reopening takes less than a second; lefto
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import select
@@ -29,9 +30,13 @@ ROUNDS_LONG = {"full": 67, "normal": 67, "off": 66}
 LINES_BEFORE_KILL_MAX = 400
 
 
-def run_and_kill(path: Path, sync: str, number: int, chance: random.Random, said: Said) -> None:
+def run_and_kill(
+    path: Path, sync: str, number: int, chance: random.Random, said: Said, brokers: int = 1
+) -> None:
     """One round: start a writer, hear it for a while, kill it at any moment."""
     command = [sys.executable, str(WRITER), str(path), sync, str(SEED + number), str(number)]
+    if brokers > 1:
+        command.append(json.dumps({"brokers": brokers}))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=ROOT
@@ -59,17 +64,17 @@ def run_and_kill(path: Path, sync: str, number: int, chance: random.Random, said
     said.hear(heard.decode())
 
 
-def rounds(path: Path, sync: str, count: int) -> None:
+def rounds(path: Path, sync: str, count: int, brokers: int = 1) -> None:
     chance = random.Random(f"{SEED} {sync}")
     said, records = Said(), 0
     number = 0
     # Until every kind of acknowledgement was heard of: a round may be killed before its first commit or topic.
     while number < count or (number < 3 * count and not (said.commit_acked > 0 and said.topics)):
-        run_and_kill(path, sync, number, chance, said)
-        records = judge(path, said)
+        run_and_kill(path, sync, number, chance, said, brokers)
+        records = judge(path, said, alike=brokers > 1)
         number += 1
     print(
-        f"seed {SEED}, sync={sync}: {number} rounds, {records} records, {len(said.acked)} acknowledged one by one"
+        f"seed {SEED}, sync={sync}, {brokers} brokers: {number} rounds, {records} records, {len(said.acked)} acknowledged one by one"
     )
     assert len(said.acked) > 20 * count and said.commit_acked > 0 and said.topics
 
@@ -78,6 +83,21 @@ def rounds(path: Path, sync: str, count: int) -> None:
 @pytest.mark.parametrize("sync", MODES)
 def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path, sync: str) -> None:
     rounds(tmp_path / "data", sync, ROUNDS_SHORT[sync])
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("sync", ["off"])
+def test_a_killed_process_with_three_brokers_loses_nothing_acknowledged(tmp_path: Path, sync: str) -> None:
+    rounds(tmp_path / "data", sync, 4, brokers=3)
+
+
+@pytest.mark.long
+@pytest.mark.integration
+@pytest.mark.parametrize("sync", MODES)
+def test_a_killed_process_with_three_brokers_loses_nothing_acknowledged_long(
+    tmp_path: Path, sync: str
+) -> None:
+    rounds(tmp_path / "data", sync, 40, brokers=3)
 
 
 @pytest.mark.long

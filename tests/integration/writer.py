@@ -2,6 +2,8 @@
 
     python writer.py DIRECTORY SYNC SEED ROUND [EXTRA_JSON]
 
+EXTRA_JSON bounds what is done ("records", "topics", "commits"), and says how many "brokers" replicate it (1).
+
 Lines on stdout, each written with one call: an upper case line is what streamlog has acknowledged, a lower case line an
 intention. Threads: three producers (single sends and send_many over four partitions), one into a topic with tight
 retention, one that makes and deletes topics, one that commits offsets.
@@ -44,9 +46,14 @@ class Writer:
         self.number = number
         self.limits = limits
         self.stopping = False
-        cluster.create_topic("data", partitions=PARTITIONS, exist_ok=True)
+        self.replicas = limits.get("brokers", 1)
+        cluster.create_topic("data", partitions=PARTITIONS, replication_factor=self.replicas, exist_ok=True)
         cluster.create_topic(
-            "short", partitions=1, config={"retention.bytes": SHORT_RETENTION_BYTES}, exist_ok=True
+            "short",
+            partitions=1,
+            replication_factor=self.replicas,
+            config={"retention.bytes": SHORT_RETENTION_BYTES},
+            exist_ok=True,
         )
 
     def produce(self, thread: int) -> None:
@@ -84,7 +91,7 @@ class Writer:
             for index in range(self.limits.get("topics", 1_000_000)):
                 name = f"topic-{self.number}-{index}"
                 say(f"c {name}")
-                self.cluster.create_topic(name, partitions=2)
+                self.cluster.create_topic(name, partitions=2, replication_factor=self.replicas)
                 say(f"C {name}")
                 producer.send(name, b"in it").result()
                 if chance.random() < 0.7:
@@ -127,7 +134,7 @@ def main(path: str, sync: str, seed: str, number: str, extra: str = "{}") -> Non
     import streamlog
 
     limits = json.loads(extra)
-    with streamlog.open(path, sync=sync) as cluster:
+    with streamlog.open(path, sync=sync, brokers=limits.get("brokers")) as cluster:
         say("R")
         Writer(cluster, int(seed), int(number), limits).run()
     say("F")
