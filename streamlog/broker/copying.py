@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from streamlog.broker.replica_requests import AppendAsFollower, CopiedPart
+from streamlog.broker.replica_requests import AppendAsFollower, CopiedPart, FetchPosition
 from streamlog.broker.turn import Pending, Turn
 from streamlog.core.leader_epochs import EpochHistory, truncation_target
 from streamlog.core.replica import ReplicaState, head_deleted, replicated, truncated
@@ -20,6 +20,7 @@ from streamlog.storage.keys import CheckpointKind, checkpoint_key
 
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
+    from streamlog.broker.partition import Partition
     from streamlog.broker.replication import Replication
 
 TRUNCATE_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -33,13 +34,33 @@ def append_as_follower(
     for part in request.parts:
         partition = part.partition
         leadership = turn.leaderships.get(partition, partition.leadership)
-        if leadership is not None or partition.role_epoch != part.leader_epoch or partition.view is None:
+        if (
+            leadership is not None
+            or partition.role_epoch != part.position.leader_epoch
+            or partition.view is None
+        ):
             continue  # the role changed since the fetch: what it brought is of another leader
+        if not _stands_at(turn, partition, part.position):
+            continue
         if part.diverging is not None or part.restart_at is not None:
             _cut(broker, replication, turn, part)
         elif part.batches or part.log_start_offset >= 0:
             _append(broker, replication, turn, part)
     turn.reply(pending, None)
+
+
+def _stands_at(turn: Turn, partition: Partition, position: FetchPosition) -> bool:
+    """Whether the log is still the one that was fetched for. Who fetched may have given up waiting for us, and fetched
+    again since (Kafka AbstractFetcherThread: only if the offset is the one that was asked for).
+    """
+    state: ReplicaState = turn.staged.get(partition) or partition.state
+    if state.log_end_offset != position.fetch_offset:
+        return False
+    epochs: EpochHistory = turn.epochs.get(partition, partition.epochs)
+    return (
+        position.fetch_offset == 0
+        or epochs.epoch_of(position.fetch_offset - 1) == position.last_fetched_epoch
+    )
 
 
 def _cut(broker: Broker, replication: Replication, turn: Turn, part: CopiedPart) -> None:

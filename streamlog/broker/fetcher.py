@@ -206,9 +206,7 @@ class ReplicaFetcher:
             if answer.error is not None:
                 part = self._on_error(partition, position, answer.error)
             elif answer.diverging is not None:
-                part = CopiedPart(
-                    partition, position.leader_epoch, [], answer.high_watermark, -1, answer.diverging
-                )
+                part = CopiedPart(partition, position, [], answer.high_watermark, -1, answer.diverging)
                 self._marks[key] = None
             elif position.fetch_offset < answer.log_end_offset and bytes_left > 0:
                 try:
@@ -351,9 +349,7 @@ class ReplicaFetcher:
     def _copied(
         self, partition: Partition, position: FetchPosition, answer: FetchAnswer, batches: list[Batch]
     ) -> CopiedPart:
-        return CopiedPart(
-            partition, position.leader_epoch, batches, answer.high_watermark, answer.log_start_offset
-        )
+        return CopiedPart(partition, position, batches, answer.high_watermark, answer.log_start_offset)
 
     def _on_error(
         self, partition: Partition, position: FetchPosition, error: StreamlogError
@@ -365,9 +361,8 @@ class ReplicaFetcher:
             if not start <= position.fetch_offset <= end:
                 restart_at = end if end < position.fetch_offset else start
                 self._marks[position.topic, position.number] = None
-                return CopiedPart(
-                    partition, position.leader_epoch, [], partition.state.high_watermark, -1, None, restart_at
-                )
+                mark = partition.state.high_watermark
+                return CopiedPart(partition, position, [], mark, -1, None, restart_at)
             # It knows nothing of our last epoch, yet reaches as far as we do: nothing is cut on a guess.
         self.failures += 1
         self._peers.mark_dirty(self._follower, [(position.topic, position.number)])

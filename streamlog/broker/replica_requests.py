@@ -66,7 +66,8 @@ class CopiedPart(msgspec.Struct, frozen=True):
     """What a follower takes over for one partition."""
 
     partition: Partition
-    leader_epoch: int
+    position: FetchPosition
+    """Where it stood when it asked: what came is for that log only."""
     batches: list[Batch]
     high_watermark: int
     """The leader's."""
@@ -78,7 +79,7 @@ class CopiedPart(msgspec.Struct, frozen=True):
 
 
 class AppendAsFollower(msgspec.Struct, frozen=True):
-    """Take over what was fetched, many partitions in one transaction. Parts of an older epoch are ignored."""
+    """Take over what was fetched, many partitions in one transaction. Parts for a log that has changed since are not."""
 
     parts: list[CopiedPart]
 

@@ -213,11 +213,11 @@ class Replication:
             self._unavailable(of),
         )
         leadership._check()
+        self._broker.transaction(turn)  # first: with a full disk nothing may be staged
         self.stage_epochs(turn, partition, entered)
         turn.leaderships[partition] = leadership
         turn.staged[partition] = msgspec.structs.replace(state, leader_epoch=of.leader_epoch)
         self.move_high_watermark(turn, partition)
-        self._broker.transaction(turn)
 
         def lead() -> None:
             partition.take_role(self._broker.id, of.leader_epoch, True, len(of.replicas) == 1)
@@ -444,9 +444,10 @@ class Replication:
         if epochs == turn.epochs.get(partition, partition.epochs):
             return
         epochs._check()
+        transaction = self._broker.transaction(turn)  # first: with a full disk nothing may be staged
         turn.epochs[partition] = epochs
         log.put_extra(
-            self._broker.transaction(turn),
+            transaction,
             partition.log_id,
             CheckpointKind.LEADER_EPOCHS,
             _encode_epochs(epochs.entries),
