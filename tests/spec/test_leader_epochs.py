@@ -550,7 +550,16 @@ def test_out_of_range_behind_the_leaders_end(seed: int) -> None:
             replicas.append(value)
         partition = replicas.replica(1)
         replicas.cut(1)  # what it fetches next does not hide what the cut did
-        part = CopiedPart(partition, partition.role_epoch, [], partition.state.high_watermark, -1, None, 1)
+        position = FetchPosition(
+            partition.topic,
+            0,
+            partition.topic_id,
+            partition.state.log_end_offset,
+            partition.epochs.epoch_of(partition.state.log_end_offset - 1),
+            partition.role_epoch,
+            0,
+        )
+        part = CopiedPart(partition, position, [], partition.state.high_watermark, -1, None, 1)
         replicas.broker(1).call(AppendAsFollower([part]), 1_000)
         assert replicas.end(1) == 1 and replicas.high_watermark(1) <= 1
         assert replicas.values(1) == [b"a"]
