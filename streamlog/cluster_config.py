@@ -18,7 +18,7 @@ from typing import Annotated, ClassVar
 
 from typing_extensions import Self
 
-from streamlog.option_rules import INT32_MAX, INT64_MAX, Choice, Flag, Maybe, Real, Whole, Words
+from streamlog.option_rules import INT32_MAX, INT64_MAX, Choice, Flag, Maybe, Real, Text, Whole, Words
 from streamlog.options import Role
 
 _MS = Whole(0, INT32_MAX)
@@ -114,7 +114,6 @@ class ClusterConfig(Role, frozen=True, kw_only=True):
             "advertised.listeners",
             "control.plane.listener.name",
             "inter.broker.listener.name",
-            "broker.rack",
         ),
         *(
             "process.roles",
@@ -281,6 +280,11 @@ class ClusterConfig(Role, frozen=True, kw_only=True):
         Whole(1),
         "Latest moment a high watermark is written to disk. Kafka's 5000 is too late for other readers.",
     ] = 100
+    broker_rack: Annotated[
+        str | None,
+        Maybe(Text()),
+        "Where a broker stands; set it for each: cluster.brokers[1].rack = ... See replica_selector_class.",
+    ] = None
     replica_selector_class: Annotated[
         str | None,
         Maybe(

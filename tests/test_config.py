@@ -166,6 +166,7 @@ ROWS: dict[str, tuple[object, object, object, object, tuple[object, ...]]] = {
     "cluster.replica_fetch_response_max_bytes": (10_485_760, 0, 0, None, (-1, INT32)),
     "cluster.num_replica_fetchers": (1, 2, 2, "two", (0, 65)),
     "cluster.replica_fetch_backoff_ms": (1_000, 0, 0, None, (-1, INT32)),
+    "cluster.broker_rack": (None, "r1", "r1", 7, ()),
     "cluster.replica_high_watermark_checkpoint_interval_ms": (100, 1, 1, None, (0, INT64)),
     "cluster.replica_selector_class": (None, "rack-aware", "rack-aware", 1, ("nearest",)),
     "cluster.broker_heartbeat_interval_ms": (2_000, 1, 1, None, (0, INT32)),

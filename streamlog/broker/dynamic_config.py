@@ -37,6 +37,7 @@ DYNAMIC_OPTIONS: Final = frozenset(
     {
         *TOPIC_DEFAULTS.values(),
         *CONTROLLER_OPTIONS,
+        "broker_rack",
         "replica_lag_time_max_ms",
         "replica_lag_max_messages",
         "replica_fetch_wait_max_ms",

@@ -76,6 +76,20 @@ class LogReader:
             if opened is not None:
                 return view, opened
 
+    def open_follower(self, partition: Partition) -> tuple[ReplicaState, Snapshot]:
+        """The same of a follower, for consumers in its rack (KIP-392). Raises NotLeaderOrFollowerError if it is none."""
+        while True:
+            view = partition.view
+            if view is None or partition.leader_id < 0 or partition.role_epoch < 0:
+                raise NotLeaderOrFollowerError(
+                    f"{partition.topic}-{partition.number} is not followed here any more",
+                    topic=partition.topic,
+                    partition=partition.number,
+                )
+            opened = self._open_at(partition, view)
+            if opened is not None:
+                return view, opened
+
     def open_as_replica(self, partition: Partition) -> tuple[ReplicaState, Snapshot]:
         """The same for the brokers themselves, who read replicas that no client may."""
         while True:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from re import Pattern
 from typing import TYPE_CHECKING, TypeAlias
 
+from streamlog.broker.replica_selection import nearest_replica
 from streamlog.client.commits import Commits
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
 from streamlog.client.measuring import ConsumerTraffic
@@ -104,6 +105,7 @@ class ConsumerAssignment(ConsumerPositions):
         # follow.
         self._unled: dict[AssignedPartition, None] = {}  # partitions nobody leads at the moment
         self._leaders_seen = backend.leaders_version
+        self._rack = config.client_rack if backend.config.replica_selector_class is not None else None
         self._first_ends: dict[TopicPartition, int] = {}
         # Which partitions may have decoded records, and which were not at their end when last looked at: with
         # thousands of partitions, looking at all of them for each record would take longer than reading.
@@ -361,6 +363,11 @@ class ConsumerAssignment(ConsumerPositions):
         version = self._backend.leaders_version
         if version != self._leaders_seen:
             self._leaders_seen = version
+            if self._rack is not None:
+                for assigned in self._assigned.values():
+                    assigned.is_chosen = False
+                    if assigned.subscription is not None:
+                        self._listener.mark(assigned.subscription)
             for assigned in self._assigned.values():
                 home = assigned.partition.home
                 image = self._backend.topics.get(assigned.tp.topic)
@@ -383,6 +390,23 @@ class ConsumerAssignment(ConsumerPositions):
         assigned.subscription = self._listener.subscribe(partition, assigned)
         if truncated_to is not None:
             self._offsets.on_truncated(assigned, truncated_to)
+
+    def _choose_replica(self, assigned: AssignedPartition) -> bool:
+        """Look for the replica nearest to us. Whether we read elsewhere now. Source: KIP-392."""
+        assert self._rack is not None
+        assigned.is_chosen = True
+        nearest = nearest_replica(self._backend, assigned.partition, self._rack, assigned.fetch_offset)
+        if nearest is assigned.replica:
+            return False
+        self._read_from(assigned, nearest)
+        return True
+
+    def _read_from(self, assigned: AssignedPartition, replica: Partition) -> None:
+        """Read on at another replica of the same log, from where we stand."""
+        if assigned.subscription is not None:
+            self._listener.unsubscribe(assigned.subscription)
+        assigned.replica = replica
+        assigned.subscription = self._listener.subscribe(replica, assigned)
 
     def _leave_group(self) -> None:
         membership = self._membership

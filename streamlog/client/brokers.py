@@ -51,6 +51,20 @@ class BrokerHandle:
         """Whether it is the active controller."""
         return self._backend is not None and self._backend.metadata.image.controller_id == self.id
 
+    @property
+    def rack(self) -> str | None:
+        """Where it stands (None: not said). Consumers with this `client_rack` read from its replicas (KIP-392).
+
+        Setting it is kept for later openings.
+        """
+        return None if self._backend is None else self._backend.config_of(self.id).broker_rack
+
+    @rack.setter
+    def rack(self, rack: str | None) -> None:
+        from streamlog.broker.dynamic_config import alter_config
+
+        alter_config(self._owner(), {"broker.rack": rack}, self.id)
+
     def stop(self) -> None:
         """Controlled shutdown: its leaderships move to others in sync, what it has taken is finished, then it stops.
 

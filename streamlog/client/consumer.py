@@ -166,7 +166,7 @@ class Consumer(ConsumerAssignment, KnowsHabits):
             look_ms = JOIN_LOOK_MS
         if self._unled:
             look_ms = LEADER_LOOK_MS
-        elif self._leaders_seen and look_ms is None:
+        elif (self._leaders_seen or self._rack is not None) and look_ms is None:
             look_ms = TOPICS_LOOK_MS  # leaders move without telling who reads from the old one
         held_ms = None if self._gate is None else self._gate.left_ms()
         if held_ms is not None and (look_ms is None or held_ms < look_ms):
@@ -303,7 +303,7 @@ class Consumer(ConsumerAssignment, KnowsHabits):
         return fetched
 
     def _reader_of(self, assigned: AssignedPartition) -> LogReader:
-        return self._backend.leader_of(assigned.partition).reader
+        return self._backend.leader_of(assigned.replica).reader
 
     def _is_fetch_full(self, reader: LogReader, assigned: AssignedPartition) -> bool:
         """Whether the next batch would lift this fetch over `fetch_max_bytes`. The first one always comes."""
@@ -334,7 +334,10 @@ class Consumer(ConsumerAssignment, KnowsHabits):
             try:
                 if assigned.fetch_offset == UNKNOWN_OFFSET and not self._offsets.resolve(assigned):
                     continue
-                reader = self._backend.leader_of(assigned.partition).reader
+                if not assigned.is_chosen and self._rack is not None and self._choose_replica(assigned):
+                    left += 1  # it is subscribed elsewhere now, and looked at there
+                    continue
+                reader = self._backend.leader_of(assigned.replica).reader
                 bytes_max = config.max_partition_fetch_bytes
                 if self._fetch_bytes_left < bytes_max:
                     if self._is_fetch_full(reader, assigned):
@@ -346,11 +349,22 @@ class Consumer(ConsumerAssignment, KnowsHabits):
                 self._fetch_bytes_left -= assigned.fetched_bytes
                 assigned.fetched_bytes = 0
             except OffsetOutOfRangeError as error:
+                if assigned.replica is not assigned.partition:
+                    self._read_from(assigned, assigned.partition)  # the leader knows whether it really is
+                    left += 1
+                    continue
                 listener.mark(subscription)
                 self._offsets.reset(assigned, error)
                 left += assigned.position != UNKNOWN_OFFSET  # if it stands somewhere now, look there
                 continue
-            except UNSERVED as error:
+            except (ClosedError, *UNSERVED) as error:
+                if assigned.replica is not assigned.partition:
+                    self._read_from(assigned, assigned.partition)
+                    left += 1
+                    continue
+                if isinstance(error, ClosedError):
+                    listener.mark(subscription)
+                    raise
                 self._on_unserved(assigned, error)
                 continue
             except BaseException:
@@ -358,6 +372,8 @@ class Consumer(ConsumerAssignment, KnowsHabits):
                 raise
             if more:
                 listener.mark(subscription)
+            if self._rack is not None and assigned.replica is assigned.partition:
+                assigned.is_chosen = False  # a leader looks for a nearer replica at each fetch
             if assigned.buffer:
                 return assigned
         return None

@@ -123,8 +123,8 @@ class FetchGate:
 
         Each batch is looked at once, however often there is news.
         """
-        partition, counted = assigned.partition, self._held[subscription]
-        view, snapshot = reader.open(partition)
+        partition, counted = assigned.replica, self._held[subscription]
+        view, snapshot = assigned.open(reader)
         try:
             check_range(partition, view, assigned.fetch_offset)
             end_offset = end_for(view, self._isolation_level)
@@ -143,9 +143,9 @@ class FetchGate:
 
 def next_batch_bytes(reader: LogReader, assigned: AssignedPartition) -> int:
     """How large the batch at the fetch offset is; 0 if there is none, or it cannot be read."""
-    _, snapshot = reader.open(assigned.partition)
+    _, snapshot = assigned.open(reader)
     try:
-        for stored in log.iterate_headers(snapshot, assigned.partition.log_id, assigned.fetch_offset):
+        for stored in log.iterate_headers(snapshot, assigned.replica.log_id, assigned.fetch_offset):
             return stored.header.size_bytes
     except CorruptRecordError:
         pass  # told by the fetch itself

@@ -24,6 +24,8 @@ from streamlog.storage.records import read_records
 
 if TYPE_CHECKING:
     from streamlog.client.measuring import ConsumerTraffic
+    from streamlog.core.replica import ReplicaState
+    from streamlog.storage.env import Snapshot
 
 UNKNOWN_OFFSET: Final = -1
 FIRST_FETCH_BYTES: Final = 64 * 1024
@@ -38,7 +40,8 @@ class AssignedPartition:
     """One partition a consumer reads."""
 
     __slots__ = (
-        "tp", "partition", "subscription", "position", "fetch_offset", "buffer", "next_index", "paused", "end_offset",
+        "tp", "partition", "replica", "is_chosen",
+        "subscription", "position", "fetch_offset", "buffer", "next_index", "paused", "end_offset",
         "revoking", "lag_end", "committed_position", "reset_position", "is_resetting",
         "traffic", "fetched_bytes", "_next_fetch_bytes",
         "epochs",
@@ -46,7 +49,9 @@ class AssignedPartition:
 
     def __init__(self, tp: TopicPartition, partition: Partition) -> None:
         self.tp = tp
-        self.partition = partition
+        self.partition = partition  # at its leader
+        self.replica = partition  # where we read: there, or at a follower in our rack
+        self.is_chosen = False  # whether it was looked for since leaders last changed
         self.subscription: Subscription | None = None
         self.position = UNKNOWN_OFFSET
         self.fetch_offset = UNKNOWN_OFFSET
@@ -89,7 +94,8 @@ class AssignedPartition:
         Source: KIP-320, OffsetsForLeaderEpoch.
         """
         epoch = self.epochs.epoch_of(self.position - 1) if self.position > 0 else UNDEFINED
-        self.partition = partition
+        self.partition = self.replica = partition
+        self.is_chosen = False
         view = partition.view
         if epoch == UNDEFINED or view is None:
             return None
@@ -98,15 +104,20 @@ class AssignedPartition:
             return None
         return end.end_offset
 
+    def open(self, reader: LogReader) -> tuple[ReplicaState, Snapshot]:
+        """A view of the replica we read, and a snapshot of its store."""
+        replica = self.replica
+        return reader.open(replica) if replica is self.partition else reader.open_follower(replica)
+
     def fetch(self, reader: LogReader, bytes_max: int, isolation_level: str, check_crcs: bool) -> bool:
         """Decode what is there at the fetch offset into the empty buffer. Returns whether there may be more behind it.
 
         Raises   OffsetOutOfRangeError, CorruptRecordError, NotLeaderOrFollowerError; nothing moved.
         """
-        partition, offset = self.partition, self.fetch_offset
+        partition, offset = self.replica, self.fetch_offset
         meters = partition.meters
         begun_us = meters.begin_fetch()
-        view, snapshot = reader.open(partition)
+        view, snapshot = self.open(reader)
         try:
             check_range(partition, view, offset)
             end = self.lag_end = end_for(view, isolation_level)
