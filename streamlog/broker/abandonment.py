@@ -6,8 +6,8 @@ next call notices (`TurnOwner._is_inside`); when it dies, nobody would ever run 
     waited in vain --> holder among the living? --no--> end what it left open in the store --> free the lock
 
 The engine lets nobody but a transaction's thread end it, as long as that thread lives: its mutex is the thread's. With
-the thread the kernel takes the mutex back, so another one may; and must, since to begin a transaction while the dead one's
-is open makes the engine take the whole environment for broken (MDB_PANIC).
+the thread the kernel takes the mutex back, so another one may; and must, since to begin a transaction while the dead
+one's is open makes the engine take the whole environment for broken (MDB_PANIC).
 
 Numbers of threads are used again: a new thread may bear the dead one's, and hold the lock unawares. It frees the lock
 with its first call; both ways take `_freeing`, so none frees what the other has given away. Until then nobody can tell.

@@ -10,7 +10,8 @@ Invariants:
     way, and what failed goes first.
  2. A request is answered when each of its entries is decided: written, failed for good, or out of time; then with
     the last error of a broker as the cause.
- 3. Nothing here waits while it holds the lock; interrupted anywhere, the next pump goes on.
+ 3. Nothing here waits while it holds the lock. What an interrupt cut short is mended by who waits in vain (`_mend`): a
+    batch is on its queue until its result is written down, and names its request until that is done.
 
 Source: Kafka Sender, RecordAccumulator (muted partitions), KIP-91 (delivery.timeout.ms), KIP-580 (exponential backoff).
 Not implemented: more than one request in flight a partition (with idempotence, KIP-98, order could be kept among them).
@@ -63,7 +64,9 @@ class Delivery:
 class Item:
     """One batch on its way to its leader."""
 
-    __slots__ = ("attempts", "batch", "delivery", "error", "index", "not_before_ms", "request", "sent_ms")
+    __slots__ = (
+        "attempts", "batch", "delivery", "error", "index", "leader", "not_before_ms", "request", "sent_ms",
+    )  # fmt: skip
 
     def __init__(self, delivery: Delivery, index: int, batch: Batch) -> None:
         self.delivery = delivery
@@ -73,7 +76,12 @@ class Item:
         self.not_before_ms = 0
         self.sent_ms = 0
         self.request: Pending | None = None  # under way
+        self.leader: Broker | None = None  # to whom
         self.error: StreamlogError | None = None  # of the last attempt
+
+    @property
+    def is_decided(self) -> bool:
+        return self.delivery.results[self.index] is not None
 
 
 class Dispatcher:
@@ -104,18 +112,21 @@ class Dispatcher:
         """Take a Produce over. again: after an interrupt; what was taken already stays as it is."""
         produce = pending.request
         assert isinstance(produce, Produce)
-        if again and (pending.taken or pending.done):
+        if pending.done:
             return
         pending.posted_us = self._clock.monotonic_us()
-        delivery = Delivery(pending, produce, self._clock.monotonic_ms())
-        items = [
-            ((topic, number), Item(delivery, index, batch))
-            for index, (topic, number, batch) in enumerate(produce.entries)
-        ]
+        if pending.sent_items is None:
+            delivery = Delivery(pending, produce, self._clock.monotonic_ms())
+            pending.sent_items = [
+                ((topic, number), Item(delivery, index, batch))
+                for index, (topic, number, batch) in enumerate(produce.entries)
+            ]
         with self._lock:
             pending.taken = True
-            for key, item in items:
-                self._queues.setdefault(key, deque()).append(item)
+            for key, item in pending.sent_items:
+                queue = self._queues.setdefault(key, deque())
+                if not again or not (item in queue or item.is_decided):
+                    queue.append(item)
                 self._ready[key] = None
 
     def advance(self) -> None:
@@ -155,7 +166,8 @@ class Dispatcher:
                 if left_ms <= 0:
                     raise StreamlogTimeoutError(f"not answered within {timeout_ms} ms", timeout_ms=timeout_ms)
             self._service.wake()  # whoever else must act (a retry, a timeout) has a thread that does
-            waiter.wait(left_ms)
+            if not waiter.wait(left_ms):
+                self._mend()
         if waiter is not None:
             waiter.set()  # somebody else may wait for the same request
 
@@ -167,7 +179,8 @@ class Dispatcher:
             items = [item for queue in self._queues.values() for item in queue]
             self._queues.clear()
             self._ready.clear()
-        self._finish([(item, Produced(-1, -1, -1, item.error or error)) for item in items])
+        for item in items:
+            _decide(item, Produced(-1, -1, -1, item.error or error))
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
@@ -195,7 +208,7 @@ class Dispatcher:
                     failed += [(item, error) for item in items]
                     for item in items:
                         item.attempts += 1
-            requests = [(leader, self._request(parts, now_ms)) for leader, parts in by_leader.items()]
+            requests = [(leader, self._request(leader, parts, now_ms)) for leader, parts in by_leader.items()]
         for leader, request in requests:
             try:
                 leader.admit()
@@ -205,10 +218,10 @@ class Dispatcher:
                 request.done = True
                 self._on_answer(request)
         if failed:
-            self._settle([(item, Produced(-1, -1, -1, error)) for item, error in failed])
+            self._settle([(item, None, Produced(-1, -1, -1, error)) for item, error in failed])
         return [leader for leader, _ in requests]
 
-    def _request(self, parts: list[tuple[Key, list[Item]]], now_ms: int) -> Pending:
+    def _request(self, leader: Broker, parts: list[tuple[Key, list[Item]]], now_ms: int) -> Pending:
         """One Produce for one leader. Called with the lock held."""
         items = [item for _, some in parts for item in some]
         first = items[0].delivery
@@ -220,6 +233,7 @@ class Dispatcher:
         request = Pending(produce, sum([item.batch.size_bytes for item in items]), self._on_answer)
         request.sent_items = items
         for item in items:
+            item.leader = leader
             item.request = request
             item.attempts += 1
             item.sent_ms = now_ms
@@ -235,34 +249,54 @@ class Dispatcher:
             if isinstance(error, ClosedError) and not self._cluster.closed:
                 error = NetworkError("the broker went down")
             outcomes = [(item, Produced(-1, -1, -1, error)) for item in items]
-        self._settle([(item, produced) for item, produced in outcomes if item.request is request])
+        self._settle([(item, request, produced) for item, produced in outcomes])
         self.advance()
 
-    def _settle(self, outcomes: list[tuple[Item, Produced]]) -> None:
-        """Take what is decided off its queue; let the rest try again."""
-        now_ms = self._clock.monotonic_ms()
-        decided: list[tuple[Item, Produced]] = []
+    def _mend(self) -> None:
+        """Take up what an interrupt let fall: an answer nobody took, a request that never left, a queue not looked at."""
         with self._lock:
-            for item, produced in outcomes:
-                item.request = None
+            for key, queue in list(self._queues.items()):
+                for item in [item for item in queue if item.is_decided]:
+                    queue.remove(item)
+                if queue:
+                    self._ready[key] = None
+                else:
+                    del self._queues[key]
+            heads = [queue[0] for queue in self._queues.values()]
+        for request, leader in {item.request: item.leader for item in heads}.items():
+            if request is None or leader is None:
+                continue
+            if request.done:
+                self._on_answer(request)
+            elif not request.taken:
+                leader.put(request, again=True)
+                leader.advance()
+
+    def _settle(self, outcomes: list[tuple[Item, Pending | None, Produced]]) -> None:
+        """Take what is decided off its queue; let the rest try again. An item that is no longer in that request stays."""
+        now_ms = self._clock.monotonic_ms()
+        with self._lock:
+            for item, request, produced in outcomes:
+                if item.request is not request or item.is_decided:
+                    continue  # somebody was faster
                 key = item.delivery.produce.entries[item.index][:2]
                 error = produced.error
                 if error is not None and self._goes_again(item, error, now_ms):
                     self.retries += 1
-                elif error is None or not self._expires(item, error, now_ms):
-                    decided.append((item, produced))
                 else:
-                    decided.append((item, Produced(-1, -1, -1, _expired(item, key, now_ms))))
-                self._ready[key] = None
-            for item, _ in decided:
-                key = item.delivery.produce.entries[item.index][:2]
-                queue = self._queues.get(key)
-                if queue is not None and item in queue:
-                    queue.remove(item)
-                    if not queue:
-                        del self._queues[key]
-                        self._ready.pop(key, None)
-        self._finish(decided)
+                    if error is not None and self._expires(item, error, now_ms):
+                        produced = Produced(-1, -1, -1, _expired(item, key, now_ms))
+                    _decide(item, produced)
+                    queue = self._queues.get(key)
+                    if queue is not None and item in queue:
+                        queue.remove(item)
+                        if not queue:
+                            del self._queues[key]
+                if key in self._queues:
+                    self._ready[key] = None
+                else:
+                    self._ready.pop(key, None)
+                item.request = None  # last: until here `_mend` finds the answer again
         if self._ready:
             self._service.wake()
 
@@ -284,24 +318,11 @@ class Dispatcher:
         """Whether it is the time that is over, not the error that is final."""
         return error.retriable and now_ms >= item.delivery.deadline_ms and item.delivery.retrying.retries > 0
 
-    def _finish(self, decided: list[tuple[Item, Produced]]) -> None:
-        for item, produced in decided:
-            delivery = item.delivery
-            delivery.results[item.index] = produced
-            if None not in delivery.results and not delivery.pending.done:
-                pending = delivery.pending
-                pending.reply = delivery.results
-                pending.done = True
-                if pending.waiter is not None:
-                    pending.waiter.set()
-                if pending.on_done is not None:
-                    pending.on_done(pending)
-
     # -- its own thread --------------------------------------------------------------------------------------------------
 
     def _serve(self, now_ms: int) -> int | None:
         """Retry what has paused long enough, give up on what nobody answers."""
-        late: list[tuple[Item, Produced]] = []
+        late: list[tuple[Item, Pending | None, Produced]] = []
         with self._lock:
             for key, queue in self._queues.items():
                 for item in queue:
@@ -311,9 +332,9 @@ class Dispatcher:
                             f"no answer from the leader of {key[0]}-{key[1]} in {timeout_ms} ms"
                         )
                         error.indefinite = True  # type: ignore[misc]
-                        late.append((item, Produced(-1, -1, -1, error)))
+                        late.append((item, item.request, Produced(-1, -1, -1, error)))
                     elif item.request is None and now_ms >= item.delivery.deadline_ms:
-                        late.append((item, Produced(-1, -1, -1, item.error or _unsent(key))))
+                        late.append((item, None, Produced(-1, -1, -1, item.error or _unsent(key))))
         if late:
             self._settle(late)
         self.advance()
@@ -327,6 +348,22 @@ class Dispatcher:
                         deadlines.append(min(item.delivery.deadline_ms, max(item.not_before_ms, now_ms + 1)))
                     break  # those behind it wait for it
         return min(deadlines, default=None)
+
+
+def _decide(item: Item, produced: Produced) -> None:
+    """Write a result down; with the last one the producer has its answer. Again changes nothing."""
+    delivery = item.delivery
+    delivery.results[item.index] = produced
+    pending = delivery.pending
+    if None in delivery.results:
+        return
+    if not pending.done:
+        pending.reply = delivery.results
+        pending.done = True
+    if pending.waiter is not None:
+        pending.waiter.set()
+    if pending.on_done is not None:
+        pending.on_done(pending)
 
 
 def _together(queue: deque[Item]) -> list[Item]:
