@@ -49,6 +49,7 @@ class ParkedProduce:
         "entries",
         "error",
         "is_answered",
+        "is_counted",
         "is_parked",
         "parked_us",
         "pending",
@@ -63,6 +64,7 @@ class ParkedProduce:
         self.entries: list[ParkedEntry] = []
         self.error: StreamlogError | None = None
         self.is_parked = False
+        self.is_counted = False
         self.is_answered = False
         self.parked_us = 0
 
@@ -136,8 +138,8 @@ class Acknowledgements:
             return
         mark = state.high_watermark
         while queue and (queue[0].is_decided or queue[0].end_offset <= mark):
-            if not queue[0].is_decided:
-                self._decide(queue[0], self._shortage(partition, leadership))
+            # Decided already: in an application that was cut short, perhaps before it answered.
+            self._decide(queue[0], self._shortage(partition, leadership))
             queue.popleft()
         if not queue:
             self._queues.pop(partition, None)
@@ -156,15 +158,16 @@ class Acknowledgements:
                 if not entry.is_decided:
                     self.timeouts += 1
                     self._decide(entry, self._too_late(entry.partition))
-                    queue = self._queues.get(entry.partition)
-                    if queue is not None and entry in queue:
-                        queue.remove(entry)
-                        if not queue:
-                            del self._queues[entry.partition]
+                queue = self._queues.get(entry.partition)
+                if queue is not None and entry in queue:
+                    queue.remove(entry)
+                    if not queue:
+                        del self._queues[entry.partition]
+            self._answer_if_done(produce)
             heappop(self._deadlines)
 
     def next_deadline_ms(self) -> int | None:
-        while self._deadlines and self._deadlines[0][2].is_done:
+        while self._deadlines and self._deadlines[0][2].is_answered:
             heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
@@ -187,14 +190,17 @@ class Acknowledgements:
                 results: list[Produced] = produce.reply  # type: ignore[assignment]
                 results[entry.index] = Produced(-1, -1, -1, error)
         entry.is_decided = True
-        if produce.is_done and not produce.is_answered:
-            reply = None if produce.error else produce.reply
-            if self._broker.request_times is not None:
-                self._broker.request_times.count_parked(
-                    produce.pending, reply, produce.error, produce.parked_us
-                )
-            produce.is_answered = True
-            self._broker.answer(produce.pending, reply, produce.error)
+        self._answer_if_done(produce)
+
+    def _answer_if_done(self, produce: ParkedProduce) -> None:
+        if produce.is_answered or not produce.is_done:
+            return
+        reply = None if produce.error else produce.reply
+        if self._broker.request_times is not None and not produce.is_counted:
+            produce.is_counted = True
+            self._broker.request_times.count_parked(produce.pending, reply, produce.error, produce.parked_us)
+        self._broker.answer(produce.pending, reply, produce.error)
+        produce.is_answered = True  # last: an interrupt before it answers again, never not at all
 
     def _shortage(self, partition: Partition, leadership: Leadership) -> StreamlogError | None:
         isr_min = effective_min_isr(partition.config.min_insync_replicas, len(leadership.replicas))

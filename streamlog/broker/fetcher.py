@@ -148,7 +148,7 @@ class ReplicaFetcher:
 
     def _begin(self) -> None:
         """Take the marks and put the question into the leader's inbox. Called with the lock held, as those below."""
-        self._keys = keys = self._take_marks()
+        keys = self._take_marks()
         partitions, positions = self._positions(keys)
         if not positions:
             self._keys = []
@@ -272,13 +272,10 @@ class ReplicaFetcher:
         self._asked = None
 
     def _take_marks(self) -> list[Key]:
-        keys: list[Key] = []
-        marks = self._marks
-        while marks and len(keys) < FETCH_PARTITIONS_MAX:
-            try:
-                keys.append(marks.popitem(last=False)[0])
-            except KeyError:
-                break
+        # Remembered before they go: an interrupt in between marks them again.
+        self._keys = keys = list(self._marks)[:FETCH_PARTITIONS_MAX]
+        for key in keys:
+            self._marks.pop(key, None)
         return keys
 
     def _positions(self, keys: list[Key]) -> tuple[list[Partition], list[FetchPosition]]:
@@ -442,35 +439,43 @@ def run_together(fetchers: list[ReplicaFetcher], wait_ms: int = HELPED_WAIT_MS) 
     reads: Reads = {}
     worked = False
     try:
-        for fetcher in mine:
-            if fetcher._stopped or not fetcher._marks or not fetcher._lock.acquire(False):
-                continue
-            try:
-                fetcher._begin()
-            except StreamlogError as error:
-                fetcher._give_up(error, is_helper)
-            if fetcher._asked is not None and fetcher._asked.pending is not None:
-                sources[fetcher._asked.source] = None
-        for source in sources:
-            source.advance()
-        for fetcher in mine:
-            if not fetcher._lock._is_owned() or fetcher._asked is None:
-                continue
-            try:
-                fetcher._finish(wait_ms, reads)
-                worked = True
-                if is_helper:
-                    fetcher.is_helped = True
-            except StreamlogError as error:
-                fetcher._give_up(error, is_helper)
-    finally:
-        for fetcher in mine:
-            if fetcher._lock._is_owned():
-                fetcher._put_back()
-                if fetcher._marks:
-                    fetcher._peers.helping.note(fetcher)
-                fetcher._lock.release()
+        try:
+            for fetcher in mine:
+                if fetcher._stopped or not fetcher._marks or not fetcher._lock.acquire(False):
+                    continue
+                try:
+                    fetcher._begin()
+                except StreamlogError as error:
+                    fetcher._give_up(error, is_helper)
+                if fetcher._asked is not None and fetcher._asked.pending is not None:
+                    sources[fetcher._asked.source] = None
+            for source in sources:
+                source.advance()
+            for fetcher in mine:
+                if not fetcher._lock._is_owned() or fetcher._asked is None:
+                    continue
+                try:
+                    fetcher._finish(wait_ms, reads)
+                    worked = True
+                    if is_helper:
+                        fetcher.is_helped = True
+                except StreamlogError as error:
+                    fetcher._give_up(error, is_helper)
+        finally:
+            _let_go(mine)
+    except BaseException:
+        _let_go(mine)  # an interrupt may have struck there; again changes nothing
+        raise
     return worked
+
+
+def _let_go(fetchers: list[ReplicaFetcher]) -> None:
+    for fetcher in fetchers:
+        if fetcher._lock._is_owned():
+            fetcher._put_back()
+            if fetcher._marks:
+                fetcher._peers.helping.note(fetcher)
+            fetcher._lock.release()
 
 
 def _moves(partition: Partition, answer: FetchAnswer, is_helped: bool) -> bool:

@@ -17,7 +17,6 @@ Invariants:
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -40,7 +39,7 @@ class Helping:
     def __init__(self, runtime: Runtime) -> None:
         self._clock = runtime.clock
         self._wakes_cost = runtime.wakes_cost
-        self._helpers: deque[None] = deque()  # its length counts those who help; append and pop are one step
+        self._helpers: dict[object, None] = {}
         self._marked: dict[ReplicaFetcher, None] = {}
         self._watch = Service(runtime, "streamlog-replication-watch", self._look)
         self._is_watching = False
@@ -68,9 +67,10 @@ class Helping:
 
     def help(self, begin: Callable[[], None], is_done: Callable[[], bool]) -> None:
         """Run `begin`, then the work it made for healthy followers' fetchers, until `is_done`."""
-        self._helpers.append(None)
+        helper = object()
         helped: dict[ReplicaFetcher, None] = {}
         try:
+            self._helpers[helper] = None
             begin()
             for _ in range(HELP_ROUNDS_MAX):
                 if is_done():
@@ -80,7 +80,7 @@ class Helping:
                 if not ready or not run_together(ready):
                     return
         finally:
-            self._helpers.pop()
+            self._helpers.pop(helper, None)
             for fetcher in self._with_marks():
                 self._rouse(fetcher)
             for fetcher in helped:

@@ -47,9 +47,11 @@ def read_all(cluster: Any, topic: str = "t") -> list[tuple[int, int, bytes, Any]
 class Case:
     """One operation on a warm cluster, and what must hold when it was interrupted anywhere."""
 
+    BROKERS = 1
+
     def __init__(self) -> None:
-        self.cluster: Any = streamlog.open(":memory:", sync="off")
-        self.cluster.create_topic("t", partitions=2)
+        self.cluster: Any = streamlog.open(":memory:", brokers=self.BROKERS, sync="off")
+        self.cluster.create_topic("t", partitions=2, replication_factor=self.BROKERS)
         self.producer = self.cluster.producer(linger_ms=60_000)
         self.producer.send("t", b"warm", partition=0).result()
         self.prepare()
@@ -75,6 +77,12 @@ class Case:
 class SendAndWait(Case):
     def act(self) -> object:
         return self.producer.send("t", b"x", partition=0).result()
+
+
+class SendReplicated(SendAndWait):
+    """Who waits for acks=all does the followers' work; no follower may be left behind by it, no answer lost."""
+
+    BROKERS = 3
 
 
 class SendWithHeaders(Case):
@@ -249,7 +257,16 @@ class LeaveGroup(GroupCase):
 
 
 CASES = [
-    *(SendAndWait, SendWithHeaders, SendWithoutLinger, SendMany, Flush, CreateTopic, DeleteTopic),
+    *(
+        SendAndWait,
+        SendReplicated,
+        SendWithHeaders,
+        SendWithoutLinger,
+        SendMany,
+        Flush,
+        CreateTopic,
+        DeleteTopic,
+    ),
     *(JoinGroup, Poll, Commit, Rebalance, LeaveGroup),
 ]
 
