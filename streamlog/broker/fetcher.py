@@ -158,11 +158,8 @@ class ReplicaFetcher:
             raise _lost(self.source_id)
         self.requests += 1
         answers = self._answers_due(source, positions)
-        pending = (
-            None
-            if answers
-            else source.enqueue(FollowerFetch(self._follower.id, positions, self._follower.epoch))
-        )
+        request = FollowerFetch(self._follower.id, positions, self._follower.epoch)
+        pending = None if answers else source.enqueue(request)
         self.counts.requests += pending is not None
         self._asked = _Asked(source, pending, answers, partitions, positions)
 

@@ -213,10 +213,10 @@ class TurnOwner:
     def advance(self) -> None:
         """Run turns while there is something to do and nobody else does it."""
         lock = self._lock
-        if self.paused or (lock._is_owned() and self._is_inside()):
+        if self.paused or (lock._is_owned() and self._is_inside(sys._getframe(1))):
             return  # we are the runner: the request waits for the next turn
         for sibling in self.siblings:  # a thread holds one turn lock at most
-            if sibling._lock._is_owned() and sibling._is_inside():
+            if sibling._lock._is_owned() and sibling._is_inside(sys._getframe(1)):
                 return
         try:
             self._run_turns(lock)
@@ -261,7 +261,7 @@ class TurnOwner:
 
         Raises   ReentrantCallError inside a turn. May be called again after an interrupt.
         """
-        if self.is_runner:
+        if self._is_runner(sys._getframe(1)):
             raise ReentrantCallError(f"{self.name} cannot be closed from inside a turn")
         self._closed = True
         free_if_abandoned(self)
@@ -293,14 +293,14 @@ class TurnOwner:
     @property
     def is_runner(self) -> bool:
         """Whether this thread is inside a turn, here or at a sibling."""
-        if self._lock._is_owned() and self._is_inside():
-            return True
-        return any(other._lock._is_owned() and other._is_inside() for other in self.siblings)
+        return self._is_runner(sys._getframe(1))
 
-    def _is_inside(self) -> bool:
-        """Whether a turn of ours is on this thread's stack. If not, interrupts kept it from letting go of the lock."""
+    def _is_runner(self, frame: FrameType) -> bool:
+        return any(owner._lock._is_owned() and owner._is_inside(frame) for owner in (self, *self.siblings))
+
+    def _is_inside(self, frame: FrameType | None) -> bool:
+        """Whether a turn of ours is on the stack from `frame` on. If not, interrupts kept the lock from being freed."""
         inside = (TurnOwner.advance.__code__, TurnOwner.stop.__code__)
-        frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             if frame.f_code in inside and frame.f_locals.get("self") is self:
                 return True

@@ -77,7 +77,13 @@ def test_a_turn_it_had_committed_is_applied(ledger: Ledger) -> None:
 
 def test_closing_frees_it_too(ledger: Ledger) -> None:
     die_with_the_lock(ledger, lambda: leave_a_transaction_open(ledger))
-    in_thread(lambda: ledger.stop(lambda: None)).result()
+    ledger.stop(lambda: None)
+
+
+def test_who_lost_hold_of_the_lock_may_close(ledger: Ledger) -> None:
+    assert ledger._lock.acquire(False)
+    ledger.stop(lambda: None)
+    assert not ledger._lock._is_owned()
 
 
 def test_who_waits_for_room_in_the_inbox_frees_it(ledger: Ledger) -> None:
