@@ -80,7 +80,7 @@ class Broker(TurnOwner):
         self.metrics = metrics
         self.partitions: dict[tuple[str, int], Partition] = {}
         self._coordinator: Coordinator | None = None
-        self.reader = LogReader(environment)
+        self.reader = LogReader(environment, runtime.waiter)
         self._load_lock = (
             runtime.turn_lock()
         )  # may be taken again: a signal handler strikes while this thread loads

@@ -108,8 +108,11 @@ def _append(broker: Broker, replication: Replication, turn: Turn, part: CopiedPa
     for batch in part.batches:
         if batch.last_offset < state.log_end_offset:
             continue  # another fetch brought it
-        if batch.base_offset < state.log_end_offset:
-            break  # half of it is here: it is not the log we know; the next fetch will say where it parts
+        # Records may have been deleted up to the middle of the leader's first batch: who begins there takes it whole, as
+        # Kafka does (ReplicaManager, UnexpectedAppendOffsetException). Else half of it is here, so this is not the log
+        # we know; the next fetch will say where it parts.
+        if batch.base_offset < state.log_end_offset and state.log_end_offset > state.log_start_offset:
+            break
         running_max = max(state.max_timestamp, batch.max_timestamp)
         stored = log.append(
             broker.transaction(turn),
@@ -119,7 +122,9 @@ def _append(broker: Broker, replication: Replication, turn: Turn, part: CopiedPa
             batch.leader_epoch,
             running_max,
         )
-        epochs = epochs.entered(batch.leader_epoch, batch.base_offset)
+        # An epoch we led without writing anything in it has left no record; the leader's log goes on with an older one.
+        epochs = epochs.truncated(state.log_end_offset)
+        epochs = epochs.entered(batch.leader_epoch, max(batch.base_offset, state.log_start_offset))
         state = replicated(state, batch.last_offset + 1, stored, batch.max_timestamp)
     mark = min(part.high_watermark, state.log_end_offset)
     if mark > state.high_watermark:

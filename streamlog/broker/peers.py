@@ -17,6 +17,7 @@ Not implemented: a quorum of controllers. The metadata log is one log, always up
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streamlog.broker.controlling import JudgeLeases, RebalanceLeaders, RenewLease, TakeControl
@@ -105,10 +106,12 @@ class Peers:
         self._running[broker.id] = broker
         self._fetchers[broker.id] = {}
         if len(self.image.brokers) > 1:
-            service = self._leases[broker.id] = Service(
-                self.runtime, f"streamlog-lease-{broker.id}", lambda now_ms: self._keep_lease(broker, now_ms)
-            )
-            service.wake()
+            for known in self.brokers():  # also one that was alone until now
+                if known.id not in self._leases:
+                    self._leases[known.id] = Service(
+                        self.runtime, f"streamlog-lease-{known.id}", partial(self._keep_lease, known)
+                    )
+                    self._leases[known.id].wake()
 
     def left(self, broker: Broker) -> list[Callable[[], object]]:
         """A broker serves no longer; returns how to wait until its threads have ended."""

@@ -14,6 +14,9 @@ turn than the one that published the start above them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
 from streamlog.batch import Batch
 from streamlog.broker.partition import Partition
 from streamlog.core.replica import ReplicaState
@@ -27,7 +30,11 @@ from streamlog.record import OffsetAndTimestamp
 from streamlog.storage import log
 from streamlog.storage.env import Environment, Snapshot
 
+if TYPE_CHECKING:
+    from streamlog.broker.runner import Waiter
+
 READ_UNCOMMITTED = "read_uncommitted"
+CUTTING_LOOK_MS: Final = 1
 
 
 def view_of(partition: Partition) -> ReplicaState:
@@ -63,10 +70,12 @@ def same_log(before: ReplicaState, after: ReplicaState | None) -> bool:
 class LogReader:
     """Reads of one environment by any thread."""
 
-    __slots__ = ("_environment",)
+    __slots__ = ("_environment", "_waiter")
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, waiter: Callable[[], Waiter]) -> None:
+        """waiter: makes what a reader waits with while a turn cuts the log."""
         self._environment = environment
+        self._waiter = waiter
 
     def open(self, partition: Partition) -> tuple[ReplicaState, Snapshot]:
         """A view and a snapshot that belong together. The caller closes the snapshot, soon."""
@@ -107,6 +116,8 @@ class LogReader:
         if not partition.is_cutting and same_log(view, partition.view):
             return snapshot
         snapshot.close()
+        if partition.is_cutting:
+            self._waiter().wait(CUTTING_LOOK_MS)  # a commit takes what it takes, on a slow disk long
         return None
 
     def read(
