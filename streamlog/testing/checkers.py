@@ -237,7 +237,7 @@ class ImageInvariants(Checker):
     """Epochs rise: the partition's with every change, the leader's with every other leader; the ISR is among the replicas."""
 
     def __init__(self) -> None:
-        self.elections = 0
+        self.elections = self.isr_shrinks = self.isr_expands = 0
 
     def on_image(
         self, topic: TopicImage, number: int, before: PartitionImage | None, after: PartitionImage
@@ -248,6 +248,8 @@ class ImageInvariants(Checker):
         if before is None:
             return
         self.elections += before.leader != after.leader
+        self.isr_shrinks += not set(before.isr) <= set(after.isr)
+        self.isr_expands += not set(after.isr) <= set(before.isr)
         if after.partition_epoch <= before.partition_epoch or after.leader_epoch < before.leader_epoch:
             self.fail(where)
         if before.leader != after.leader and after.leader_epoch == before.leader_epoch:

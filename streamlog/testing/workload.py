@@ -144,13 +144,15 @@ class Workload:
             finally:
                 self.is_over = True
                 simulation.checks.clear()
-        self.counts["elections"] += self.checks[ImageInvariants].elections
-        for broker in self.checks.brokers:
-            replication = broker.replication
-            if replication is not None:
-                self.counts["truncations"] += replication.truncations
-                self.counts["ISR shrinks"] += replication.isr_shrinks
-                self.counts["ISR expands"] += replication.isr_expands
+        image = self.checks[ImageInvariants]
+        self.counts.update(
+            {
+                "elections": image.elections,
+                "ISR shrinks": image.isr_shrinks,
+                "ISR expands": image.isr_expands,
+                "truncations": sum(b.replication.truncations for b in self.checks.brokers if b.replication),
+            }
+        )
         return Outcome(self.seed, simulation.digest, self.operations, simulation.now_ms / 1_000, self.counts)
 
     def _run(self) -> None:

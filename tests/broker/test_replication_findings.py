@@ -1,0 +1,129 @@
+"""What the hunt of simulated seeds found in replication, each as small as it could be made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlog
+from streamlog.testing import Simulation
+
+
+def replica(cluster: Any, broker_id: int, topic: str = "t") -> Any:
+    return cluster._backend.peers.running(broker_id).partition(topic, 0)
+
+
+def send(cluster: Any, count: int, acks: Any = "all", at_once: bool = False) -> None:
+    with cluster.producer(acks=acks, linger_ms=50) as producer:
+        futures = []
+        for number in range(count):
+            futures.append(producer.send("t", b"%d" % number))
+            if not at_once:
+                futures[-1].result(30)
+        for future in futures:
+            future.result(30)
+
+
+def test_the_first_broker_keeps_its_lease_when_a_second_comes() -> None:
+    simulation = Simulation(1)
+    with streamlog.open(":memory:", sync="off", runtime=simulation) as cluster:
+        cluster.create_topic("t")
+        cluster.add_broker()
+        simulation.sleep(60)
+        assert cluster.topic("t")[0].leader == 0
+        assert cluster._backend.metadata.image.inactive_brokers() == []
+
+
+def test_a_new_replica_begins_inside_of_a_batch() -> None:
+    simulation = Simulation(2)
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
+        cluster.create_topic("t", replication_factor=1)
+        send(cluster, 10, at_once=True)
+        partition = cluster.topic("t")[0]
+        partition.delete_records(4)
+        leader = partition.leader
+        cluster.reassign("t", {0: [leader, 1 - leader]})
+        simulation.sleep(5)
+        assert set(partition.isr) == {0, 1}
+        copy = replica(cluster, 1 - leader)
+        assert (copy.state.log_start_offset, copy.state.log_end_offset) == (4, 10)
+        cluster.brokers[leader].crash()
+        assert [record.offset for record in partition.read(4)] == [4, 5, 6, 7, 8, 9]
+
+
+def test_what_was_written_alone_has_its_epoch_however_the_next_begins() -> None:
+    simulation = Simulation(3)
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
+        cluster.create_topic("t", replication_factor=1)
+        send(cluster, 3)
+        leader = cluster.topic("t")[0].leader
+        cluster.brokers[leader].pause()
+        simulation.sleep(15)  # fenced: nobody leads
+        cluster.brokers[leader].resume()
+        simulation.sleep(5)
+        assert replica(cluster, leader).epochs.entries == ((0, 0), (2, 3))
+
+
+def test_an_epoch_led_without_a_record_is_forgotten_where_the_log_goes_on_with_an_older_one() -> None:
+    """The next leader has more of an older epoch than who led an epoch without writing anything."""
+    from streamlog.broker.replica_requests import AppendAsFollower, CopiedPart
+    from streamlog.storage import log
+
+    simulation = Simulation(4)
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
+        cluster.create_topic("t", replication_factor=2)
+        send(cluster, 2)
+        partition = cluster.topic("t")[0]
+        first = partition.leader
+        cluster.network.partition({first}, {1 - first, "metadata"})
+        send(cluster, 2, acks=1)  # the cut-off leader's own: of epoch 0
+        simulation.sleep(15)
+        assert partition.leader == 1 - first
+        source, follower = cluster._backend.peers.running(first), replica(cluster, 1 - first)
+        assert follower.epochs.entries == ((0, 0), (1, 2))
+        with source.environment.snapshot() as snapshot:
+            batches = log.read(snapshot, follower.log_id, 2, 4, 1 << 20)
+        # As if it had lost the leadership again, in epoch 2, to the broker that has those records.
+        follower.leadership = None
+        follower.take_role(first, 2, False, False)
+        cluster._backend.peers.running(1 - first).call(
+            AppendAsFollower([CopiedPart(follower, 2, batches, 2, 0)])
+        )
+        assert follower.epochs.entries == ((0, 0),)
+        assert follower.state.log_end_offset == 4
+
+
+def test_on_a_full_disk_nobody_becomes_leader_by_half() -> None:
+    simulation = Simulation(5)
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
+        cluster.create_topic("t", replication_factor=2)
+        send(cluster, 2)
+        partition = cluster.topic("t")[0]
+        first, second = partition.leader, 1 - partition.leader
+        cluster.brokers[second].fill_disk()
+        cluster.brokers[first].crash()
+        simulation.sleep(1)
+        other = replica(cluster, second)
+        assert other.leadership is None and other.epochs.entries == ((0, 0),)
+        cluster.brokers[second].fill_disk(False)
+        send(cluster, 1)
+        assert other.epochs.entries == ((0, 0), (1, 2)) and other.leadership.leader_epoch == 1
+
+
+def test_a_reader_waits_while_a_slow_disk_takes_a_truncation() -> None:
+    """With one baton, a reader that looked again and again would never let the turn end."""
+    simulation = Simulation(6)
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
+        cluster.create_topic("t", replication_factor=2)
+        send(cluster, 4)
+        partition = cluster.topic("t")[0]
+        broker = cluster._backend.peers.running(partition.leader)
+        hosted = broker.partition("t", 0)
+        hosted.is_cutting = True
+
+        def cut_ends() -> None:
+            simulation.sleep(0.5)
+            hosted.is_cutting = False
+
+        simulation.spawn(cut_ends)
+        assert len(partition.read()) == 4
+        assert simulation.now_ms >= 500
