@@ -1,6 +1,6 @@
 # `make check` is what must be green before a commit. Tools: pip install -e '.[dev]'
 
-.PHONY: check test long bench format ci
+.PHONY: check test long sim mutations bench format ci
 
 check:
 	ruff format --check streamlog tests examples benchmarks docs
@@ -13,6 +13,12 @@ test:
 
 long:
 	pytest -q -m "long or not long"
+
+sim:
+	python -m streamlog.testing.hunt --seeds 0-99
+
+mutations:
+	python -m tests.sim.mutations
 
 bench:
 	pytest -q benchmarks -m "benchmark or not benchmark" --benchmark-only

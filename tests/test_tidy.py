@@ -116,6 +116,10 @@ TESTED_ELSEWHERE = {
     "broker/peers.py": ("broker/test_replication.py", "one broker alone has no peers"),
     "broker/replica_requests.py": ("broker/test_replication.py", "values without behaviour"),
     "broker/serving_followers.py": ("broker/test_replication.py", "judged by logs that end up alike"),
+    "testing/checks.py": ("testing/test_checkers.py", "finds out for the checkers what changed"),
+    "testing/faults.py": ("sim/test_hunt.py", "the hunt counts each kind of fault"),
+    "testing/hunt.py": ("sim/test_hunt.py", "a command over the workload"),
+    "testing/workload.py": ("sim/test_hunt.py", "judged by what it finds"),
     "broker/stores_beside.py": ("client/test_reader_cluster.py", "the parts of one reader beside an owner"),
 }
 

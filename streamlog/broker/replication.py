@@ -224,7 +224,7 @@ class Replication:
 
     @staticmethod
     def _known_epochs(turn: Turn, partition: Partition, state: ReplicaState) -> EpochHistory:
-        epochs = turn.epochs.get(partition, partition.epochs)
+        epochs: EpochHistory = turn.epochs.get(partition, partition.epochs)
         if not epochs.entries and state.log_end_offset > state.log_start_offset:
             # Written while it had one replica, where nobody compares logs.
             epochs = epochs.entered(state.leader_epoch, state.log_start_offset)

@@ -32,6 +32,8 @@ UNSERVED: Final = (
 """What is over as soon as somebody leads again: the position stays, the records come later."""
 
 LOOK_MS: Final = 10
+"""The first pause; it doubles, up to LOOK_MS_MAX."""
+LOOK_MS_MAX: Final = 80
 DEFAULT_TIMEOUT_MS: Final = 60_000
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
@@ -51,6 +53,7 @@ def patient(method: MethodT) -> MethodT:
         timeout_ms = getattr(getattr(self, "config", None), "default_api_timeout_ms", DEFAULT_TIMEOUT_MS)
         clock, waiter = backend.runtime.clock, None
         deadline_ms = clock.monotonic_ms() + timeout_ms
+        pause_ms = LOOK_MS
         while True:
             try:
                 return method(self, *arguments, **options)
@@ -58,6 +61,7 @@ def patient(method: MethodT) -> MethodT:
                 if clock.monotonic_ms() >= deadline_ms:
                     raise
             waiter = waiter or backend.runtime.waiter()
-            waiter.wait(LOOK_MS)
+            waiter.wait(pause_ms)
+            pause_ms = min(2 * pause_ms, LOOK_MS_MAX)
 
     return cast(MethodT, waiting)

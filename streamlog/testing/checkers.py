@@ -234,7 +234,7 @@ class LeaderInIsr(Checker):
 
 
 class ImageInvariants(Checker):
-    """Epochs rise: the partition's with every change, the leader's with every other leader; the ISR is among the replicas."""
+    """Epochs rise: the partition's with every change, the leader's with every other leader; the ISR is of replicas."""
 
     def __init__(self) -> None:
         self.elections = self.isr_shrinks = self.isr_expands = 0

@@ -1,4 +1,4 @@
-"""Clients, an administrator and an adversary, all drawn from one seed, over a simulated cluster; then peace and a verdict.
+"""Clients, an administrator and an adversary, drawn from one seed, over a simulated cluster; then peace and a verdict.
 
     seed --> options --> cluster, producers, group members, a reader, an administrator --60 virtual seconds, faults-->
          --> every fault ends --> converged? everything acknowledged read, in order? groups at lag 0?
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -126,11 +127,12 @@ class Workload:
         """Raises InvariantViolatedError, SeedFailedError, SimulationStalledError, or what the library raised."""
         options = self.options
         simulation = self.simulation
+        runtime: Any = simulation
         with streamlog.open(
             ":memory:",
             brokers=options.brokers,
             sync=options.sync,
-            runtime=simulation,
+            runtime=runtime,
             config=None,
             **options.cluster,
         ) as cluster:
@@ -168,11 +170,7 @@ class Workload:
         for number, acks in enumerate(options.acks):
             topic = topics[number % len(topics)] if acks != "all" else "orders"
             writers.append(
-                self._spawn(
-                    "producer",
-                    number,
-                    lambda chance, n=number, t=topic, a=acks: self._produce(chance, n, t, a),
-                )
+                self._spawn("producer", number, partial(self._produce, number=number, topic=topic, acks=acks))
             )
         for number in range(2):
             tasks.append(self._spawn("member", number, self._consume_in_group))
@@ -207,11 +205,11 @@ class Workload:
         actor.__name__ = f"{role}-{number}"
         return self.simulation.spawn(actor)
 
-    def _attempt(self, what: str, run: Callable[[], Any]) -> Any:
+    def _attempt(self, what: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """One operation of a client: that it fails is no news while there are faults, if it fails with a named error."""
         self.operations += 1
         try:
-            result = run()
+            result = call(*arguments, **options)
         except StreamlogError as error:
             self.counts["failed operations"] += 1
             self.simulation.note(f"{what}: {type(error).__name__}: {str(error)[:200]}")
@@ -239,18 +237,15 @@ class Workload:
                     value = b"%d-%d" % (number, sent)
                     sent += 1
                     future = self._attempt(
-                        f"send {value.decode()}",
-                        lambda value=value: producer.send(topic, value, key=b"%d" % (sent % 5)),
+                        f"send {value.decode()}", producer.send, topic, value, key=b"%d" % (sent % 5)
                     )
                     if future is not None:
                         futures.append((value, future))
                 for value, future in futures:
-                    metadata = self._attempt(
-                        f"result {value.decode()}", lambda future=future: future.result(60)
-                    )
+                    metadata = self._attempt(f"result {value.decode()}", future.result, 60)
                     if metadata is not None and acks == "all" and metadata.offset >= 0:
                         self._on_acked(topic, metadata, value, last)
-                simulation.sleep(chance.choice((0.01, 0.1, 0.3, 1.0)))
+                simulation.sleep(chance.choice((0.05, 0.5, 1.0, 3.0)))
 
     def _on_acked(self, topic: str, metadata: Any, value: bytes, last: dict[int, int]) -> None:
         self.counts["acked records"] += 1
@@ -271,13 +266,13 @@ class Workload:
             auto_offset_reset="earliest",
         )
         while not self.is_over:
-            consumer = self._attempt("join", group.consumer)
+            consumer: Any = self._attempt("join", group.consumer)
             if consumer is None:
                 self.simulation.sleep(0.5)
                 continue
             try:
-                for _ in range(chance.randint(20, 200)):
-                    records = self._attempt("poll", lambda: consumer.poll(chance.choice((0.1, 0.5, 1.0))))
+                for _ in range(chance.randint(5, 60)):
+                    records: Any = self._attempt("poll", consumer.poll, chance.choice((0.3, 1.0, 3.0)))
                     if records:
                         self._on_read(records)
                         for record in records:
@@ -296,27 +291,27 @@ class Workload:
 
     def _read(self, chance: random.Random) -> None:
         """Reads partitions by hand, from here and there, and asks where they end."""
-        consumer = self.cluster.consumer()
+        consumer = self.cluster.consumer(default_api_timeout_ms=5_000)
         while not self.is_over:
             topic = self.cluster.topic("orders")
             number = chance.randrange(len(topic))
             kind = chance.randrange(4)
             if kind == 0:
-                end = self._attempt("end", lambda: consumer.end_offsets([("orders", number)]))
+                end = self._attempt("end", consumer.end_offsets, [("orders", number)])
                 if end:
                     self.checks.told("orders", number, next(iter(end.values())))
             elif kind == 1:
-                records = self._attempt("read", lambda: topic[number].read(0, 1_000))
+                records = self._attempt("read", topic[number].read, 0, 1_000)
                 if records:
                     self._on_read(records)
             else:
-                self._attempt("assign", lambda: consumer.assign([("orders", number)]))
+                self._attempt("assign", consumer.assign, [("orders", number)])
                 self._attempt("seek", consumer.seek_to_beginning)
                 for _ in range(chance.randint(1, 5)):
-                    records = self._attempt("poll", lambda: consumer.poll(0.3))
+                    records = self._attempt("poll", consumer.poll, 0.3)
                     if records:
                         self._on_read(records)
-            self.simulation.sleep(chance.uniform(0.1, 1.5))
+            self.simulation.sleep(chance.uniform(0.3, 4.0))
         consumer.close()
 
     # -- the administrator -------------------------------------------------------------------------------------------
@@ -335,20 +330,20 @@ class Workload:
         name = f"made-{self.operations}"
         factor = chance.randint(1, min(3, len(self.cluster.brokers)))
         if len(self.cluster.topics) < 6:
-            self._attempt(f"create {name}", lambda: self.cluster.create_topic(name, 1, factor))
+            self._attempt(f"create {name}", self.cluster.create_topic, name, 1, factor)
 
     def _add_partitions(self, chance: random.Random) -> None:
         topic = self.cluster.topic("orders")
         if len(topic) < PARTITIONS_MAX:
-            self._attempt("add a partition", lambda: topic.add_partitions(len(topic) + 1))
+            self._attempt("add a partition", topic.add_partitions, len(topic) + 1)
 
     def _delete_records(self, chance: random.Random) -> None:
         partition = self._a_partition(chance)
-        end = self._attempt("high watermark", lambda: partition.high_watermark)
+        end = self._attempt("high watermark", getattr, partition, "high_watermark")
         if end:
             before = chance.randint(0, end)
             self.checks.deleting("orders", partition.number, before)
-            self._attempt(f"delete below {before}", lambda: partition.delete_records(before))
+            self._attempt(f"delete below {before}", partition.delete_records, before)
 
     def _a_partition(self, chance: random.Random) -> Any:
         topic = self.cluster.topic("orders")
@@ -356,20 +351,20 @@ class Workload:
 
     def _alter(self, chance: random.Random) -> None:
         wanted = {"min.insync.replicas": chance.randint(1, self.options.replication_factor)}
-        self._attempt(f"alter {wanted}", lambda: self.cluster.topic("orders").alter_config(wanted))
+        self._attempt(f"alter {wanted}", self.cluster.topic("orders").alter_config, wanted)
 
     def _reassign(self, chance: random.Random) -> None:
         ids = [broker.id for broker in self.cluster.brokers]
         count = min(len(ids), max(1, self.options.replication_factor))
         wanted = {self._a_partition(chance).number: chance.sample(ids, count)}
-        self._attempt(f"reassign {wanted}", lambda: self.cluster.reassign("orders", wanted))
+        self._attempt(f"reassign {wanted}", self.cluster.reassign, "orders", wanted)
 
     def _add_broker(self, chance: random.Random) -> None:
         if len(self.cluster.brokers) < BROKERS_MAX and chance.random() < 0.5:
             self._attempt("add a broker", self.cluster.add_broker)
 
     def _elect(self, chance: random.Random) -> None:
-        self._attempt("elect", lambda: self.cluster.elect_leaders("orders"))
+        self._attempt("elect", self.cluster.elect_leaders, "orders")
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -405,7 +400,8 @@ class Workload:
             for offset, value in sorted(acked.items()):
                 if offset >= start and records.get(offset) != value:
                     raise SeedFailedError(
-                        f"{value!r} was acknowledged at {topic}-{number} offset {offset}; there is {records.get(offset)!r}"
+                        f"{value!r} was acknowledged at {topic}-{number} offset {offset}; "
+                        f"there is {records.get(offset)!r}"
                     )
                 if offset >= deleted_below and offset not in seen:
                     raise SeedFailedError(
