@@ -341,6 +341,16 @@ def load_epochs(snapshot: Snapshot, log_id: int, state: ReplicaState) -> EpochHi
     return history
 
 
+def known_epochs(epochs: EpochHistory, state: ReplicaState) -> EpochHistory:
+    """The epoch list of a log that is compared with others from now on.
+
+    What was written while there was one replica is not in it: then nobody compares.
+    """
+    if epochs.entries or state.log_end_offset == state.log_start_offset:
+        return epochs
+    return epochs.entered(state.leader_epoch, state.log_start_offset)
+
+
 def load_state(environment: Environment, log_id: int, leader_epoch: int) -> tuple[ReplicaState, bool]:
     """The state of a log as its checkpoint tells it, and whether a crash left batches below its start.
 

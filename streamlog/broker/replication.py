@@ -26,7 +26,7 @@ import msgspec
 
 from streamlog.broker.acknowledgements import Acknowledgements
 from streamlog.broker.copying import append_as_follower
-from streamlog.broker.partition import Partition, load_epochs
+from streamlog.broker.partition import Partition, known_epochs, load_epochs
 from streamlog.broker.replica_requests import (
     AppendAsFollower,
     FollowerFetch,
@@ -197,7 +197,9 @@ class Replication:
 
     def _become_leader(self, turn: Turn, partition: Partition, of: PartitionImage) -> None:
         state: ReplicaState = turn.staged.get(partition) or partition.state
-        entered = self._known_epochs(turn, partition, state).entered(of.leader_epoch, state.log_end_offset)
+        entered = known_epochs(turn.epochs.get(partition, partition.epochs), state).entered(
+            of.leader_epoch, state.log_end_offset
+        )
         leadership = rules.become_leader(
             self._broker.id,
             of.leader_epoch,
@@ -222,19 +224,11 @@ class Replication:
 
         turn.effects.append(lead)
 
-    @staticmethod
-    def _known_epochs(turn: Turn, partition: Partition, state: ReplicaState) -> EpochHistory:
-        epochs: EpochHistory = turn.epochs.get(partition, partition.epochs)
-        if not epochs.entries and state.log_end_offset > state.log_start_offset:
-            # Written while it had one replica, where nobody compares logs.
-            epochs = epochs.entered(state.leader_epoch, state.log_start_offset)
-        return epochs
-
     def _become_follower(
         self, turn: Turn, partition: Partition, topic: TopicImage, of: PartitionImage
     ) -> None:
         state: ReplicaState = turn.staged.get(partition) or partition.state
-        self.stage_epochs(turn, partition, self._known_epochs(turn, partition, state))
+        self.stage_epochs(turn, partition, known_epochs(turn.epochs.get(partition, partition.epochs), state))
         turn.leaderships[partition] = None
         turn.staged[partition] = msgspec.structs.replace(
             state, leader_epoch=max(state.leader_epoch, of.leader_epoch)

@@ -49,7 +49,7 @@ def hunt(seeds: list[int], *, required: tuple[str, ...] = EXPECTED, verbose: boo
     begun = time.perf_counter()
     for seed in seeds:
         _say(f"seed {seed}") if verbose else None
-        faulthandler.dump_traceback_later(SEED_SECONDS_MAX, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(SEED_SECONDS_MAX, exit=True, file=2)
         try:
             outcome = run(seed)
         except Exception as error:

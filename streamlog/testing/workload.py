@@ -217,6 +217,9 @@ class Workload:
         self.simulation.note(f"{what}: {_brief(result)}")
         return result
 
+    def _is_done(self) -> bool:
+        return self.is_over
+
     # -- clients -----------------------------------------------------------------------------------------------------
 
     def _produce(self, chance: random.Random, number: int, topic: str, acks: Any) -> None:
@@ -280,7 +283,7 @@ class Workload:
                         self._attempt("commit", consumer.commit)
                     elif records is None:
                         self.simulation.sleep(0.1)
-                    if self.is_over:
+                    if self._is_done():
                         break
             finally:
                 self._attempt("leave", consumer.close)

@@ -65,7 +65,7 @@ def test_what_was_written_alone_has_its_epoch_however_the_next_begins() -> None:
 
 def test_an_epoch_led_without_a_record_is_forgotten_where_the_log_goes_on_with_an_older_one() -> None:
     """The next leader has more of an older epoch than who led an epoch without writing anything."""
-    from streamlog.broker.replica_requests import AppendAsFollower, CopiedPart
+    from streamlog.broker.replica_requests import AppendAsFollower, CopiedPart, FetchPosition
     from streamlog.storage import log
 
     simulation = Simulation(4)
@@ -85,8 +85,9 @@ def test_an_epoch_led_without_a_record_is_forgotten_where_the_log_goes_on_with_a
         # As if it had lost the leadership again, in epoch 2, to the broker that has those records.
         follower.leadership = None
         follower.take_role(first, 2, False, False)
+        position = FetchPosition("t", 0, follower.topic_id, 2, 0, 2, 0)
         cluster._backend.peers.running(1 - first).call(
-            AppendAsFollower([CopiedPart(follower, 2, batches, 2, 0)])
+            AppendAsFollower([CopiedPart(follower, position, batches, 2, 0)])
         )
         assert follower.epochs.entries == ((0, 0),)
         assert follower.state.log_end_offset == 4
