@@ -430,9 +430,10 @@ class Replication:
             for partition in level:
                 self._behind.pop(partition, None)
             for partition in late:
-                self._proposals[partition] = turn.now_ms, self._proposals[partition][1]
-                if partition.leadership is None or partition.leadership.proposed_isr is None:
-                    del self._proposals[partition]
+                sent = self._proposals.pop(partition, None)  # None: this very turn brought the answer
+                known = turn.leaderships.get(partition, partition.leadership)
+                if sent is not None and known is not None and known.proposed_isr is not None:
+                    self._proposals[partition] = turn.now_ms, sent[1]
 
         turn.effects.append(effect)
 

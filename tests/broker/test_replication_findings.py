@@ -128,3 +128,23 @@ def test_a_reader_waits_while_a_slow_disk_takes_a_truncation() -> None:
         simulation.spawn(cut_ends)
         assert len(partition.read()) == 4
         assert simulation.now_ms >= 500
+
+
+def test_a_proposal_answered_in_the_turn_that_would_send_it_again() -> None:
+    from streamlog.broker.turn import Turn
+
+    simulation = Simulation(7)
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
+        cluster.create_topic("t", replication_factor=2)
+        send(cluster, 1)
+        broker = cluster._backend.peers.running(cluster.topic("t")[0].leader)
+        replication, partition = broker.replication, broker.partition("t", 0)
+        simulation.sleep(1)
+        replication._proposals[partition] = (0, 0)
+        replication._next_lag_check_ms = 0
+        turn = Turn(simulation.now_ms, 0)
+        replication.shrink(turn)
+        replication._proposals.clear()
+        for effect in turn.effects * 2:  # an apply may be run again
+            effect()
+        assert not replication._proposals
