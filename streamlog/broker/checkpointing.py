@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
+from streamlog.broker.pending import TOLD_WAIT_MS
 from streamlog.broker.upkeep import PutCheckpoints
 from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC, ClusterImage
 from streamlog.errors import StreamlogError, UnknownTopicOrPartitionError
@@ -166,12 +167,14 @@ def _put(owner: TurnOwner, log_id: int, pieces: Sequence[bytes], is_current: Cal
     with owner.environment.snapshot() as snapshot:
         plan = plan_fold(snapshot, log_id, pieces)
     for entry in plan:
-        if not owner.call(PutCheckpoints(log_id, (entry,), is_current)):
+        if not owner.call(PutCheckpoints(log_id, (entry,), is_current), TOLD_WAIT_MS):
             return False
     with owner.environment.snapshot() as snapshot:
         stale = stale_pieces(snapshot, log_id)
     for start in range(0, len(stale), _STALE_PIECES_MAX):
-        owner.call(PutCheckpoints(log_id, tuple(stale[start : start + _STALE_PIECES_MAX]), is_current))
+        owner.call(
+            PutCheckpoints(log_id, tuple(stale[start : start + _STALE_PIECES_MAX]), is_current), TOLD_WAIT_MS
+        )
     return True
 
 

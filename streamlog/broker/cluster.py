@@ -27,6 +27,7 @@ from streamlog.broker.housekeeping import Housekeeping
 from streamlog.broker.measuring import measure, measure_broker
 from streamlog.broker.metadata import AppendMetadata, MetadataLog
 from streamlog.broker.partition import Partition
+from streamlog.broker.pending import wait_until_told
 from streamlog.broker.purgatory import Listener
 from streamlog.broker.runner import Runtime, ThreadedRuntime
 from streamlog.broker.turn import Pending
@@ -387,9 +388,7 @@ class BrokerCluster:
     def _tell_brokers(self, request: object) -> None:
         """Have every broker do something; one that is paused does it when it goes on."""
         for broker in self.brokers:
-            pending = broker.post(request)
-            if not broker.paused:
-                broker.wait(pending)
+            wait_until_told(broker, [broker.post(request)])
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

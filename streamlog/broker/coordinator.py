@@ -31,6 +31,7 @@ from streamlog.broker.api import GroupRequest
 from streamlog.broker.checkpointing import decode_offsets, save_offsets
 from streamlog.broker.hosted_group import HostedGroup as HostedGroup
 from streamlog.broker.partition import Partition
+from streamlog.broker.pending import wait_until_told
 from streamlog.broker.turn import DEFER, Pending, Turn
 from streamlog.config import ClusterConfig
 from streamlog.core import group_events as events
@@ -151,16 +152,15 @@ class Coordinator:
     def forget_topic(self, topic: str) -> None:
         """A topic was deleted: one of the same name, later, must not be read from the middle.
 
-        Returns when it is done: another thread may be running the turns. A group that cannot be written now forgets
-        when it is loaded next.
+        Returns when it is done: another thread may be running the turns. A group that cannot be written now, or whose
+        broker is silent, forgets when it is loaded next.
         """
         posted = [
             self._broker.post(GroupRequest(hosted.group_id, events.TopicsDeleted((topic,))))
             for hosted in self.groups()
             if any(partition.topic == topic for partition in hosted.machine.all_committed())
         ]
-        for pending in posted:
-            self._broker.wait(pending)
+        wait_until_told(self._broker, posted)
 
     # -- inside the turn ---------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ import msgspec
 from streamlog.broker.broker import Broker
 from streamlog.broker.checkpointing import try_to
 from streamlog.broker.partition import Partition, is_untrimmed
+from streamlog.broker.pending import TOLD_WAIT_MS
 from streamlog.broker.runner import Service
 from streamlog.broker.upkeep import RaiseLogStart, SaveCleanerCheckpoint, SwapCompacted, TrimHead
 from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC
@@ -174,6 +175,8 @@ class Housekeeping:
         retained = compacted = freed = 0
         first_error: StreamlogError | None = None
         for broker in self._cluster.brokers:
+            if broker.paused:
+                continue  # silent: the next run finds it
             metadata_end = self._cluster.metadata.state.log_end_offset
             if self._swept.get(broker.id) != metadata_end:
                 broker.delete_orphans()
@@ -186,6 +189,8 @@ class Housekeeping:
                     if self._stopped:
                         return CleanerReport(retained, compacted, freed)
                     try:
+                        if broker.id not in topic.partitions[number].replicas:
+                            continue
                         partition = broker.partition(topic.name, number)
                         if not compacted_only:
                             retained += self._retain(broker, partition)
@@ -208,6 +213,8 @@ class Housekeeping:
         view, config = partition.view, partition.config
         if view is None or not config.deletes or view.log_start_offset == view.log_end_offset:
             return False
+        if not partition.serves:
+            return False  # a follower hears of its leader's log start
         from streamlog.storage import retention
 
         view, snapshot = broker.reader.open(partition)
@@ -228,7 +235,7 @@ class Housekeeping:
             )
         if start <= view.log_start_offset:
             return False
-        broker.call(RaiseLogStart(partition, start, view.truncation_count))
+        broker.call(RaiseLogStart(partition, start, view.truncation_count), TOLD_WAIT_MS)
         return True
 
     def _compact(self, broker: Broker, partition: Partition, force: bool) -> int | None:
@@ -269,11 +276,11 @@ class Housekeeping:
         for plan in compaction.plans():
             if self._stopped:
                 return change
-            swapped: int | None = broker.call(SwapCompacted(partition, generation, plan))
+            swapped: int | None = broker.call(SwapCompacted(partition, generation, plan), TOLD_WAIT_MS)
             if swapped is None:
                 return change  # the log was truncated or its topic deleted: this pass is void
             change += swapped
-        broker.call(SaveCleanerCheckpoint(partition, generation, compaction.checkpoint))
+        broker.call(SaveCleanerCheckpoint(partition, generation, compaction.checkpoint), TOLD_WAIT_MS)
         return change
 
 

@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from streamlog.errors import StreamlogTimeoutError
+
 if TYPE_CHECKING:
     from streamlog.broker.runner import Waiter
+    from streamlog.broker.turn import TurnOwner
     from streamlog.storage.env import WriteTransaction
 
 DEFER: Final = object()
 """What `_decide` returns to leave a request to a later turn: it must see what this turn has staged."""
+
+
+TOLD_WAIT_MS: Final = 30_000
+"""Longer than this nobody waits for a broker that fell silent meanwhile."""
 
 
 class Tick:
@@ -95,3 +102,13 @@ def chain(replies: list[tuple[Pending, Any, BaseException | None]]) -> None:
             if before is not None:
                 before.following, pending.is_chained = pending.waiter, True
             before = pending
+
+
+def wait_until_told(owner: TurnOwner, told: list[Pending]) -> None:
+    """Wait for what an owner was told to do. One that is silent does it when it goes on: nobody waits for that."""
+    for pending in told:
+        try:
+            if not owner.paused:
+                owner.wait(pending, TOLD_WAIT_MS)
+        except StreamlogTimeoutError:
+            continue

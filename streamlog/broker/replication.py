@@ -359,8 +359,10 @@ class Replication:
         leadership, state = partition.leadership, partition.state
         if leadership is not None:
             for follower, progress in leadership.followers.items():
-                if progress.log_end_offset != state.log_end_offset:
+                is_behind = progress.log_end_offset != state.log_end_offset
+                if is_behind:
                     self._behind[partition] = None
+                if is_behind or progress.log_start_offset < state.log_start_offset:
                     self._peers.news_for(follower, self._broker.id, (partition.topic, partition.number))
             self.acknowledgements.release(partition, leadership, state)
         if turn.transaction is None and partition not in self._unsaved:

@@ -284,3 +284,34 @@ def test_a_partition_that_had_one_replica_knows_its_epochs_when_it_gets_more(ope
     partition = cluster._backend.peers.running(home).partitions["one", 0]
     assert partition.epochs.entries == ((0, 0),)
     assert len(cluster.topic("one")[0].isr) == 2
+
+
+def test_retention_is_the_leaders_and_followers_hear_of_it(
+    opened: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster, simulation = opened
+    cluster.topic("t").alter_config({"retention.ms": 1_000})
+    cluster.create_topic("one", partitions=3, replication_factor=1)
+    with cluster.producer() as producer:
+        producer.send("t", b"old").result(5)
+        simulation.sleep(600)
+        producer.send("t", b"new").result(5)
+    simulation.sleep(600)
+    assert cluster.clean().retained >= 0
+    simulation.sleep(1)
+    for broker in cluster._backend.brokers:
+        state = broker.partition("t", 0).state
+        assert state.log_start_offset == 2, broker
+        assert sum(key[0] == "one" for key in broker.partitions) <= 1, "only its own replicas are loaded"
+    assert cluster._backend.housekeeping.last_error is None and not caplog.records
+
+
+def test_housekeeping_passes_by_who_is_silent(opened: Opened) -> None:
+    cluster, simulation = opened
+    cluster.brokers[0].pause()
+    begun_ms = simulation.now_ms
+    cluster.clean()
+    cluster.create_topic("u", replication_factor=3)
+    cluster.delete_topic("u")
+    assert simulation.now_ms - begun_ms < 1_000
+    cluster.brokers[0].resume()

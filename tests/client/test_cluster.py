@@ -112,8 +112,7 @@ def test_impossible_numbers_of_brokers(tmp_path: Path, brokers: object) -> None:
 
 def test_the_legacy_rule_of_messages_warns_once_an_opening() -> None:
     with pytest.warns(UserWarning, match="replica_lag_time_max_ms decides") as caught:
-        with streamlog.open(":memory:", replica_lag_max_messages=4_000):
-            pass
+        streamlog.open(":memory:", replica_lag_max_messages=4_000).close()
     assert len(caught) == 1 and caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
