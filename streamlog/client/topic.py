@@ -14,6 +14,9 @@ from streamlog.errors import (
     ConfigError,
     CorruptRecordError,
     InvalidRecordError,
+    LeaderNotAvailableError,
+    NetworkError,
+    NotLeaderOrFollowerError,
     StoreForkedError,
     UnknownTopicOrPartitionError,
 )
@@ -37,7 +40,13 @@ class Partition:
 
     def __repr__(self) -> str:
         try:
-            state = f"[{self.log_start_offset}, {self.high_watermark})"
+            image = self._image()
+            try:
+                state = f"[{self.log_start_offset}, {self.high_watermark})"
+            except (LeaderNotAvailableError, NotLeaderOrFollowerError, NetworkError):
+                state = "not served at the moment"
+            if len(image.replicas) > 1 or image.leader < 0:
+                state += f" leader={self.leader} isr={list(image.isr)} of {list(image.replicas)}"
         except UnknownTopicOrPartitionError:
             state = "deleted"
         except (ClosedError, StoreForkedError):
@@ -186,12 +195,21 @@ class Topic:
 
     def __repr__(self) -> str:
         try:
-            count = len(self._image().partitions)
+            partitions = self._image().partitions
         except UnknownTopicOrPartitionError:
             return f"<Topic {self.name!r} deleted>"
         except (ClosedError, StoreForkedError):
             return f"<Topic {self.name!r} of a closed cluster>"
-        return f"<Topic {self.name!r} {count} partition{'' if count == 1 else 's'}>"
+        count = len(partitions)
+        told = f"{count} partition{'' if count == 1 else 's'}"
+        if any(len(partition.replicas) > 1 or partition.leader < 0 for partition in partitions):
+            leaders = sorted({partition.leader for partition in partitions if partition.leader >= 0})
+            told += f" led by {', '.join(map(str, leaders)) or 'nobody'}"
+            behind = sum(len(partition.isr) < len(partition.replicas) for partition in partitions)
+            leaderless = sum(partition.leader < 0 for partition in partitions)
+            told += f", {behind} not in sync" if behind else ", all in sync"
+            told += f", {leaderless} without a leader" if leaderless else ""
+        return f"<Topic {self.name!r} {told}>"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Topic) and (other._backend, other.name) == (self._backend, self.name)

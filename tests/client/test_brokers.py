@@ -65,3 +65,60 @@ def test_handles_are_equal_by_id() -> None:
     assert BrokerHandle(1) == BrokerHandle(1) != BrokerHandle(2)
     assert {BrokerHandle(1), BrokerHandle(1)} == {BrokerHandle(1)}
     assert repr(BrokerHandle(3)) == "<Broker 3>"
+
+
+def test_what_topics_and_partitions_show_of_their_replicas() -> None:
+    with streamlog.open(":memory:", brokers=3, sync="off", runtime=Simulation(seed=1)) as cluster:
+        alone, topic = cluster.create_topic("alone"), cluster.create_topic("t", 3, 3)
+        assert repr(alone) == "<Topic 'alone' 1 partition>" and repr(alone[0]) == "<Partition alone-0 [0, 0)>"
+        with cluster.producer() as producer:
+            producer.send("t", b"x", partition=0).result()
+        first = topic[0]
+        assert first.leader is not None
+        assert repr(topic) == "<Topic 't' 3 partitions led by 0, 1, 2, all in sync>"
+        replicas = list(first.replicas)
+        assert repr(first) == f"<Partition t-0 [0, 1) leader={first.leader} isr={replicas} of {replicas}>"
+        cluster.brokers[replicas[1]].crash()
+        left = sorted(b for b in replicas if b != replicas[1])
+        assert repr(topic) == f"<Topic 't' 3 partitions led by {left[0]}, {left[1]}, 3 not in sync>"
+        for broker in left:
+            cluster.brokers[broker].crash()
+        assert repr(topic) == "<Topic 't' 3 partitions led by nobody, 3 not in sync, 3 without a leader>"
+        assert repr(first).startswith("<Partition t-0 not served at the moment leader=None isr=[")
+        assert repr(cluster.brokers[0]).startswith("<Broker 0 down")
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_leaderships_go_back_in_time_if_that_is_wanted(is_on: bool) -> None:
+    simulation = Simulation(seed=2)
+    options = {"auto.leader.rebalance.enable": is_on, "leader.imbalance.check.interval.seconds": 60}
+    with streamlog.open(":memory:", brokers=3, sync="off", runtime=simulation, config=options) as cluster:
+        topic = cluster.create_topic("t", 6, 3)
+        preferred = [partition.replicas[0] for partition in topic]
+        simulation.sleep(70)  # between two looks
+        lost = preferred[0]
+        cluster.brokers[lost].stop()
+        cluster.brokers[lost].start()
+        simulation.sleep(20)
+        moved = [partition.leader for partition in topic]
+        assert lost not in moved and all(len(partition.isr) == 3 for partition in topic)
+        simulation.sleep(60)
+        assert [partition.leader for partition in topic] == (preferred if is_on else moved)
+        if not is_on:
+            cluster.alter_config({"auto.leader.rebalance.enable": True})
+            simulation.sleep(70)
+            assert [partition.leader for partition in topic] == preferred
+
+
+def test_an_imbalance_within_the_percentage_is_left_alone() -> None:
+    simulation = Simulation(seed=2)
+    options = {"leader.imbalance.per.broker.percentage": 50, "leader.imbalance.check.interval.seconds": 5}
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation, config=options) as cluster:
+        topic = cluster.create_topic("t", 4, 2)
+        cluster.brokers[0].stop()
+        cluster.brokers[0].start()
+        simulation.sleep(1)
+        mine = [partition for partition in topic if partition.replicas[0] == 0]
+        cluster.elect_leaders("t", [mine[0].number])  # it lacks one of two now: not more than half
+        simulation.sleep(30)
+        assert [partition.leader for partition in mine] == [0, 1]
