@@ -22,6 +22,7 @@ VALUES: list[Any] = [
     api.DeleteTopic("t"),
     api.CreatePartitions("t", 3),
     api.AlterTopicConfig("t", {"retention.ms": None}),
+    api.AlterBrokerConfig("", {"log.retention.ms": None}),
     api.DeleteRecords("t", 0, -1),
     api.TruncateTail("t", 0, 3),
     api.GroupRequest("g", events.ExpireOffsets()),
