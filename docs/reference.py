@@ -12,7 +12,7 @@ import argparse
 import ast
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -52,7 +52,7 @@ OWN = {
 }
 """Options Kafka does not have."""
 
-NOT_ENFORCED = {"min_insync_replicas"}
+NOT_ENFORCED: set[str] = set()
 """Options something reads (a metric, a listing), without doing what they promise."""
 
 READ_ELSEWHERE = {"cleanup_policy"}
@@ -212,7 +212,7 @@ ADVICE = {
     "InvalidPartitionsError": "Partitions can only be added; more than there are.",
     "InvalidRecordError": "Give the record a key.",
     "InvalidReplicaAssignmentError": "The message names what is wrong with it and what is allowed.",
-    "InvalidReplicationFactorError": "At most the number of live brokers (1, in this version).",
+    "InvalidReplicationFactorError": "At most the number of live brokers; `cluster.add_broker()` adds one.",
     "InvalidRequestError": "A bug of the client: report it.",
     "InvalidSessionTimeoutError": "Stay within the bounds, or change them at `open`.",
     "InvalidTimestampError": "Mend the timestamp (it is in ms), or the topic's bounds.",
@@ -230,9 +230,7 @@ ADVICE = {
     "NotAStreamlogDirectoryError": "An empty or a new directory.",
     "NotControllerError": "Call again.",
     "NotCoordinatorError": "Call again.",
-    "NotEnoughReplicasAfterAppendError": (
-        "The records are written and replicated; start brokers, then they are acknowledged."
-    ),
+    "NotEnoughReplicasAfterAppendError": "They are written, on too few; start brokers before you send again.",
     "NotEnoughReplicasError": "Start brokers until `min.insync.replicas` are in sync, or lower it.",
     "NotLeaderOrFollowerError": "Call again; if the topic was deleted, stop.",
     "OffsetMetadataTooLargeError": "A shorter text.",
@@ -314,6 +312,225 @@ def state_docs() -> dict[str, tuple[str, str, str]]:
     return docs
 
 
+# -- replication -------------------------------------------------------------------------------------------
+# The pictures are not drawn by hand and not from a second table: the controller's decisions are taken, from every
+# state that can be reached, and what they lead to is written down.
+
+
+class Taken:
+    """A cluster image that decisions have led to, and how to get there again."""
+
+    def __init__(self, records: tuple[object, ...] = ()) -> None:
+        from streamlog.core.cluster_image import ClusterImage
+
+        self.records = records
+        self.image = ClusterImage()
+        for record in records:
+            self.image.apply(record)  # type: ignore[arg-type]
+
+    def then(self, records: Iterable[object]) -> Taken:
+        return Taken((*self.records, *records))
+
+
+def reached(
+    first: Taken, decisions: Callable[[Taken], Iterator[tuple[str, Taken]]], key: Callable[[Taken], object]
+) -> Iterator[tuple[Taken, str, Taken]]:
+    """Every step from every state that can be reached."""
+    seen, waiting = {key(first)}, [first]
+    while waiting:
+        before = waiting.pop(0)
+        for event, after in decisions(before):
+            yield before, event, after
+            if key(after) not in seen:
+                seen.add(key(after))
+                waiting.append(after)
+
+
+def broker_state(taken: Taken, broker_id: int) -> str:
+    broker = taken.image.brokers.get(broker_id)
+    if broker is None:
+        return "Unknown"
+    return "Fenced" if broker.fenced else "ShuttingDown" if broker.shutting_down else "Active"
+
+
+def broker_decisions(before: Taken) -> Iterator[tuple[str, Taken]]:
+    from streamlog.core import broker_states as rules
+
+    image = before.image
+    if 1 not in image.brokers or image.brokers[1].broker_epoch < 3:  # three lives show everything
+        yield "it registers", before.then(rules.register(image, 1, "incarnation"))
+    if 1 in image.brokers:
+        yield "first lease", before.then(rules.unfence(image, [1]))
+        yield "session over, or connection broken", before.then(rules.fence(image, [1]))
+        if not image.brokers[1].fenced:
+            yield "it asks to stop", before.then(rules.controlled_shutdown(image, 1).records)
+
+
+def broker_steps() -> dict[tuple[str, str], list[str]]:
+    """(state, next state) -> what leads there."""
+    steps = reached(
+        Taken(), broker_decisions, lambda taken: (broker_state(taken, 1), tuple(taken.image.brokers.items()))
+    )
+    return merged((broker_state(a, 1), event, broker_state(b, 1)) for a, event, b in steps)
+
+
+def merged(steps: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], list[str]]:
+    found: dict[tuple[str, str], list[str]] = {}
+    for before, event, after in steps:
+        events = found.setdefault((before, after), [])
+        if before != after and event not in events:
+            events.append(event)
+    return {pair: events for pair, events in found.items() if events}
+
+
+def state_diagram(steps: dict[tuple[str, str], list[str]], first: str) -> Iterator[str]:
+    yield "```mermaid"
+    yield "stateDiagram-v2"
+    yield f"    [*] --> {first}"
+    for (before, after), events in steps.items():
+        yield f"    {before} --> {after}: {'; '.join(events)}"
+    yield "```"
+
+
+def brokers_diagram() -> Iterator[str]:
+    return state_diagram(broker_steps(), "Unknown")
+
+
+REPLICAS = (0, 1, 2)
+
+
+def partition_state(taken: Taken) -> str:
+    partition = taken.image.partition("t", 0)
+    if partition.leader < 0:
+        return "Offline"
+    return "InSync" if set(partition.isr) == set(partition.replicas) else "UnderReplicated"
+
+
+def partition_key(taken: Taken) -> object:
+    partition = taken.image.partition("t", 0)
+    fenced = tuple(broker for broker in REPLICAS if not taken.image.is_active(broker))
+    return partition.leader, partition.isr, fenced, partition.is_recovering
+
+
+def first_partition() -> Taken:
+    from streamlog.core import broker_states as rules
+    from streamlog.core.controller import decide_create_topic
+
+    taken = Taken()
+    for broker in REPLICAS:
+        taken = taken.then(rules.register(taken.image, broker, "incarnation"))
+        taken = taken.then(rules.unfence(taken.image, [broker]))
+    return taken.then([decide_create_topic(taken.image, "t", "id", 1, 3, {})])
+
+
+def partition_decisions(before: Taken) -> Iterator[tuple[str, Taken]]:
+    from streamlog.core import broker_states as rules
+    from streamlog.core import elections, isr_changes
+
+    image, partition = before.image, before.image.partition("t", 0)
+    for broker in REPLICAS:
+        if image.is_active(broker):
+            role = (
+                "the leader is lost"
+                if broker == partition.leader
+                else "a follower is lost"
+                if broker in partition.isr
+                else "one not in sync is lost"
+            )
+            yield role, before.then(rules.fence(image, [broker]))
+        else:
+            role = "the last in sync is back" if broker in partition.isr else "another is back"
+            yield role, before.then(rules.unfence(image, [broker]))
+    if partition.leader >= 0:
+        leader = partition.leader
+        for broker in REPLICAS:
+            if broker == leader or not image.is_active(broker):
+                continue
+            is_member = broker in partition.isr
+            isr = tuple(b for b in (*partition.isr, broker) if b != broker or not is_member)
+            proposal = isr_changes.Proposal(
+                leader,
+                image.brokers[leader].broker_epoch,
+                "id",
+                0,
+                partition.leader_epoch,
+                partition.partition_epoch,
+                isr,
+            )
+            event = "the leader finds one too slow" if is_member else "one has caught up"
+            yield event, before.then(isr_changes.alter_partition(image, proposal).records)
+    unclean = elections.elect_leaders(image, [("t", 0)], "unclean")
+    if unclean.records:
+        yield "unclean election", before.then(unclean.records)
+
+
+@cache
+def partition_steps() -> list[tuple[Taken, str, Taken]]:
+    return list(reached(first_partition(), partition_decisions, partition_key))
+
+
+def partitions_diagram() -> Iterator[str]:
+    steps = merged((partition_state(a), event, partition_state(b)) for a, event, b in partition_steps())
+    return state_diagram(steps, "InSync")
+
+
+def partition_events_table() -> Iterator[str]:
+    """What each event does, in all states it can come in."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for before, event, after in partition_steps():
+        old, new = before.image.partition("t", 0), after.image.partition("t", 0)
+        does = found.setdefault(event, {"in sync": set(), "leader": set(), "epoch": set()})
+        grows = len(new.isr) - len(old.isr)
+        changed = (
+            "stays"
+            if new.isr == old.isr
+            else "grows"
+            if grows > 0
+            else "shrinks"
+            if grows < 0
+            else "is another"
+        )
+        does["in sync"].add(changed)
+        does["leader"].add("stays" if new.leader == old.leader else "none" if new.leader < 0 else "another")
+        does["epoch"].add("rises" if new.leader_epoch > old.leader_epoch else "stays")
+    yield "| what happens | the in-sync set | the leader | the leader epoch |"
+    yield "|---|---|---|---|"
+    for event, does in found.items():
+        cells = [" or ".join(sorted(does[name])) for name in ("in sync", "leader", "epoch")]
+        yield f"| {event} | {' | '.join(cells)} |"
+
+
+ELECTIONS = (
+    # leader before, replicas, in sync, alive, election
+    (0, (0, 1, 2), (0, 1, 2), (0, 1, 2), "ONLINE"),
+    (0, (0, 1, 2), (1, 2), (1, 2), "ONLINE"),
+    (0, (2, 0, 1), (0, 1, 2), (1, 2), "ONLINE"),
+    (1, (0, 1, 2), (0, 1, 2), (0, 1, 2), "ONLINE"),
+    (1, (0, 1, 2), (0, 1, 2), (0, 1, 2), "PREFERRED"),
+    (1, (0, 1, 2), (1, 2), (0, 1, 2), "PREFERRED"),
+    (0, (0, 1, 2), (0,), (1, 2), "ONLINE"),
+    (0, (0, 1, 2), (0,), (1, 2), "UNCLEAN"),
+)
+
+
+def elections_table() -> Iterator[str]:
+    """Who leads, as `choose_leader` says."""
+    from streamlog.core.partition_changes import Election, choose_leader
+
+    yield "| leader before | replicas | in sync | alive | election | leader |"
+    yield "|---|---|---|---|---|---|"
+    for leader, replicas, isr, alive, election in ELECTIONS:
+        chosen, is_unclean = choose_leader(leader, replicas, isr, alive.__contains__, Election[election])
+        told = "none" if chosen < 0 else f"{chosen}, in sync alone" if is_unclean else str(chosen)
+        cells = [
+            leader,
+            *(" ".join(map(str, some)) for some in (replicas, isr, alive)),
+            election.lower(),
+            told,
+        ]
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
 # -- the command line --------------------------------------------------------------------------------------
 
 
@@ -392,6 +609,12 @@ PARTS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
         "reserved": lambda: errors_table(lambda error: not is_raised(error)),
     },
     "command-line.md": {"commands": commands},
+    "replication.md": {
+        "brokers": brokers_diagram,
+        "partitions": partitions_diagram,
+        "events": partition_events_table,
+        "elections": elections_table,
+    },
     "internals/groups.md": {"diagram": states_diagram, "states": states_table},
 }
 

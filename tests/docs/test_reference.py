@@ -89,6 +89,28 @@ def test_states_of_a_group() -> None:
     }
 
 
+def test_states_of_brokers_and_partitions() -> None:
+    """What the exploration of the rules finds, against what SEMANTICS 1.4 says there is to find."""
+    text = (DOCS / "replication.md").read_text()
+    arrows = set(re.findall(r"^    (\w+) --> (\w+): ", text, re.MULTILINE))
+    assert arrows == {
+        ("Unknown", "Fenced"),
+        ("Fenced", "Active"),
+        ("Active", "Fenced"),
+        ("Active", "ShuttingDown"),
+        ("ShuttingDown", "Fenced"),
+        ("Fenced", "ShuttingDown"),
+        ("InSync", "UnderReplicated"),
+        ("UnderReplicated", "InSync"),
+        ("UnderReplicated", "Offline"),
+        ("Offline", "UnderReplicated"),
+    }
+    table = {cells[0]: cells[1:] for cells in rows("replication.md") if len(cells) == 4}
+    assert table["the last in sync is back"] == ["stays", "another", "rises"]
+    assert table["the leader finds one too slow"] == ["shrinks", "stays", "stays"], "KAFKA-15021"
+    assert table["the leader is lost"] == ["shrinks or stays", "another or none", "rises"]
+
+
 def test_every_changed_default_stands_in_the_table_of_differences() -> None:
     options = {option.name: option for role in reference.OWN for option in config.describe(role)}
     table = {cells[0].strip("`"): cells for cells in rows("differences-from-kafka.md") if len(cells) == 4}
