@@ -531,6 +531,16 @@ def elections_table() -> Iterator[str]:
         yield f"| {' | '.join(map(str, cells))} |"
 
 
+def checkers_table() -> Iterator[str]:
+    """What the simulation's checkers look for."""
+    from streamlog.testing.checkers import CHECKERS
+
+    yield "| checker | what it holds the cluster to |"
+    yield "|---|---|"
+    for checker in CHECKERS:
+        yield f"| `{checker.__name__}` | {cell(' '.join((checker.__doc__ or '').split()))} |"
+
+
 # -- the command line --------------------------------------------------------------------------------------
 
 
@@ -615,6 +625,7 @@ PARTS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
         "events": partition_events_table,
         "elections": elections_table,
     },
+    "internals/simulation.md": {"checkers": checkers_table},
     "internals/groups.md": {"diagram": states_diagram, "states": states_table},
 }
 
