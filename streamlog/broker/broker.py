@@ -224,7 +224,7 @@ class Broker(TurnOwner):
             state.leader_epoch,
             running_max,
         )
-        if partition.is_alone:
+        if turn.is_alone(partition):
             turn.staged[partition] = appended(state, batch.last_offset_delta + 1, stored, batch.max_timestamp)
         else:
             end_offset = base_offset + batch.last_offset_delta + 1

@@ -14,6 +14,7 @@ import msgspec
 from streamlog.errors import StreamlogTimeoutError
 
 if TYPE_CHECKING:
+    from streamlog.broker.partition import Partition
     from streamlog.broker.runner import Waiter
     from streamlog.broker.turn import TurnOwner
     from streamlog.storage.env import WriteTransaction
@@ -90,6 +91,10 @@ class Turn(msgspec.Struct, eq=False):
 
     def fail(self, pending: Pending, error: BaseException) -> None:
         self.replies.append((pending, None, error))
+
+    def is_alone(self, partition: Partition) -> bool:
+        """Whether a replica has no others, and nothing about that was decided in this very turn."""
+        return partition.is_alone and partition not in self.leaderships
 
 
 def chain(replies: list[tuple[Pending, Any, BaseException | None]]) -> None:

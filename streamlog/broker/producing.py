@@ -37,14 +37,14 @@ def decide(broker: Broker, turn: Turn, pending: Pending, request: Produce) -> No
             partition = broker.partition(name, number)
             if partition.internal:
                 raise InvalidTopicError(f"topic {name!r} is internal; clients cannot write to it", topic=name)
-            if not partition.is_alone and broker.replication is not None:
+            if broker.replication is not None and not turn.is_alone(partition):
                 broker.replication.check_leads(turn, partition, request.acks)
             batch = partition.admit(batch, turn.wall_ms)
         except StreamlogError as error:
             results.append(Produced(-1, -1, -1, error))
             continue
         results.append(broker.append(turn, partition, batch))
-        if request.acks == -1 and not partition.is_alone:
+        if request.acks == -1 and not turn.is_alone(partition):
             state = turn.staged[partition]
             if state.high_watermark < state.log_end_offset:
                 waiting.append((partition, state.log_end_offset, len(results) - 1))

@@ -422,10 +422,10 @@ class Replication:
             if all(p.log_end_offset == state.log_end_offset for p in leadership.followers.values()):
                 level.append(partition)
         late = [p for p, sent in self._proposals.items() if turn.now_ms - sent[0] >= PROPOSAL_RETRY_MS]
-        for partition in late:
-            leadership = turn.leaderships.get(partition, partition.leadership)
-            if leadership is not None and leadership.proposed_isr is not None:
-                self._broker.after_turn(turn, partial(self._send, partition, leadership))
+        known = {partition: turn.leaderships.get(partition, partition.leadership) for partition in late}
+        again = {p: term for p, term in known.items() if term is not None and term.proposed_isr is not None}
+        for partition, leadership in again.items():
+            self._broker.after_turn(turn, partial(self._send, partition, leadership))
 
         def effect() -> None:
             self._next_lag_check_ms = None
@@ -433,8 +433,7 @@ class Replication:
                 self._behind.pop(partition, None)
             for partition in late:
                 sent = self._proposals.pop(partition, None)  # None: this very turn brought the answer
-                known = turn.leaderships.get(partition, partition.leadership)
-                if sent is not None and known is not None and known.proposed_isr is not None:
+                if sent is not None and partition in again:
                     self._proposals[partition] = turn.now_ms, sent[1]
 
         turn.effects.append(effect)

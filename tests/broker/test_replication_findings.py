@@ -148,3 +148,31 @@ def test_a_proposal_answered_in_the_turn_that_would_send_it_again() -> None:
         for effect in turn.effects * 2:  # an apply may be run again
             effect()
         assert not replication._proposals
+
+
+def test_who_ceases_to_lead_a_lone_replica_takes_no_record_in_that_turn() -> None:
+    from streamlog.broker.api import Produce
+    from streamlog.broker.replica_requests import Reconcile
+    from streamlog.broker.turn import Pending
+    from streamlog.errors import NotLeaderOrFollowerError
+    from streamlog.storage import log
+
+    simulation = Simulation(8)
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
+        cluster.create_topic("t", replication_factor=1)
+        send(cluster, 1)
+        leader = cluster.topic("t")[0].leader
+        broker, hosted = cluster._backend.peers.running(leader), replica(cluster, leader)
+        with broker.environment.snapshot() as snapshot:
+            batches = log.read(snapshot, hosted.log_id, 0, 1, 1 << 20)
+        cluster.brokers[leader].pause()
+        simulation.sleep(15)
+        assert cluster.topic("t")[0].leader is None
+        produce = Pending(Produce([("t", 0, batches[0])], 1))
+        broker.replication.mark([("t", 0)], 0)
+        broker.slip_in(Reconcile())
+        broker.put(produce)
+        broker.paused = False
+        broker.advance()
+        assert isinstance(produce.reply[0].error, NotLeaderOrFollowerError)
+        assert hosted.state.log_end_offset == 1
