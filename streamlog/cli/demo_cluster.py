@@ -26,7 +26,7 @@ from streamlog.cli.demo_view import View, make_view
 from streamlog.cli.failures import DAMAGED, OK, TERMINATED, CommandError, Terminated
 from streamlog.cli.interrupts import Interrupts
 from streamlog.cli.terminal import Terminal, plural
-from streamlog.errors import StreamlogError
+from streamlog.errors import PreferredLeaderNotAvailableError, StreamlogError
 from streamlog.record import TopicPartition
 
 DESCRIPTION: Final = """\
@@ -162,9 +162,8 @@ class Stage:
         self._cluster.brokers[broker].start()
         self._until(self._all_in_sync, "all replicas in sync")
         self._say(f"  Broker {broker} is back: it has copied what it missed and is in sync again.")
-        self._cluster.elect_leaders()
-        self._until(lambda: self._led_by(broker) == led, "the preferred leaders")
-        self._say("  Preferred leaders are elected: everybody leads what it led before.")
+        self._until(self._preferred_lead, "the preferred leaders")
+        self._say("  Preferred leaders are elected: everybody leads what it led at first.")
 
     def _cut(self) -> None:
         broker = self._leader_of(1)
@@ -208,8 +207,7 @@ class Stage:
         self._until(
             lambda: self._topic[0].replicas == target and self._all_in_sync(), f"{TOPIC}-0 at its new brokers"
         )
-        self._cluster.elect_leaders()
-        self._until(lambda: self._topic[0].leader == new, f"broker {new} to lead {TOPIC}-0")
+        self._until(self._preferred_lead, f"broker {new} to lead {TOPIC}-0")
         self._say(f"  Broker {new} has copied the whole log, is in sync and leads; the old copy is deleted.")
         self._hold()
 
@@ -298,7 +296,7 @@ class Stage:
     # -- asking --------------------------------------------------------------------------------------
 
     def _leader_of(self, number: int) -> int:
-        self._until(lambda: self._topic[number].leader is not None, f"a leader of {TOPIC}-{number}")
+        self._until(lambda: all(p.leader is not None for p in self._topic), "a leader for every partition")
         leader: int = self._topic[number].leader
         return leader
 
@@ -307,6 +305,14 @@ class Stage:
         if None in leaders:
             return [-1]  # an election is under way: nobody can say yet
         return [number for number, leader in enumerate(leaders) if leader == broker_id]
+
+    def _preferred_lead(self) -> bool:
+        """Elect the preferred leaders; whether they lead. One that is not in sync at the moment is asked for again."""
+        try:
+            self._cluster.elect_leaders()
+        except PreferredLeaderNotAvailableError:
+            return False
+        return all(partition.leader == partition.replicas[0] for partition in self._topic)
 
     def _all_in_sync(self) -> bool:
         return all(set(partition.isr) == set(partition.replicas) for partition in self._topic)
