@@ -145,8 +145,9 @@ def pause(cluster: BrokerCluster, broker_id: int) -> None:
     broker = running(cluster, broker_id)
     if broker.paused:
         raise IllegalStateError(f"broker {broker_id} is paused already", broker_id=broker_id)
-    with broker.turn_lock:  # a turn under way ends first
-        broker.paused = True
+    broker.paused = True  # first: no turn begins after the one under way, which ends before we return
+    with broker.turn_lock:
+        pass
     cluster.peers.trace(f"broker {broker_id} pauses")
 
 

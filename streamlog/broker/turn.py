@@ -251,7 +251,7 @@ class TurnOwner:
             self._run_turn()  # no `try` around it: its first instruction would be outside of it, with the lock held
             lock.release()
             turns += 1
-            if turns > TURNS_FOR_OTHERS_MAX and self._hand_over():
+            if self.paused or (turns > TURNS_FOR_OTHERS_MAX and self._hand_over()):
                 return
 
     def stop(self, action: Callable[[], None], *, abruptly: bool = False) -> None:
