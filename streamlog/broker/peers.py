@@ -105,13 +105,11 @@ class Peers:
         """A broker serves from now on."""
         self._running[broker.id] = broker
         self._fetchers[broker.id] = {}
-        if len(self.image.brokers) > 1:
-            for known in self.brokers():  # also one that was alone until now
-                if known.id not in self._leases:
-                    self._leases[known.id] = Service(
-                        self.runtime, f"streamlog-lease-{known.id}", partial(self._keep_lease, known)
-                    )
-                    self._leases[known.id].wake()
+        # The only one, too: it is the controller, and one that is not heard of decides nothing.
+        service = self._leases[broker.id] = Service(
+            self.runtime, f"streamlog-lease-{broker.id}", lambda now_ms: self._keep_lease(broker, now_ms)
+        )
+        service.wake()
 
     def left(self, broker: Broker) -> list[Callable[[], object]]:
         """A broker serves no longer; returns how to wait until its threads have ended."""
