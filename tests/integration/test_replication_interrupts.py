@@ -1,0 +1,84 @@
+"""Ctrl-C in a caller that sends to several brokers: nothing is written twice, nobody waits for ever, followers copy on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import streamlog
+from tests.broker.interrupting import count_places, interrupted_at, places
+
+PLACES = 150
+PATIENCE_S = 5.0
+"""Far below every timeout that would end a wait by itself (30 s), far above what a loaded machine needs."""
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    with streamlog.open(":memory:", brokers=3, sync="off") as opened:
+        opened.create_topic("t", partitions=2, replication_factor=3)
+        with opened.producer() as producer:
+            producer.send("t", b"first", partition=0).result(10)
+        yield opened
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.001)
+
+
+def ends(cluster: Any, number: int) -> set[int]:
+    found = set()
+    for broker in cluster._backend.brokers:
+        partition = broker.partitions.get(("t", number))
+        found.add(0 if partition is None else partition.state.log_end_offset)
+    return found
+
+
+def test_an_interrupted_send_is_written_once_and_copied(cluster: Any) -> None:
+    peers = cluster._backend.peers
+    with cluster.producer() as producer:
+
+        def send() -> None:
+            producer.send("t", b"x", partition=0).result(PATIENCE_S)
+
+        total = count_places(send)
+        for strike_at in places(total, PLACES, seed=1):
+            before = cluster.topic("t")[0].log_end_offset
+            place = interrupted_at(strike_at, send)
+            producer.flush(PATIENCE_S)
+            until(lambda: len(ends(cluster, 0)) == 1, f"{place}: a follower was not told")
+            after = cluster.topic("t")[0].log_end_offset
+            assert after - before <= 1, f"{place}: written twice"
+            assert not peers.helping._helpers, place
+            assert not [f for f in peers.fetchers() if f._lock._is_owned()], place
+
+
+def test_an_interrupted_flush_delivers_all_of_it(cluster: Any) -> None:
+    with cluster.producer() as producer:
+        told: list[object] = []
+        asked: list[None] = []
+
+        def send() -> None:
+            nonlocal told, asked
+            told, asked = [], []
+            for number in range(4):
+                producer.send("t", b"x", partition=number % 2).add_done_callback(told.append)
+                asked.append(None)
+            producer.flush(PATIENCE_S)
+
+        total = count_places(send)
+        for strike_at in places(total, PLACES, seed=2):
+            before = [cluster.topic("t")[number].log_end_offset for number in (0, 1)]
+            place = interrupted_at(strike_at, send)
+            producer.flush(PATIENCE_S)
+            after = [cluster.topic("t")[number].log_end_offset for number in (0, 1)]
+            written = sum(after) - sum(before)
+            assert written <= 4, f"{place}: written twice"
+            until(lambda: len(told) >= len(asked), f"{place}: {len(told)} of {len(asked)} callbacks")
+            assert len(asked) <= written, place
