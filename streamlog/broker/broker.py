@@ -246,18 +246,28 @@ class Broker(TurnOwner):
             partition = self.partitions.get((topic.name, number))
             if partition is not None and partition.topic_id == topic.topic_id:
                 self.partitions.pop((topic.name, number), None)
-                partition.stop_serving()
+                self._withdraw(partition)
             self.deletions.doomed[image.log_id] = None
         if topic.name not in self.metadata.image.topics:
             self._topic_meters.pop(topic.name, None)
             self.metrics.remove(topic=topic.name)
+
+    def drop_orphans(self, log_ids: list[int]) -> None:
+        """Delete logs that were found to be nobody's, unless they have become ours meanwhile."""
+        ours = set(self.metadata.image.log_ids(self.id))
+        self.drop_logs([log_id for log_id in log_ids if log_id not in ours])
+
+    def _withdraw(self, partition: Partition) -> None:
+        partition.stop_serving()
+        if self.replication is not None:
+            self.replication.forget(partition)
 
     def drop_logs(self, log_ids: list[int]) -> None:
         self.deletions.doomed.update(dict.fromkeys(log_ids))
         for key, partition in list(self.partitions.items()):
             if partition.log_id in self.deletions.doomed:
                 self.partitions.pop(key, None)
-                partition.stop_serving()
+                self._withdraw(partition)
 
     def refresh(self, name: str) -> None:
         topic = self.metadata.image.topics.get(name)
@@ -398,11 +408,13 @@ class Broker(TurnOwner):
         return None
 
     def delete_orphans(self) -> int:
-        """Find logs of topics deleted before a crash, and have them deleted. Returns how many."""
+        """Find logs of topics deleted before a crash, or reassigned to others while we were down, and have them
+        deleted. Returns how many.
+        """
         with self.environment.snapshot() as snapshot:
             stored = log.log_ids(snapshot)
         # The image is looked at after the store: a topic made in between is known, whatever the store holds of it.
-        known = set(self.metadata.image.log_ids())
+        known = set(self.metadata.image.log_ids(self.id))
         orphans = [log_id for log_id in stored if log_id not in known]
         if orphans:
             self.post(DropLogs(orphans))

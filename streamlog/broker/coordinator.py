@@ -30,6 +30,7 @@ from streamlog import batch as batches
 from streamlog.broker.api import GroupRequest
 from streamlog.broker.checkpointing import decode_offsets, save_offsets
 from streamlog.broker.hosted_group import HostedGroup as HostedGroup
+from streamlog.broker.hosted_group import LoadedFold
 from streamlog.broker.partition import Partition
 from streamlog.broker.pending import wait_until_told
 from streamlog.broker.turn import DEFER, Pending, Turn
@@ -63,16 +64,6 @@ LATE_MS_MAX: Final = 2_000
 """A judge that comes later than this to a deadline was itself stopped (a debugger, SIGSTOP): nobody is blamed."""
 
 
-class _Fold:
-    """One partition of `__consumer_offsets`, loaded: how far its checkpoint is behind, and how large that is."""
-
-    __slots__ = ("keys_saved", "records_since_checkpoint")
-
-    def __init__(self) -> None:
-        self.keys_saved = 0
-        self.records_since_checkpoint = 0
-
-
 class Coordinator:
     """All groups of one broker. Everything but the look-ups runs inside the broker's turn."""
 
@@ -87,7 +78,7 @@ class Coordinator:
             offsets_retention_ms=config.offsets_retention_minutes * 60_000,
         )
         self._hosted: dict[str, HostedGroup] = {}
-        self._folds: dict[int, _Fold] = {}
+        self._folds: dict[int, LoadedFold] = {}
         self._parked: dict[int, Pending] = {}
         self._deadlines: list[tuple[int, str]] = []
         self._load_lock = broker.runtime.turn_lock()
@@ -234,7 +225,7 @@ class Coordinator:
         else:
             for group_id in self._due(turn.now_ms):
                 hosted = self._hosted.get(group_id)
-                if hosted is not None and hosted not in turn.staged_machines:
+                if hosted is not None and self._may_decide(turn, hosted):
                     decision = hosted.machine.on_deadline(turn.now_ms, turn.wall_ms)
                     if not decision.is_empty:
                         self._stage(turn, hosted, decision, None)
@@ -242,10 +233,16 @@ class Coordinator:
                     break
         turn.effects.append(lambda: self._reschedule(turn.now_ms))
 
+    def _may_decide(self, turn: Turn, hosted: HostedGroup) -> bool:
+        """Whether nothing was decided yet, and we lead: this very turn may have ended that."""
+        partition = hosted.partition
+        leads = partition.is_alone or turn.leaderships.get(partition, partition.leadership) is not None
+        return leads and hosted not in turn.staged_machines
+
     def _extend_all(self, turn: Turn, by_ms: int) -> None:
         for group_id in sorted(self._hosted):
             hosted = self._hosted[group_id]
-            if hosted.scheduled_ms is not None and hosted not in turn.staged_machines:
+            if hosted.scheduled_ms is not None and self._may_decide(turn, hosted):
                 decision = hosted.machine.handle(events.ExtendDeadlines(by_ms), turn.now_ms, turn.wall_ms)
                 self._stage(turn, hosted, decision, None)
 
@@ -411,7 +408,7 @@ class Coordinator:
         with self._load_lock:
             if partition.number in self._folds:
                 return
-            fold = _Fold()
+            fold = LoadedFold()
             machines: dict[str, HostedGroup] = {}
             environment, state = self._broker.environment, partition.state
             now_ms = self._broker.runtime.clock.monotonic_ms()

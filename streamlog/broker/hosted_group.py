@@ -46,3 +46,13 @@ class HostedGroup(Source):
         if self._is_news:
             self.notify()
             self._is_news = False
+
+
+class LoadedFold:
+    """One partition of `__consumer_offsets`, loaded: how far its checkpoint is behind, and how large that is."""
+
+    __slots__ = ("keys_saved", "records_since_checkpoint")
+
+    def __init__(self) -> None:
+        self.keys_saved = 0
+        self.records_since_checkpoint = 0

@@ -52,7 +52,7 @@ def decide(broker: Broker, turn: Turn, pending: Pending, request: object) -> obj
             turn.effects.append(lambda: broker.deletions.trimming.setdefault(request.partition))
             turn.reply(pending, None)
         case DropLogs():
-            turn.effects.append(lambda: broker.drop_logs(request.log_ids))
+            turn.effects.append(lambda: broker.drop_orphans(request.log_ids))
             turn.reply(pending, None)
         case SwapCompacted():
             return _decide_swap(broker, turn, pending, request)

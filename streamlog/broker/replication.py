@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -172,7 +172,9 @@ class Replication:
             return  # deleted: DropTopic is on its way
         of = topic.partitions[partition.number]
         if self._broker.id not in of.replicas:
-            turn.effects.append(lambda: self._leave(partition))
+            if topic.internal:
+                self._broker.on_coordinator_moved(turn, partition)
+            turn.effects.append(lambda: self._broker.drop_logs([partition.log_id]))  # reassigned to others
             return
         leadership = turn.leaderships.get(partition, partition.leadership)
         if of.leader == self._broker.id:
@@ -187,13 +189,13 @@ class Replication:
         ):
             self._become_follower(turn, partition, topic, of)
 
-    def _leave(self, partition: Partition) -> None:
-        """Reassigned to others: what we have of it is deleted."""
+    def forget(self, partition: Partition) -> None:
+        """Its topic is gone, or others have it now. Called by the runner; again changes nothing."""
+        partition.leadership = None
         self.acknowledgements.fail(partition, not_leader(partition, self._broker.id))
-        self._behind.pop(partition, None)
-        self._proposals.pop(partition, None)
-        self._unsaved.pop(partition, None)
-        self._broker.drop_logs([partition.log_id])
+        noted: tuple[dict[Partition, Any], ...] = (self._behind, self._proposals, self._unsaved)
+        for of in noted:
+            of.pop(partition, None)
 
     def _become_leader(self, turn: Turn, partition: Partition, of: PartitionImage) -> None:
         state: ReplicaState = turn.staged.get(partition) or partition.state
@@ -247,10 +249,8 @@ class Replication:
 
         turn.effects.append(follow)
         if of.leader != NO_LEADER and self._broker.id in of.replicas:
-            self._broker.after_turn(
-                turn,
-                lambda: self._peers.news_for(self._broker.id, of.leader, (partition.topic, partition.number)),
-            )
+            key = (partition.topic, partition.number)
+            self._broker.after_turn(turn, lambda: self._peers.news_for(self._broker.id, of.leader, key))
         if topic.internal:
             self._broker.on_coordinator_moved(turn, partition)
 
@@ -264,6 +264,9 @@ class Replication:
             return
         settled._check()
         turn.leaderships[partition] = settled
+        if settled.replicas != leadership.replicas:
+            role = (self._broker.id, partition.role_epoch, True, len(settled.replicas) == 1)
+            turn.effects.append(lambda: partition.take_role(*role))
         if settled.isr != leadership.isr:
             turn.effects.append(lambda: self._count_isr(partition, leadership.isr, settled.isr))
         self.move_high_watermark(turn, partition)
@@ -274,17 +277,13 @@ class Replication:
             self.propose(turn, partition, settled, (*settled.isr, *joining))
 
     def _count_isr(self, partition: Partition, old: tuple[int, ...], new: tuple[int, ...]) -> None:
-        leadership = partition.leadership
-        is_alone = leadership is not None and leadership.is_alone
-        partition.take_role(self._broker.id, partition.role_epoch, True, is_alone)
         sent = self._proposals.pop(partition, None)
         self._behind[partition] = None
         self.counts.isr_expands += not set(new) <= set(old)
         self.counts.isr_shrinks += not set(old) <= set(new)
         if sent is not None:
-            self._peers.counts.isr_change_times.update(
-                (self._broker.runtime.clock.monotonic_us() - sent[1]) / 1_000
-            )
+            took_us = self._broker.runtime.clock.monotonic_us() - sent[1]
+            self._peers.counts.isr_change_times.update(took_us / 1_000)
         self.trace(f"isr of {partition.name} {list(old)} => {list(new)}")
 
     def on_loaded(self, partition: Partition, of: PartitionImage) -> None:
@@ -357,6 +356,8 @@ class Replication:
     def _on_published(self, turn: Turn, partition: Partition) -> None:
         """Answer who waited for this high watermark, tell the followers who are behind."""
         leadership, state = partition.leadership, partition.state
+        if partition.view is None:
+            return  # it was dropped in this very turn
         if leadership is not None:
             for follower, progress in leadership.followers.items():
                 is_behind = progress.log_end_offset != state.log_end_offset

@@ -281,9 +281,11 @@ class ClusterImage:
             for number, partition in enumerate(topic.partitions):
                 yield topic, number, partition
 
-    def log_ids(self) -> Iterator[int]:
+    def log_ids(self, broker_id: int | None = None) -> Iterator[int]:
+        """Of all logs, or of those that a broker has a replica of."""
         for _, _, partition in self.partitions():
-            yield partition.log_id
+            if broker_id is None or broker_id in partition.replicas:
+                yield partition.log_id
 
     def is_active(self, broker_id: int) -> bool:
         """Registered, not fenced, not shutting down: it may lead and be in an ISR."""

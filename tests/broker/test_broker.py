@@ -147,8 +147,8 @@ def test_a_topic_made_while_orphans_are_looked_for_is_not_one(
     """The store is looked at before the image: whatever is in it must be known, or be gone from the image."""
     image_ids = type(cluster.metadata.image).log_ids
 
-    def created_in_between(image: Any) -> Any:
-        found = list(image_ids(image))
+    def created_in_between(image: Any, broker_id: int) -> Any:
+        found = list(image_ids(image, broker_id))
         if "fresh" not in cluster.topics:
             cluster.create_topic("fresh", 1, 1, {})
             produce(cluster, "fresh", 0, b"acknowledged")

@@ -96,6 +96,9 @@ def test_a_trim_deletes_only_what_lies_below_the_start(still: BrokerCluster) -> 
 def test_dropped_logs_go_and_their_partitions_are_no_longer_served(still: BrokerCluster) -> None:
     partition = still.partition("t", 0)
     still.broker.call(DropLogs([partition.log_id]))
+    assert partition.view is not None, "a log that is ours is no orphan (any more)"
+    still.metadata.call(api.DeleteTopic("t"))
+    still.broker.call(DropLogs([partition.log_id]))
     assert partition.view is None
     for _ in range(3):
         tick_after(still, 5)
