@@ -17,7 +17,6 @@ Not implemented: a quorum of controllers. The metadata log is one log, always up
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streamlog.broker.controlling import JudgeLeases, RebalanceLeaders, RenewLease, TakeControl

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -193,9 +193,8 @@ class Replication:
         """Its topic is gone, or others have it now. Called by the runner; again changes nothing."""
         partition.leadership = None
         self.acknowledgements.fail(partition, not_leader(partition, self._broker.id))
-        noted: tuple[dict[Partition, Any], ...] = (self._behind, self._proposals, self._unsaved)
-        for of in noted:
-            of.pop(partition, None)
+        for noted in (self._behind, self._proposals, self._unsaved):
+            noted.pop(partition, None)
 
     def _become_leader(self, turn: Turn, partition: Partition, of: PartitionImage) -> None:
         state: ReplicaState = turn.staged.get(partition) or partition.state
@@ -264,8 +263,8 @@ class Replication:
             return
         settled._check()
         turn.leaderships[partition] = settled
-        if settled.replicas != leadership.replicas:
-            role = (self._broker.id, partition.role_epoch, True, len(settled.replicas) == 1)
+        if settled.replicas != leadership.replicas:  # alone until now, perhaps, or from now on
+            role = (self._broker.id, partition.role_epoch, True, settled.is_alone)
             turn.effects.append(lambda: partition.take_role(*role))
         if settled.isr != leadership.isr:
             turn.effects.append(lambda: self._count_isr(partition, leadership.isr, settled.isr))

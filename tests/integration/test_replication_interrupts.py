@@ -1,4 +1,4 @@
-"""Ctrl-C in a caller that sends to several brokers: nothing is written twice, nobody waits for ever, followers copy on."""
+"""Ctrl-C in a caller that sends to several brokers: nothing is written twice, nobody waits for ever."""
 
 from __future__ import annotations
 
