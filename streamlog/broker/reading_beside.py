@@ -28,7 +28,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from streamlog.broker.backup import backup_environments
-from streamlog.broker.following import LOOK_MS_MAX, LOOK_MS_MIN, BesideListener, PartitionBeside, ReaderBeside
+from streamlog.broker.following import (
+    LOOK_MS_MAX,
+    LOOK_MS_MIN,
+    BesideListener,
+    PartitionBeside,
+    ReaderBeside,
+    broker_of,
+)
 from streamlog.broker.groups_beside import GroupsBeside
 from streamlog.broker.partition import Partition, TopicMeters, state_of
 from streamlog.broker.runner import Lock, Runtime, ThreadedRuntime
@@ -279,12 +286,17 @@ class ClusterBeside:
         """A snapshot and the view it holds. Raises NotLeaderOrFollowerError where the topic is gone."""
 
         def look(stores: Stores) -> tuple[ReplicaState | None, Snapshot]:
-            snapshot = stores.broker(_leader_id(partition)).snapshot()
-            try:
-                return self._view(stores, snapshot, partition), snapshot
-            except BaseException:
-                snapshot.close()
-                raise
+            while True:
+                leader_id = self._leader_id(stores, partition)
+                snapshot = stores.broker(leader_id).snapshot()
+                try:
+                    view = self._view(stores, snapshot, partition)
+                    if view is None or self._leader_id(stores, partition) == leader_id:
+                        return view, snapshot
+                except BaseException:
+                    snapshot.close()
+                    raise
+                snapshot.close()  # another broker leads by now: what this one has may be cut off
 
         view, snapshot = self.with_stores(look)
         if view is None:
@@ -303,17 +315,26 @@ class ClusterBeside:
         def look(stores: Stores) -> list[ReplicaState | None]:
             snapshots: dict[int, Snapshot] = {}
             try:
-                for partition in partitions:
-                    if partition.leader_id not in snapshots:
-                        snapshots[partition.leader_id] = stores.broker(partition.leader_id).snapshot()
+                leaders = [self._leader_id(stores, partition) for partition in partitions]
+                for leader_id in leaders:
+                    if leader_id not in snapshots:
+                        snapshots[leader_id] = stores.broker(leader_id).snapshot()
                 return [
-                    self._view(stores, snapshots[partition.leader_id], partition) for partition in partitions
+                    self._view(stores, snapshots[leader_id], partition)
+                    for leader_id, partition in zip(leaders, partitions, strict=True)
                 ]
             finally:
                 for snapshot in snapshots.values():
                     snapshot.close()
 
         return self.with_stores(look)
+
+    def _leader_id(self, stores: Stores, partition: Partition) -> int:
+        """In whose store the partition is read now; of a topic that is gone, where it was."""
+        topic = self._refresh(stores).topics.get(partition.topic)
+        if topic is not None and topic.topic_id == partition.topic_id:
+            partition.leader_id = broker_of(topic.partitions[partition.number])
+        return partition.leader_id
 
     def _view(self, stores: Stores, snapshot: Snapshot, partition: Partition) -> ReplicaState | None:
         checkpoint = log.load_checkpoint(snapshot, partition.log_id)
@@ -328,7 +349,12 @@ class ClusterBeside:
 
         def next_slice(stores: Stores) -> list[Dumped]:
             return next(
-                dump_slices(stores.broker(partition.leader_id), partition.log_id, start_offset, end_offset),
+                dump_slices(
+                    stores.broker(self._leader_id(stores, partition)),
+                    partition.log_id,
+                    start_offset,
+                    end_offset,
+                ),
                 [],
             )
 
@@ -387,8 +413,3 @@ class ClusterBeside:
 
     def post_group(self, *_: object, **__: object) -> NoReturn:
         self.refuse_write("joining a group")
-
-
-def _leader_id(partition: Partition) -> int:
-    assert isinstance(partition, PartitionBeside)
-    return partition.leader_id

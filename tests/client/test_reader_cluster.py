@@ -489,3 +489,23 @@ def test_an_idle_wait_looks_seldom(
         consumer.assign([T0])
         consumer.poll(0.4)
     assert 400 / LOOK_MS_MAX / 3 < len(looks) < 400 / LOOK_MS_MAX + 30
+
+
+def test_a_reader_follows_the_leaders(tmp_path: Path) -> None:
+    """Another process owns the directory: what its brokers do is known by the metadata log only."""
+    with streamlog.open(tmp_path, brokers=3, sync="off") as owner:
+        owner.create_topic("t", partitions=1, replication_factor=2)
+        with owner.producer() as producer:
+            producer.send("t", b"a").result(10)
+            with streamlog.open(tmp_path, mode="r") as cluster:
+                partition = cluster.topic("t")[0]
+                reader = cluster.consumer()
+                reader.assign([("t", 0)])
+                assert [record.value for record in reader.poll(20)] == [b"a"]
+                old = partition.leader
+                owner.brokers[old].stop()
+                assert partition.leader != old
+                producer.send("t", b"b").result(10)
+                assert [record.value for record in reader.poll(20)] == [b"b"]
+                assert len(partition.read(0)) == 2
+                assert len(list(cluster._backend.dump("t", 0, 0, None))) == 2
