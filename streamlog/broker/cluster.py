@@ -298,8 +298,15 @@ class BrokerCluster:
         """Of a broker that stopped, or of all at the end."""
         if not environment.close():
             self._wait_for_readers(environment)
-        if not self.closed:
+        if not self.closed and environment in self._environments:
             self._environments.remove(environment)
+
+    def close_left_open(self, path: str) -> None:
+        """Close a store that a start or a stop, interrupted, has left open."""
+        for environment in [
+            environment for environment in self._environments if environment.location == path
+        ]:
+            self.close_environment(environment)
 
     def _wait_for_readers(self, environment: Environment) -> None:
         """A thread is still reading: its snapshot is short, and its end closes the file (ECOSYSTEM 3.2 row 24)."""

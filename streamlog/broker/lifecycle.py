@@ -5,6 +5,8 @@
     pause   silence: no turn runs, nothing is told; after the session timeout the controller fences it. resume ends it
     start   a new life over the same directory: registered, unfenced with its first lease, catching up as a follower
 
+Interrupted (Ctrl-C), each of them is finished by the next call about the same broker: the same one again, or another.
+
 Source: Kafka's controlled shutdown, broker registration (KIP-631); DESIGN "The metadata log".
 """
 
@@ -63,6 +65,8 @@ def running(cluster: BrokerCluster, broker_id: int) -> Broker:
 
 def stop(cluster: BrokerCluster, broker_id: int) -> None:
     """Controlled shutdown. Raises IllegalStateError if it does not run."""
+    if _finish_leaving(cluster, broker_id):
+        return
     broker = running(cluster, broker_id)
     broker.paused = False
     try:
@@ -77,6 +81,8 @@ def crash(cluster: BrokerCluster, broker_id: int, lose_unsynced: bool = False) -
 
     Raises IllegalStateError if it does not run.
     """
+    if _finish_leaving(cluster, broker_id):
+        return
     broker = running(cluster, broker_id)
     broker.paused = False
     if lose_unsynced:
@@ -85,15 +91,28 @@ def crash(cluster: BrokerCluster, broker_id: int, lose_unsynced: bool = False) -
 
 
 def _leave(cluster: BrokerCluster, broker: Broker, *, abruptly: bool) -> None:
+    cluster.peers.trace(f"broker {broker.id} {'crashes' if abruptly else 'stops'}")
+    cluster.peers.leaving[broker.id] = broker, abruptly
+    _finish_leaving(cluster, broker.id)
+
+
+def _finish_leaving(cluster: BrokerCluster, broker_id: int) -> bool:
+    """Let a broker that stops be gone; False if it does not stop. Cut short, it is done by doing it again."""
     peers = cluster.peers
-    peers.trace(f"broker {broker.id} {'crashes' if abruptly else 'stops'}")
+    if broker_id not in peers.leaving:
+        return False
+    broker, abruptly = peers.leaving[broker_id]
     ends = peers.left(broker)
     broker.close(down(broker.id), abruptly=abruptly)
     cluster.know_brokers(peers.brokers())
     for end in ends:
         end()
+    peers.ended(broker_id)
     cluster.close_environment(broker.environment)
-    cluster.metadata.call(BrokerLost(broker.id), CONTROL_WAIT_MS)
+    cluster.metadata.call(BrokerLost(broker_id), CONTROL_WAIT_MS)
+    peers.starting.pop(broker_id, None)
+    peers.leaving.pop(broker_id, None)
+    return True
 
 
 def _unsynced(broker: Broker) -> dict[int, int]:
@@ -112,12 +131,19 @@ def start(cluster: BrokerCluster, broker_id: int) -> None:
     """Begin a new life. Raises IllegalStateError if it runs."""
     peers, metadata = cluster.peers, cluster.metadata
     peers.open()
-    if peers.running(broker_id) is not None:
-        raise IllegalStateError(f"broker {broker_id} runs already", broker_id=broker_id)
+    _finish_leaving(cluster, broker_id)
+    half_started = peers.running(broker_id)
+    if half_started is not None:
+        if broker_id not in peers.starting:
+            raise IllegalStateError(f"broker {broker_id} runs already", broker_id=broker_id)
+        _leave(cluster, half_started, abruptly=True)
+    cluster.close_left_open(cluster.directory.broker_path(broker_id))
+    peers.starting[broker_id] = None
     broker = cluster.open_broker(broker_id)
-    tails = peers.lost_tails.pop(broker_id, None)
+    tails = peers.lost_tails.get(broker_id)
     if tails:
         _cut_tails(broker, tails)
+        peers.lost_tails.pop(broker_id, None)
     # First: from its first message on it speaks for its new life.
     metadata.call(RegisterBroker(broker_id, cluster.incarnation), CONTROL_WAIT_MS)
     _join(cluster, broker)
@@ -125,6 +151,7 @@ def start(cluster: BrokerCluster, broker_id: int) -> None:
     peers.keep_lease(broker, cluster.runtime.clock.monotonic_ms())
     peers.trace(f"broker {broker_id} starts")
     _catch_up(cluster, broker)
+    peers.starting.pop(broker_id, None)
 
 
 def add(cluster: BrokerCluster) -> int:

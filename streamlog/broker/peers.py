@@ -68,6 +68,9 @@ class Peers:
         self.coordinators = Coordinators(cluster)
         self.counts = ReplicationCounts(self._clock)
         cluster.metadata.controller_counts = self.counts.controller
+        self.leaving: dict[int, tuple[Broker, bool]] = {}
+        """Brokers that stop, and whether abruptly: who was interrupted there is done with by the next."""
+        self.starting: dict[int, None] = {}
         self.lost_tails: dict[int, dict[int, int]] = {}
         """Brokers that crashed without what was not synced: log id -> where the log ends at the next start."""
 
@@ -111,24 +114,33 @@ class Peers:
         service.wake()
 
     def left(self, broker: Broker) -> list[Callable[[], object]]:
-        """A broker serves no longer; returns how to wait until its threads have ended."""
+        """A broker serves no longer; returns how to wait until its threads have ended. May be called again."""
         self._running.pop(broker.id, None)
-        fetchers = [f for some in self._fetchers.pop(broker.id, {}).values() for f in some]
+        return self._stop_threads(broker.id)
+
+    def _stop_threads(self, broker_id: int) -> list[Callable[[], object]]:
         ends: list[Callable[[], object]] = []
-        for fetcher in fetchers:
+        for fetcher in [f for some in self._fetchers.get(broker_id, {}).values() for f in some]:
             fetcher.stop()
             ends.append(fetcher.join)
-        service = self._leases.pop(broker.id, None)
+        service = self._leases.get(broker_id)
         if service is not None:
             service.stop(0)
             ends.append(service.stop)
         return ends
 
+    def ended(self, broker_id: int) -> None:
+        """The threads of a broker that left have ended."""
+        self._fetchers.pop(broker_id, None)
+        self._leases.pop(broker_id, None)
+
     def close(self) -> None:
         """Stop all threads."""
         self._closed = True
         self.helping.stop()
-        ends = [end for broker in self.brokers() for end in self.left(broker)]
+        ends = [
+            end for broker_id in {*self._fetchers, *self._leases} for end in self._stop_threads(broker_id)
+        ]
         for end in ends:
             end()
 

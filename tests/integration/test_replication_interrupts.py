@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import streamlog
+from streamlog.errors import IllegalStateError
 from tests.broker.interrupting import count_places, interrupted_at, places
 
 PLACES = 150
@@ -82,3 +83,41 @@ def test_an_interrupted_flush_delivers_all_of_it(cluster: Any) -> None:
             assert written <= 4, f"{place}: written twice"
             until(lambda: len(told) >= len(asked), f"{place}: {len(told)} of {len(asked)} callbacks")
             assert len(asked) <= written, place
+
+
+@pytest.mark.parametrize("act", ["stop", "crash"])
+def test_an_interrupted_stop_can_be_done_again(cluster: Any, act: str) -> None:
+    handle = cluster.brokers[2]
+
+    def leave() -> None:
+        getattr(handle, act)()
+
+    total = count_places(leave)
+    handle.start()
+    with cluster.producer() as producer:
+        for strike_at in places(total, PLACES // 3, seed=3):
+            place = interrupted_at(strike_at, leave)
+            if place is not None and handle.state != "down":
+                leave()
+            handle.start()
+            assert handle.state == "running", place
+            producer.send("t", b"x", partition=0).result(PATIENCE_S)
+            until(lambda: len(ends(cluster, 0)) == 1, f"{place}: it does not catch up")
+
+
+def test_an_interrupted_start_can_be_done_again(cluster: Any) -> None:
+    handle = cluster.brokers[2]
+    handle.stop()
+    total = count_places(handle.start)
+    with cluster.producer() as producer:
+        for strike_at in places(total, PLACES // 3, seed=4):
+            handle.stop()
+            place = interrupted_at(strike_at, handle.start)
+            if place is not None:
+                try:
+                    handle.start()
+                except IllegalStateError:
+                    pass  # it was struck on the very way out
+            producer.send("t", b"x", partition=0).result(PATIENCE_S)
+            until(lambda: len(ends(cluster, 0)) == 1, f"{place}: it does not catch up")
+            until(lambda: set(cluster.topic("t")[0].isr) == {0, 1, 2}, f"{place}: it does not join again")
