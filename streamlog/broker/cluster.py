@@ -96,7 +96,7 @@ class BrokerCluster:
         self.closed = False
         self._released = False
         directory.announce(incarnation=self.incarnation)
-        self._environments: list[Environment] = []
+        self.environments: list[Environment] = []
         try:
             self.metadata = MetadataLog(
                 self._open_environment(directory.metadata_path),
@@ -110,7 +110,7 @@ class BrokerCluster:
             self.metadata.configure(self.config)
             self.brokers = [self.open_broker(broker_id) for broker_id in sorted(self.metadata.image.brokers)]
         except BaseException:
-            for environment in self._environments:
+            for environment in self.environments:
                 environment.close(force=True)
             directory.close()
             raise
@@ -151,7 +151,7 @@ class BrokerCluster:
             allow_network_fs=self.config.allow_network_fs
             or device(path) in (None, device(self.directory.location)),
         )
-        self._environments.append(environment)
+        self.environments.append(environment)
         return environment
 
     def _join_brokers(self, brokers: int | None) -> None:
@@ -243,7 +243,7 @@ class BrokerCluster:
 
     def check_usable(self) -> None:
         """Raises ClosedError, or StoreForkedError in a child process."""
-        for environment in self._environments[:1]:
+        for environment in self.environments[:1]:
             environment.check_process()
         if self.closed:
             self.refuse_closed()
@@ -252,7 +252,7 @@ class BrokerCluster:
     def is_foreign(self) -> bool:
         """Opened by the parent of this process: nothing of it may be touched after the fork."""
         try:
-            for environment in self._environments[:1]:
+            for environment in self.environments[:1]:
                 environment.check_process()
         except StoreForkedError:
             return True
@@ -280,9 +280,7 @@ class BrokerCluster:
             steps.append(self._peers.close)
         steps += [broker.close for broker in self.brokers]
         steps.append(self.metadata.close)
-        steps += [
-            partial(self.close_environment, environment) for environment in reversed(self._environments)
-        ]
+        steps += [partial(self.close_environment, environment) for environment in reversed(self.environments)]
         steps.append(self.directory.close)
         for step in steps:
             try:
@@ -298,15 +296,8 @@ class BrokerCluster:
         """Of a broker that stopped, or of all at the end."""
         if not environment.close():
             self._wait_for_readers(environment)
-        if not self.closed and environment in self._environments:
-            self._environments.remove(environment)
-
-    def close_left_open(self, path: str) -> None:
-        """Close a store that a start or a stop, interrupted, has left open."""
-        for environment in [
-            environment for environment in self._environments if environment.location == path
-        ]:
-            self.close_environment(environment)
+        if not self.closed and environment in self.environments:
+            self.environments.remove(environment)
 
     def _wait_for_readers(self, environment: Environment) -> None:
         """A thread is still reading: its snapshot is short, and its end closes the file (ECOSYSTEM 3.2 row 24)."""

@@ -137,7 +137,7 @@ def start(cluster: BrokerCluster, broker_id: int) -> None:
         if broker_id not in peers.starting:
             raise IllegalStateError(f"broker {broker_id} runs already", broker_id=broker_id)
         _leave(cluster, half_started, abruptly=True)
-    cluster.close_left_open(cluster.directory.broker_path(broker_id))
+    _close_left_open(cluster, cluster.directory.broker_path(broker_id))
     peers.starting[broker_id] = None
     broker = cluster.open_broker(broker_id)
     tails = peers.lost_tails.get(broker_id)
@@ -152,6 +152,12 @@ def start(cluster: BrokerCluster, broker_id: int) -> None:
     peers.trace(f"broker {broker_id} starts")
     _catch_up(cluster, broker)
     peers.starting.pop(broker_id, None)
+
+
+def _close_left_open(cluster: BrokerCluster, path: str) -> None:
+    """Close the store that a start or a stop, interrupted, has left open."""
+    for environment in [opened for opened in cluster.environments if opened.location == path]:
+        cluster.close_environment(environment)
 
 
 def add(cluster: BrokerCluster) -> int:

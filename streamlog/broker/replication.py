@@ -125,7 +125,8 @@ class Replication:
         for partition, state in turn.staged.items():
             partition.publish(state)
         for partition in turn.staged:
-            self._on_published(turn, partition)
+            if partition.view is not None:  # not dropped in this very turn
+                self._on_published(turn, partition)
 
     # -- roles -------------------------------------------------------------------------------------------------------
 
@@ -355,8 +356,6 @@ class Replication:
     def _on_published(self, turn: Turn, partition: Partition) -> None:
         """Answer who waited for this high watermark, tell the followers who are behind."""
         leadership, state = partition.leadership, partition.state
-        if partition.view is None:
-            return  # it was dropped in this very turn
         if leadership is not None:
             for follower, progress in leadership.followers.items():
                 is_behind = progress.log_end_offset != state.log_end_offset
