@@ -476,7 +476,7 @@ def test_if_the_view_differs_after_opening_the_snapshot_the_reader_tries_again(
             snapshots.append(environment.snapshot())
             return snapshots[-1]
 
-    moving = type(reader)(Moving())  # type: ignore[arg-type]
+    moving = type(reader)(Moving(), cluster.runtime.waiter)  # type: ignore[arg-type]
     view, snapshot = moving.open(partition)
     with snapshot:
         assert len(snapshots) == 2 and snapshots[0].readers is None, "the first snapshot was used, or kept"
@@ -494,7 +494,7 @@ def test_an_append_in_between_does_not_make_the_reader_try_again(cluster: Broker
             opened_.append(1)
             return environment.snapshot()
 
-    reader = type(cluster.broker.reader)(Appending())  # type: ignore[arg-type]
+    reader = type(cluster.broker.reader)(Appending(), cluster.runtime.waiter)  # type: ignore[arg-type]
     view, batches = reader.read(partition, 0, 1 << 20)
     assert opened_ == [1]
     assert view.log_end_offset == 1 and [batch.last_offset for batch in batches] == [0], (
