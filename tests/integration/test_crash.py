@@ -74,7 +74,8 @@ def rounds(path: Path, sync: str, count: int, brokers: int = 1) -> None:
         records = judge(path, said, alike=brokers > 1)
         number += 1
     print(
-        f"seed {SEED}, sync={sync}, {brokers} brokers: {number} rounds, {records} records, {len(said.acked)} acknowledged one by one"
+        f"seed {SEED}, sync={sync}, {brokers} brokers: {number} rounds, {records} records, "
+        f"{len(said.acked)} acknowledged one by one"
     )
     assert len(said.acked) > 20 * count and said.commit_acked > 0 and said.topics
 
