@@ -36,7 +36,7 @@ def test_again_until_somebody_leads() -> None:
     simulation = Simulation()
     asked = Asked(simulation, 3)
     assert asked.look_up("a", how="b") == ("a", "b")
-    assert asked.calls == 4 and simulation.now_ms == 30
+    assert asked.calls == 4 and simulation.now_ms == 10 + 20 + 40
     assert Asked.look_up.__doc__ == "Its own docstring."
 
 
