@@ -127,6 +127,10 @@ class Acknowledgements:
             queue = self._queues.setdefault(entry.partition, deque())
             if entry not in queue:
                 queue.append(entry)
+        while self._deadlines and self._deadlines[0][2].is_answered:
+            heappop(
+                self._deadlines
+            )  # here, where only the runner comes: another's pop would take what was just pushed
         self._parked_total += 1
         heappush(self._deadlines, (produce.deadline_ms, self._parked_total, produce))
         produce.is_parked = True
@@ -167,9 +171,11 @@ class Acknowledgements:
             heappop(self._deadlines)
 
     def next_deadline_ms(self) -> int | None:
-        while self._deadlines and self._deadlines[0][2].is_answered:
-            heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        """When `expire` has something to do, at the earliest. By any thread: it looks, and changes nothing."""
+        try:
+            return self._deadlines[0][0]
+        except IndexError:
+            return None
 
     def close(
         self, refusal: StreamlogError, answer: Callable[[Pending, object, BaseException | None], None]
