@@ -13,6 +13,7 @@ deletion that is under way, or was cut short, leaves behind; the owner removes i
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +27,8 @@ from streamlog.broker.stores_beside import Stores, load_image
 from streamlog.config import ClusterConfig, TopicConfig
 from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC, ClusterImage
 from streamlog.core.group import GroupMachine, group_partition
-from streamlog.errors import ClosedError, CorruptStoreError, StreamlogError
+from streamlog.core.leader_epochs import EpochEntry, EpochHistory
+from streamlog.errors import ClosedError, CorruptRecordError, CorruptStoreError, StreamlogError
 from streamlog.record import TopicPartition
 from streamlog.storage import log
 from streamlog.storage.directory import BROKER_PREFIX, METADATA
@@ -42,6 +44,8 @@ from streamlog.storage.verification import (
 )
 
 _READ_BYTES: Final = 4 * 1024 * 1024
+_HEADERS_MAX: Final = 4096
+"""Looked at in one snapshot: a long one keeps the owner from using freed pages."""
 
 
 class ProgressNow(msgspec.Struct, frozen=True):
@@ -154,6 +158,7 @@ class _Verification:
         for name, found in walked.items():
             for log_id in found.logs:
                 check_bodies(environments[name], found, log_id, self._advance)
+                self._check_epochs(name, environments[name], log_id)
             self._take_over(name, found)
             if name != METADATA and METADATA not in broken:
                 self._check_groups(name, environments[name])
@@ -225,6 +230,39 @@ class _Verification:
             if where is not None:
                 problem = msgspec.structs.replace(problem, topic=where.topic, partition=where.partition)
             report.problems.append(problem)
+
+    def _check_epochs(self, name: str, environment: Environment, log_id: int) -> None:
+        """The list of leader epochs against the batches: each lies where the list says its epoch was written.
+
+        Epochs without batches are right too: their leaders wrote nothing, or it was deleted or compacted away.
+        """
+        offset = 0
+        while True:
+            with environment.snapshot() as snapshot:
+                value = log.get_extra(snapshot, log_id, CheckpointKind.LEADER_EPOCHS)
+                if value is None:
+                    return
+                try:
+                    entries = msgspec.msgpack.decode(value, type=list[tuple[int, int]])
+                    headers = list(islice(log.iterate_headers(snapshot, log_id, offset), _HEADERS_MAX))
+                except msgspec.DecodeError as error:
+                    self._wrong(name, log_id, "the list of leader epochs cannot be decoded", actual=error)
+                    return
+                except CorruptRecordError:
+                    return  # said already
+            history = EpochHistory(tuple(EpochEntry(*entry) for entry in entries))
+            if any(not (a[0] < b[0] and a[1] < b[1]) for a, b in pairwise(entries)):
+                self._wrong(name, log_id, "the leader epochs do not rise", actual=history)
+                return
+            for stored in headers:
+                last_offset, epoch = stored.header.last_offset, stored.header.leader_epoch
+                if history.epoch_of(last_offset) != epoch:
+                    what = f"the list of leader epochs has another one for offset {last_offset}"
+                    self._wrong(name, log_id, what, epoch, history.epoch_of(last_offset))
+                    return
+                offset = last_offset + 1
+            if not headers:
+                return
 
     # -- folds -----------------------------------------------------------------------------------------------
 

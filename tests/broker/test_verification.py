@@ -323,3 +323,44 @@ def test_a_lost_checkpoint_costs_time_only(path: Path) -> None:
         with cluster.producer() as producer:
             assert producer.send("t", b"next", partition=0).result(5).offset == 15
     assert verify_directory(path).problems == []
+
+
+@pytest.fixture
+def replicated(tmp_path: Path) -> Path:
+    """A closed cluster of two brokers whose partition was led in several epochs, one of which wrote nothing."""
+    path = tmp_path / "data"
+    with streamlog.open(path, brokers=2, sync="off") as cluster:
+        cluster.create_topic("t", replication_factor=2)
+        with cluster.producer() as producer:
+            for number in range(5):
+                if number != 2:
+                    producer.send("t", b"%d" % number).result(20)
+                broker = cluster.brokers[cluster.topic("t")[0].leader]
+                broker.stop()
+                broker.start()
+            producer.send("t", b"last").result(20)
+    return path
+
+
+def test_leader_epochs_fit_their_batches(replicated: Path) -> None:
+    report = verify_directory(replicated)
+    assert not report.problems
+    environment = Environment.open(replicated / "broker-0")
+    [(log_id, entries)] = [item for item in epochs_of(environment).items() if len(item[1]) > 2]
+    wrong = [*entries[:-1], (entries[-1][0] + 1, entries[-1][1])]
+    transaction = environment.write()
+    log.put_extra(transaction, log_id, CheckpointKind.LEADER_EPOCHS, msgspec.msgpack.encode(wrong))
+    transaction.commit()
+    environment.close()
+    [problem] = verify_directory(replicated).problems
+    assert problem.what.startswith("the list of leader epochs has another one for offset")
+    assert (problem.environment, problem.topic, problem.partition) == ("broker-0", "t", 0)
+
+
+def epochs_of(environment: Environment) -> dict[int, list[tuple[int, int]]]:
+    with environment.snapshot() as snapshot:
+        return {
+            log_id: msgspec.msgpack.decode(value, type=list[tuple[int, int]])
+            for log_id in log.log_ids(snapshot)
+            if (value := log.get_extra(snapshot, log_id, CheckpointKind.LEADER_EPOCHS)) is not None
+        }
