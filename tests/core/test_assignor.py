@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from types import FrameType
+from typing import Any
 
 import msgspec
 import pytest
 
-from streamlog.clock import SystemClock
 from streamlog.core.assignor import (
     ASSIGNORS,
     COOPERATIVE_STICKY,
@@ -386,13 +389,27 @@ def _hundred_members() -> Iterator[tuple[str, dict[str, int], dict[str, Subscrip
         yield f"{label}, one had all", counts, owning(equal, {"C000": all_of_them})
 
 
+def _lines_of(act: Callable[[], object]) -> int:
+    """How many lines of Python run: the same on a busy machine as on an idle one."""
+    seen = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal seen
+        seen += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    finally:
+        sys.settrace(before)
+    return seen
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_hundred_members_and_a_thousand_partitions_take_well_under_200_ms(name: str) -> None:
-    clock = SystemClock()
+def test_a_hundred_members_and_a_thousand_partitions_are_no_work_to_speak_of(name: str) -> None:
+    """A million lines take about 200 ms. To look at each topic once for each pair of members takes ten million."""
     for label, counts, members in _hundred_members():
-        times_us = []
-        for _ in range(2):  # the better of two: the machine may be busy
-            begin_us = clock.monotonic_us()
-            ASSIGNORS[name].assign(counts, members)
-            times_us.append(clock.monotonic_us() - begin_us)
-        assert min(times_us) < 200_000, f"{name}, {label}: {min(times_us)} us"
+        lines = _lines_of(partial(ASSIGNORS[name].assign, counts, members))
+        assert lines < 1_200_000, f"{name}, {label}: {lines}"
