@@ -14,7 +14,7 @@ Sources: KIP-500, KIP-631 (broker registration and heartbeats); Kafka QuorumCont
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -99,6 +99,8 @@ class Controlling:
         self._metadata = metadata
         self._config = config
         self.leases = LeaseTable(config.broker_session_timeout_ms, config.broker_heartbeat_interval_ms)
+        self.hears: Callable[[int], bool] = lambda broker_id: True
+        """Whether a broker is connected to the metadata log."""
 
     def __repr__(self) -> str:
         return f"Controlling({self.leases!r})"
@@ -130,7 +132,7 @@ class Controlling:
     def check_controller(self, now_ms: int) -> None:
         """Raises NotControllerError while no broker that is heard of is the controller."""
         image = self._metadata.image
-        if image.controller_id not in self.leases.live(now_ms):
+        if image.controller_id not in self.leases.live(now_ms) or not self.hears(image.controller_id):
             raise NotControllerError(
                 f"broker {image.controller_id} was the controller and is not heard of; another takes over as soon as its "
                 f"session of {self._config.broker_session_timeout_ms} ms is over",

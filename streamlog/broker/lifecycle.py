@@ -37,6 +37,7 @@ def open_peers(cluster: BrokerCluster, peers: Peers) -> None:
     for broker_id in metadata.image.brokers:
         controlling.leases.renew(broker_id, now_ms)
     metadata.on_records = peers.on_image
+    controlling.hears = peers.hears_metadata
     for broker_id, known in sorted(metadata.image.brokers.items()):
         if not known.is_active:  # it was down when the directory was closed
             metadata.call(RegisterBroker(broker_id, cluster.incarnation), CONTROL_WAIT_MS)

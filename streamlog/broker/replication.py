@@ -43,7 +43,7 @@ from streamlog.core.cluster_image import NO_LEADER, PartitionImage, TopicImage
 from streamlog.core.leader_epochs import UNDEFINED, EpochHistory
 from streamlog.core.leadership import LagLimits, Leadership
 from streamlog.core.replica import ReplicaState
-from streamlog.errors import NotCoordinatorError, NotEnoughReplicasError, StreamlogError
+from streamlog.errors import NotControllerError, NotCoordinatorError, NotEnoughReplicasError, StreamlogError
 from streamlog.storage import log
 from streamlog.storage.keys import CheckpointKind
 
@@ -270,8 +270,8 @@ class Replication:
         if settled.isr != leadership.isr:
             turn.effects.append(lambda: self._count_isr(partition, leadership.isr, settled.isr))
         self.move_high_watermark(turn, partition)
-        # Who was not eligible when it last fetched may be now, and has no reason to fetch again.
         state = turn.staged.get(partition) or partition.state
+        # Who was not eligible when it last fetched may be now, and has no reason to fetch again.
         joining = [follower for follower in settled.followers if rules.may_join(settled, state, follower)]
         if joining:
             self.propose(turn, partition, settled, (*settled.isr, *joining))
@@ -358,11 +358,11 @@ class Replication:
         leadership, state = partition.leadership, partition.state
         if leadership is not None:
             for follower, progress in leadership.followers.items():
-                is_behind = progress.log_end_offset != state.log_end_offset
-                if is_behind:
+                if progress.log_end_offset != state.log_end_offset:
                     self._behind[partition] = None
-                if is_behind or progress.log_start_offset < state.log_start_offset:
-                    self._peers.news_for(follower, self._broker.id, (partition.topic, partition.number))
+                elif progress.log_start_offset >= state.log_start_offset:
+                    continue
+                self._peers.news_for(follower, self._broker.id, (partition.topic, partition.number))
             self.acknowledgements.release(partition, leadership, state)
         if turn.transaction is None and partition not in self._unsaved:
             if not self._unsaved:
@@ -388,7 +388,8 @@ class Replication:
         request = alter_partition(self._broker.id, self._broker.epoch, partition, proposal)
 
         def answered(pending: Pending) -> None:
-            if pending.error is not None:
+            # While there is no controller there is no answer: it is sent again after PROPOSAL_RETRY_MS.
+            if pending.error is not None and not isinstance(pending.error, NotControllerError):
                 self._broker.offer(IsrRefused(partition, proposal.partition_epoch))
 
         self._peers.tell_controller(self._broker.id, request, answered)

@@ -4,7 +4,7 @@ Invariants:
  1. The callbacks of a partition run in the order of its batches, within a batch in the order they were added.
  2. What a callback raises is logged and stops nothing.
  3. A callback added to a record whose fate is known still runs in the producer's thread; after `close` in
-    the caller's.
+    the caller's, or in that of whoever learns the fate.
 
 Source: DESIGN, "Turns, not locks", law 2.
 """
@@ -56,7 +56,10 @@ class DeliveryCallbacks:
             self._service.wake()
 
     def wake(self, pending: Pending) -> None:
-        self._service.wake()
+        if self._closed:  # `close` did not wait for this one
+            self.run()
+        else:
+            self._service.wake()
 
     def run(self) -> None:
         """Run the callbacks of settled batches, in order per partition."""

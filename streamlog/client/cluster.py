@@ -22,6 +22,7 @@ from streamlog.client.patience import patient
 from streamlog.config import ConsumerConfig, ProducerConfig
 from streamlog.core.controller import validate_topic_name
 from streamlog.errors import (
+    ConfigError,
     InvalidGroupIdError,
     InvalidReplicationFactorError,
     TopicAlreadyExistsError,
@@ -124,14 +125,13 @@ class Cluster(KnowsHabits):
 
         Returns once it has begun; the old replicas go when the new ones are in sync (see `topic[0].replicas`, `.isr`).
         Raises   UnknownTopicOrPartitionError, InvalidReplicaAssignmentError, NoReassignmentInProgressError: of the first
-                 partition that was refused; the others have begun.
+                 partition that was refused; the others have begun. ConfigError for what is no assignment.
         Source   KIP-455.
         """
         from streamlog.broker.controlling import Reassign
 
         self._check_open()
-        targets = {number: None if ids is None else list(ids) for number, ids in dict(assignment).items()}
-        self._backend.control(Reassign(topic, targets))
+        self._backend.control(Reassign(topic, _checked_assignment(assignment)))
 
     def elect_leaders(
         self, topic: str | None = None, partitions: Iterable[int] | None = None, election: str = "preferred"
@@ -379,6 +379,21 @@ def _checked_factor(topic: str, factor: object) -> int:
             value=factor,
         )
     return factor
+
+
+def _checked_assignment(assignment: Any) -> dict[int, list[int] | None]:
+    allowed = "partition -> broker ids, such as {0: [3, 1]}; None cancels"
+    if isinstance(assignment, Mapping) and all(
+        ids is None or (isinstance(ids, Iterable) and not isinstance(ids, (str, bytes)))
+        for ids in assignment.values()
+    ):
+        return {number: None if ids is None else list(ids) for number, ids in assignment.items()}
+    raise ConfigError(
+        f"reassign({assignment!r}): allowed: {allowed}",
+        option="assignment",
+        value=assignment,
+        allowed=allowed,
+    )
 
 
 def _not_default(count: int) -> int:
