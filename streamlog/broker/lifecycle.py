@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from streamlog.broker.controlling import BrokerLost, RegisterBroker, RenewLease, ShutDownBroker
+from streamlog.broker.metadata import AppendMetadata
 from streamlog.broker.network import down
 from streamlog.broker.replication import Replication
+from streamlog.core import broker_states
 from streamlog.errors import IllegalStateError, NotControllerError
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ def open_peers(cluster: BrokerCluster, peers: Peers) -> None:
     controlling = metadata.controlling
     for broker_id in metadata.image.brokers:
         controlling.leases.renew(broker_id, now_ms)
+    new_terms = broker_states.new_terms(metadata.image)
+    if new_terms:
+        metadata.call(AppendMetadata(new_terms, metadata.image.controller_epoch), CONTROL_WAIT_MS)
     metadata.on_records = peers.on_image
     controlling.hears = peers.hears_metadata
     for broker_id, known in sorted(metadata.image.brokers.items()):

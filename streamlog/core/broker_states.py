@@ -86,6 +86,24 @@ def elect_controller(image: ClusterImage, broker_id: int) -> ControllerElected:
     return ControllerElected(broker_id, image.controller_epoch + 1)
 
 
+def new_terms(image: ClusterImage) -> list[MetadataRecord]:
+    """Every leader of several replicas begins a new term: the directory was opened anew.
+
+    A loss of power may have taken the end of a leader's log and spared its followers': in its old epoch it would write
+    other records at offsets they hold, and nobody could tell (SEMANTICS 3.4.8). In Kafka each restart is an election.
+    """
+    changes = ChangedPartitions()
+    for topic, number, partition in image.partitions():
+        if partition.leader != NO_LEADER and len(partition.replicas) > 1:
+            after = msgspec.structs.replace(
+                partition,
+                leader_epoch=partition.leader_epoch + 1,
+                partition_epoch=partition.partition_epoch + 1,
+            )
+            changes.add(topic, number, after)
+    return changes.records()
+
+
 # -- decisions -------------------------------------------------------------------------------------------------------
 
 

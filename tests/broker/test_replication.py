@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from streamlog.errors import (
     NotEnoughReplicasError,
     StreamlogTimeoutError,
 )
+from streamlog.storage import log
 from streamlog.testing import Simulation
 
 Opened = tuple[Any, Simulation]
@@ -315,3 +317,37 @@ def test_housekeeping_passes_by_who_is_silent(opened: Opened) -> None:
     cluster.delete_topic("u")
     assert simulation.now_ms - begun_ms < 1_000
     cluster.brokers[0].resume()
+
+
+def test_power_that_was_lost_by_the_leader_only_is_found_at_the_next_opening(tmp_path: Any) -> None:
+    """SEMANTICS 3.4.8: the leader's log was cut, the follower's was not: what is written then must not diverge."""
+    path = tmp_path / "c"
+
+    def write(tag: str, seed: int) -> dict[int, list[bytes]]:
+        simulation = Simulation(seed)
+        with streamlog.open(path, brokers=2, sync="off", runtime=simulation) as cluster:
+            cluster.create_topic("t", replication_factor=2, exist_ok=True)
+            with cluster.producer() as producer:
+                for number in range(3):
+                    producer.send("t", f"{tag}{number}".encode()).result(30)
+            simulation.sleep(3)
+            held = {}
+            for broker in cluster._backend.brokers:
+                _, snapshot = broker.reader.open_as_replica(broker.partition("t", 0))
+                with snapshot:
+                    log_id = broker.partition("t", 0).log_id
+                    batches = log.read(snapshot, log_id, 0, 10_000, 1 << 20)
+                    held[broker.id] = [
+                        record.value for batch in batches for record in batch.records("t", 0, 0)
+                    ]
+            assert cluster.topic("t")[0].leader == 0
+            return held
+
+    write("a", 1)
+    shutil.copytree(path / "broker-0", tmp_path / "older")
+    write("b", 2)
+    shutil.rmtree(path / "broker-0")
+    shutil.copytree(tmp_path / "older", path / "broker-0")
+    held = write("c", 3)
+    assert held[0] == held[1], "replicas are alike"
+    assert held[0] == [b"a0", b"a1", b"a2", b"c0", b"c1", b"c2"], "the leader's log is the truth"

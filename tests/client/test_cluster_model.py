@@ -259,6 +259,12 @@ class ClusterModel(RuleBasedStateMachine):
             if tp.topic in self.compacted:
                 self.check_compacted(log, left)
                 log.entries = left
+                # Of a batch whose records are all gone nothing is left, but of the last one.
+                log.batches = [
+                    (first, behind)
+                    for first, behind in log.batches
+                    if behind == log.end or any(first <= at < behind for at in left)
+                ]
             else:
                 start = partition.log_start_offset
                 gone = [entry for at, entry in log.entries.items() if at < start]

@@ -217,3 +217,25 @@ def caught_up(image: ClusterImage, number: int, isr: tuple[int, ...]) -> list[ob
         p.leader, 1, f"id-{CONSUMER_OFFSETS_TOPIC}", number, p.leader_epoch, p.partition_epoch, isr
     )
     return [*alter_partition(image, proposal).records]
+
+
+def test_new_terms_for_leaders_of_several_replicas() -> None:
+    """At each opening: the same leaders and in-sync sets, in higher epochs; those with one replica go on."""
+    from streamlog.core import controller
+    from streamlog.core.broker_states import new_terms
+    from streamlog.core.cluster_image import BrokerRegistered, ClusterImage
+
+    image = ClusterImage()
+    for broker_id in (0, 1):
+        image.apply(BrokerRegistered(broker_id, "x"))
+    for name, factor in (("alone", 1), ("pair", 2)):
+        image.apply(controller.decide_create_topic(image, name, f"id of {name}", 1, factor, {}))
+    before = {name: topic.partitions[0] for name, topic in image.topics.items()}
+    for record in new_terms(image):
+        image.apply(record)
+    image._check()
+    after = {name: topic.partitions[0] for name, topic in image.topics.items()}
+    assert after["alone"] == before["alone"]
+    assert (after["pair"].leader, after["pair"].isr) == (before["pair"].leader, before["pair"].isr)
+    assert after["pair"].leader_epoch == before["pair"].leader_epoch + 1
+    assert after["pair"].partition_epoch == before["pair"].partition_epoch + 1
