@@ -144,3 +144,11 @@ def test_a_thread_that_bears_the_dead_ones_number_is_not_stopped(ledger: Ledger,
     assert in_thread(lambda: ledger.call(Add(2), 10_000)).result() == 0
     other.close()
     ledger.check()
+
+
+def test_who_holds_a_dead_ones_lock_unawares_may_close(ledger: Ledger) -> None:
+    assert ledger._lock.acquire(False)
+    leave_a_transaction_open(ledger)
+    ledger.stop(lambda: None)
+    assert not ledger._lock._is_owned()
+    assert in_thread(lambda: ledger._lock.acquire(False)).result()
