@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import random
-import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -23,6 +22,7 @@ from streamlog import Cluster, Producer, Topic
 from streamlog.client.delivery import OpenBatch, SendFuture
 from streamlog.client.gathering import TopicBuffer
 from tests.broker.builders import in_thread
+from tests.broker.interrupting import watching
 
 GATHERING = ("client/producer.py", "client/delivery.py", "client/accumulator.py")
 SAMPLE = 150
@@ -39,31 +39,15 @@ class Intervention:
         self.place = ""
 
     def run(self, act: Callable[[], object]) -> object:
-        before = sys.gettrace()
-        sys.settrace(self._enter)
-        try:
+        with watching(lambda path: path.endswith(GATHERING), self._step):
             return act()
-        finally:
-            sys.settrace(before)
 
-    def _enter(self, frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.endswith(GATHERING):
-            return None
-        frame.f_trace_lines, frame.f_trace_opcodes = False, True
-        return self._step
-
-    def _step(self, frame: FrameType, event: str, _: Any) -> Any:
-        if event == "opcode":
-            self.seen += 1
-            if self.seen == self.at:
-                code = frame.f_code
-                self.place = f"{code.co_filename.rsplit('/', 1)[1]}:{frame.f_lineno} {code.co_name}"
-                sys.settrace(None)
-                try:
-                    self.meddle()
-                finally:
-                    sys.settrace(self._enter)
-        return self._step
+    def _step(self, frame: FrameType, last: int) -> None:
+        self.seen += 1
+        if self.seen == self.at:
+            code = frame.f_code
+            self.place = f"{code.co_filename.rsplit('/', 1)[1]}:{frame.f_lineno} {code.co_name}"
+            self.meddle()
 
 
 class Table:
