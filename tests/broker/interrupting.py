@@ -145,6 +145,8 @@ def _is_struck(name: str) -> bool:
 
 
 _STRUCK = frozenset(code for name, code in dis.opmap.items() if _is_struck(name))
+_JUMPS_BACK = frozenset(code for name, code in dis.opmap.items() if "JUMP_BACKWARD" in name)
+_LOOKS_BEFORE_JUMPING = sys.version_info >= (3, 13)
 _RESUME = dis.opmap.get("RESUME")
 _RESUMES_STRUCK = (0, 1)  # at the start and behind `yield`, not behind `yield from` and `await`
 # 3.10 has no RESUME, looks also behind jumps on a condition, and never where a `try` or `with` is about to begin.
@@ -177,15 +179,21 @@ def _is_place(code: CodeType, last: int, offset: int) -> bool:
     bytecode = _bytecode(code)
     if bytecode[offset] in _SPARED:
         return False
+    if _LOOKS_BEFORE_JUMPING and bytecode[offset] in _JUMPS_BACK:
+        return True
     if last == _BEGIN:
         return _RESUME is None
     while bytecode[last] == dis.EXTENDED_ARG:  # it and what it belongs to are one step
         last += 2
     opcode = bytecode[last]
-    if opcode in _CONDITIONS:
-        return offset != last + 2
-    if opcode not in _STRUCK or (opcode == _RESUME and bytecode[last + 1] & 3 not in _RESUMES_STRUCK):
-        return False
+    if last == offset or opcode not in _STRUCK:
+        return opcode in _CONDITIONS and offset != last + 2
+    if opcode == _RESUME:
+        return bytecode[last + 1] & 3 in _RESUMES_STRUCK
+    if opcode in _JUMPS_BACK:
+        if _LOOKS_BEFORE_JUMPING:
+            return False
+        last = offset - 2  # CPython takes it for raised by whatever stands before the loop
     # The tool raises at the bytecode to come, CPython at the one before: only where that is the same.
     return _handler(code, last) == _handler(code, offset)
 
