@@ -89,9 +89,9 @@ class Consumer(KnowsHabits):
         Raises   as the blocking `poll`; IllegalStateError if another task polls this consumer already.
         """
         wait_ms = milliseconds("poll", timeout, 1000)
-        deadline = self._workers.loop.time() + wait_ms / 1000
         self._begin_polling()
         try:
+            deadline = self._workers.loop.time() + wait_ms / 1000
             while True:
                 left = max(0.0, deadline - self._workers.loop.time())
 

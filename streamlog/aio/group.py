@@ -178,7 +178,9 @@ class _Run:
     async def _work(self, consumer: Consumer) -> None:
         try:
             async with consumer:
-                while not self._stopping:
+                while True:
+                    if self._stopping:
+                        return
                     records = await consumer.poll(POLL_SECONDS)
                     if records:
                         await self._handle(consumer, records)

@@ -93,8 +93,9 @@ class LoopProducer(BlockingProducer):
             super()._wait_for_room()
         # In the loop room was looked for before; waiting for it is `Producer._room`'s.
 
-    def _open_batches(self) -> list[OpenBatch]:
-        return [*self._full, *super()._open_batches()]
+    def _open_batches(self, besides: OpenBatch | None = None) -> list[OpenBatch]:
+        full = [batch for batch in self._full if batch is not besides]
+        return full + super()._open_batches(besides)
 
     def _after_sealing(self) -> None:
         if self._is_in_loop():
@@ -279,7 +280,9 @@ class Producer(KnowsHabits):
 
     async def _place(self) -> None:
         try:
-            while self._late:
+            while True:
+                if not self._late:
+                    break
                 late = self._late[0]
                 try:
                     if late.needs_topic:

@@ -423,7 +423,7 @@ class Coordinator:
                 for key, value in latest.items():
                     self._replay(machines, partition, key, value, now_ms)
                 fold.keys_saved = len(latest)
-            while offset < state.log_end_offset:
+            while True:  # until nothing is found
                 with environment.snapshot() as snapshot:
                     found = log.read(snapshot, partition.log_id, offset, state.log_end_offset, _READ_BYTES)
                 if not found:

@@ -61,9 +61,12 @@ class Heartbeats:
     def stop(self) -> None:
         self._service.stop()
 
+    def _due(self, now_ms: int) -> list[tuple[Member, int]]:
+        return [(member, due_ms) for member, due_ms in self._members.items() if due_ms <= now_ms]
+
     def _serve(self, now_ms: int) -> int | None:
         with self._lock:
-            due = [(member, due_ms) for member, due_ms in self._members.items() if due_ms <= now_ms]
+            due = self._due(now_ms)
             for member, _ in due:
                 self._members[member] = now_ms + member.heartbeat_interval_ms
         for member, due_ms in due:

@@ -72,13 +72,7 @@ class Helping:
         try:
             self._helpers[helper] = None
             begin()
-            for _ in range(HELP_ROUNDS_MAX):
-                if is_done():
-                    return
-                ready = [fetcher for fetcher in self._with_marks() if fetcher.can_be_helped()]
-                helped.update(dict.fromkeys(ready))
-                if not ready or not run_together(ready):
-                    return
+            self._work_for_them(is_done, helped)
         finally:
             self._helpers.pop(helper, None)
             for fetcher in self._with_marks():
@@ -86,6 +80,15 @@ class Helping:
             for fetcher in helped:
                 if fetcher.has_plans:
                     self._tell_later(fetcher)
+
+    def _work_for_them(self, is_done: Callable[[], bool], helped: dict[ReplicaFetcher, None]) -> None:
+        for _ in range(HELP_ROUNDS_MAX):
+            if is_done():
+                return
+            ready = [fetcher for fetcher in self._with_marks() if fetcher.can_be_helped()]
+            helped.update(dict.fromkeys(ready))
+            if not ready or not run_together(ready):
+                return
 
     def stop(self) -> None:
         self._watch.stop()

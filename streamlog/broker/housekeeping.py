@@ -109,12 +109,12 @@ class Housekeeping:
         waiter = self._cluster.runtime.waiter()
         mine = False
         try:
-            while not mine:
+            while True:
                 with self._lock:
                     mine, self._is_running = not self._is_running, True
-                if not mine:
-                    waiter.wait(BUSY_LOOK_MS)
-            return action()
+                if mine:
+                    return action()
+                waiter.wait(BUSY_LOOK_MS)
         finally:
             if mine:
                 self._is_running = False

@@ -257,10 +257,10 @@ def read_partitions(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
                 tags = full_name("", {"topic": topic.name, "partition": str(number)})[1:]
                 for name, fact in facts.items():
                     yield f"{PARTITION}{name},{tags}", {"Value": fact}
-                hosts = [b for b in (partition.leader, *partition.isr, *partition.replicas) if b in snapshots]
-                if hosts:  # of a partition whose brokers are all down nobody knows
-                    broker, snapshot = snapshots[hosts[0]]
-                    yield from _log_facts(broker, topic, number, partition, tags, snapshot)
+                host = _host(partition, snapshots)
+                if host is None:
+                    continue  # of a partition whose brokers are all down nobody knows
+                yield from _log_facts(host[0], topic, number, partition, tags, host[1])
     finally:
         for _, snapshot in snapshots.values():
             snapshot.close()
@@ -269,6 +269,12 @@ def read_partitions(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
         if len(counts) > 1:
             for broker_id, of_one in counts.items():
                 yield f"{REPLICA_MANAGER}{name},broker={broker_id}", {"Value": of_one[name]}
+
+
+def _host(partition: Any, snapshots: dict[int, tuple[Broker, Any]]) -> tuple[Broker, Any] | None:
+    """A broker that is up and knows the partition best, with its snapshot."""
+    hosts = (partition.leader, *partition.isr, *partition.replicas)
+    return next((snapshots[broker_id] for broker_id in hosts if broker_id in snapshots), None)
 
 
 def _count_partition(

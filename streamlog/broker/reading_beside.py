@@ -317,8 +317,9 @@ class ClusterBeside:
             try:
                 leaders = [self._leader_id(stores, partition) for partition in partitions]
                 for leader_id in leaders:
-                    if leader_id not in snapshots:
-                        snapshots[leader_id] = stores.broker(leader_id).snapshot()
+                    if leader_id in snapshots:
+                        continue
+                    snapshots[leader_id] = stores.broker(leader_id).snapshot()
                 return [
                     self._view(stores, snapshots[leader_id], partition)
                     for leader_id, partition in zip(leaders, partitions, strict=True)

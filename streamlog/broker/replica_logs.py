@@ -62,7 +62,9 @@ def _checksum(environment: Environment, log_id: int) -> str:
     with environment.snapshot() as snapshot:
         cursor = snapshot.cursor()
         found = cursor.set_range(pack_key(log_id, 0))
-        while found:
+        while True:
+            if not found:
+                break
             key, value = cursor.item()
             found_log_id, last_offset = unpack_key(key)
             if found_log_id != log_id or last_offset >= 1 << 63:

@@ -168,18 +168,18 @@ class TurnOwner:
     def wait(self, pending: Pending, timeout_ms: int | None = None) -> None:
         """Run turns or ride along until `pending` is done."""
         deadline_ms = None if timeout_ms is None else self._clock.monotonic_ms() + timeout_ms
-        is_done = pending.done
         try:
-            if not is_done and self.is_runner:
+            if not pending.done and self.is_runner:
                 raise ReentrantCallError(
                     f"{type(pending.request).__name__} would wait for {self.name}, but this very thread is inside "
                     "a turn (a logging handler, __del__ or a signal handler?); send without waiting instead"
                 )
             waiter = pending.waiter = pending.waiter or self.runtime.waiter()
-            while not is_done:
-                self.advance()
+            while True:
+                if not pending.done:
+                    self.advance()
                 # Looked at after the waiter is there to be found: it may have been answered while nobody was listening.
-                if is_done := pending.done:
+                if pending.done:
                     break
                 is_forgotten = (
                     self._stopped and self._unfinished is None and pending not in tuple(self._inbox)
@@ -196,7 +196,6 @@ class TurnOwner:
                         )
                 if not waiter.wait(left_ms):
                     free_if_abandoned(self)
-                is_done = pending.done
             if pending.following is not None:
                 pending.following.set()
             waiter.set()  # somebody else may wait for the same request
@@ -269,7 +268,9 @@ class TurnOwner:
             if self._stopped:
                 return
             try:
-                while (self._inbox or self._unfinished is not None) and not abruptly:
+                while True:
+                    if abruptly or not (self._inbox or self._unfinished is not None):
+                        break
                     self._run_turn()
                 action()
                 self._stop()
@@ -306,7 +307,7 @@ class TurnOwner:
                 return True
             frame = frame.f_back
         with self._freeing:  # or another thread frees it, taking us for one that died: numbers are used again
-            while self._lock._is_owned():
+            for _ in iter(self._lock._is_owned, False):
                 self._lock.release()
         return False
 

@@ -320,9 +320,8 @@ class Accumulator:
 
     def _reap(self) -> None:
         """Take finished batches off the list of those in flight."""
-        in_flight = self._in_flight
         try:
-            if not in_flight[0].settle():
+            if not self._in_flight[0].settle():
                 return
         except IndexError:  # none, or another thread was faster
             return
@@ -331,24 +330,32 @@ class Accumulator:
                 return
             self._inside = True
             try:
-                while in_flight and (in_flight[0].settled or in_flight[0].settle()):
-                    batch = in_flight.popleft()
-                    self._buffered_bytes -= batch.sent_bytes
-                    self._traffic.settled(batch)
-                    if batch.error is not None:
-                        # Forget those whose failures are known by now.
-                        if len(self._failed) >= FAILED_BATCHES_LOOK:
-                            self._failed = [failed for failed in self._failed if failed.has_unknown_failures]
-                        self._failed.append(batch)
-                        self._records_failed += len(batch.values)
+                self._take_off()
             finally:
                 self._inside = False
 
+    def _take_off(self) -> None:
+        in_flight = self._in_flight
+        while in_flight and (in_flight[0].settled or in_flight[0].settle()):
+            batch = in_flight.popleft()
+            self._buffered_bytes -= batch.sent_bytes
+            self._traffic.settled(batch)
+            if batch.error is not None:
+                # Forget those whose failures are known by now.
+                if len(self._failed) >= FAILED_BATCHES_LOOK:
+                    self._failed = [failed for failed in self._failed if failed.has_unknown_failures]
+                self._failed.append(batch)
+                self._records_failed += len(batch.values)
+
     # -- waiting ---------------------------------------------------------------------------------------------
 
-    def _open_batches(self) -> list[OpenBatch]:
+    def _open_batches(self, besides: OpenBatch | None = None) -> list[OpenBatch]:
         opened = [batch for buffer in list(self._topics.values()) for batch in buffer.open_batches()]
-        return opened + list(self._aside)
+        opened += self._aside
+        return opened if besides is None else [batch for batch in opened if batch is not besides]
+
+    def _lingered(self, now_ms: int) -> list[OpenBatch]:
+        return [batch for batch in self._open_batches() if batch.linger_until_ms <= now_ms]
 
     def _flush(self, timeout_ms: int) -> None:
         with self._lock:
@@ -392,7 +399,7 @@ class Accumulator:
                 try:
                     if self._aside and batch in self._aside:
                         # What was sent before a record aside goes first; no batch may be sealed twice.
-                        self._seal([other for other in self._open_batches() if other is not batch])
+                        self._seal(self._open_batches(besides=batch))
                     self._seal([batch])
                 finally:
                     self._inside = False
@@ -413,7 +420,7 @@ class Accumulator:
                 self._enter()
                 self._inside = True
                 try:
-                    self._seal([batch for batch in dict.fromkeys(batches) if batch.pending is None])
+                    self._seal(_still_open(batches))
                 finally:
                     self._inside = False
             self._backend.advance()
@@ -464,8 +471,7 @@ class Accumulator:
             self._enter()
             self._inside = True
             try:
-                opened, aside = self._open_batches(), bool(self._aside)
-                self._seal([batch for batch in opened if aside or batch.linger_until_ms <= now_ms])
+                self._seal(self._open_batches() if self._aside else self._lingered(now_ms))
             except ClosedError:
                 return None  # the cluster went first
             finally:
@@ -485,3 +491,7 @@ class Accumulator:
             self._batches_opened_before = self._batches_opened
             self._service_planned = bool(deadlines)
         return min(deadlines) if deadlines else None
+
+
+def _still_open(batches: list[OpenBatch]) -> list[OpenBatch]:
+    return [batch for batch in dict.fromkeys(batches) if batch.pending is None]

@@ -435,7 +435,9 @@ class Consumer(ConsumerAssignment, KnowsHabits):
             return
         self._closer = caller
         try:
-            while self._owner not in (None, caller):  # somebody else's poll ends first, with ClosedError
+            while True:
+                if self._owner in (None, caller):
+                    break  # else somebody else's poll ends first, with ClosedError
                 self._listener.wake()
                 waiter.wait(CLOSE_LOOK_MS)
             if commit:

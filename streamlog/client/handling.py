@@ -21,6 +21,7 @@ from streamlog.record import Record, TopicPartition
 
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
+    from streamlog.broker.runner import Task
     from streamlog.client.consumer_group import ConsumerGroup
 
 POLL_SECONDS: Final = 0.25
@@ -90,9 +91,7 @@ class GroupRun:
             for number, consumer in enumerate(self._consumers):
                 work = partial(self._work, consumer)
                 tasks.append(self._runtime.spawn(f"streamlog-worker-{number}", work))
-            for task in tasks:
-                while not task.join(1000):
-                    pass
+            self._join(tasks)
         except BaseException as error:  # Ctrl-C in the waiting thread
             self._first_error = self._first_error or error
             self.stop()
@@ -103,6 +102,12 @@ class GroupRun:
         if self._first_error is not None:
             raise self._first_error
 
+    @staticmethod
+    def _join(tasks: list[Task]) -> None:
+        for task in tasks:
+            while not task.join(1000):
+                pass
+
     def stop(self) -> None:
         self._stopping = True
         for consumer in self._consumers:
@@ -111,14 +116,17 @@ class GroupRun:
     def _work(self, consumer: Consumer) -> None:
         try:
             with consumer:
-                while not self._stopping and not consumer.at_end:
-                    records = consumer.poll(POLL_SECONDS)
-                    if records:
-                        self._handle(consumer, records)
+                self._consume(consumer)
         except BaseException as error:
             if self._first_error is None:
                 self._first_error = error
             self.stop()
+
+    def _consume(self, consumer: Consumer) -> None:
+        while not self._stopping and not consumer.at_end:
+            records = consumer.poll(POLL_SECONDS)
+            if records:
+                self._handle(consumer, records)
 
     def _handle(self, consumer: Consumer, records: list[Record]) -> None:
         """Handle one poll's records and commit what finished, also when the handler raises."""

@@ -160,14 +160,17 @@ class Membership:
             return  # a listener called poll or commit: the step it was called from goes on afterwards
         self._advancing = True
         try:
-            moved = True
-            while moved:
-                moved = False
-                while self._step():
-                    moved = True
-                moved = moved and self._help_others()
+            self._take_steps()
         finally:
             self._advancing = False
+
+    def _take_steps(self) -> None:
+        moved = True
+        while moved:
+            moved = False
+            while self._step():
+                moved = True
+            moved = moved and self._help_others()
 
     def _help_others(self) -> bool:
         """Send the syncs of this process's other members whose joins ours has completed. Whether there was one.

@@ -156,12 +156,15 @@ class ReaderCluster(Cluster):
         for consumer in list(self._consumers):
             consumer.close()
         with clusters._open_lock:
-            for key, opened in list(clusters._open_readers.items()):
-                if opened.beside is self._beside:
-                    opened.count -= 1
-                    if opened.count == 0:
-                        del clusters._open_readers[key]
-                        self._beside.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        for key, opened in list(clusters._open_readers.items()):
+            if opened.beside is self._beside:
+                opened.count -= 1
+                if opened.count == 0:
+                    del clusters._open_readers[key]
+                    self._beside.close()
 
     def _check_open(self) -> None:
         if self._closed or self._beside.closed:

@@ -382,7 +382,9 @@ def _slices(
         with environment.snapshot() as snapshot:
             cursor = snapshot.cursor()
             found = cursor.set_range(pack_key(log_id, start_offset))
-            while found and bytes_left > 0:
+            while True:
+                if not found or bytes_left <= 0:
+                    break
                 key, value = cursor.item()
                 if len(key) != KEY.size or bytes(key) >= pack_key(log_id, end_offset):
                     break
