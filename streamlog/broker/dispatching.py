@@ -136,7 +136,7 @@ class Dispatcher:
             return  # an answer, or a signal handler, inside of the loop below: it goes on by itself
         self._advancing[caller] = None
         try:
-            while brokers := self._pump():
+            for brokers in iter(self._pump, []):
                 for broker in brokers:
                     broker.advance()
         finally:
@@ -255,14 +255,7 @@ class Dispatcher:
     def _mend(self) -> None:
         """Take up what an interrupt let fall: an answer nobody took, a request that never left, a queue not looked at."""
         with self._lock:
-            for key, queue in list(self._queues.items()):
-                for item in [item for item in queue if item.is_decided]:
-                    queue.remove(item)
-                if queue:
-                    self._ready[key] = None
-                else:
-                    del self._queues[key]
-            heads = [queue[0] for queue in self._queues.values()]
+            heads = self._undecided_heads()
         for request, leader in {item.request: item.leader for item in heads}.items():
             if request is None or leader is None:
                 continue
@@ -271,6 +264,17 @@ class Dispatcher:
             elif not request.taken:
                 leader.put(request, again=True)
                 leader.advance()
+
+    def _undecided_heads(self) -> list[Item]:
+        """The first item of each queue, without those that are decided. Called with the lock held."""
+        for key, queue in list(self._queues.items()):
+            for item in [item for item in queue if item.is_decided]:
+                queue.remove(item)
+            if queue:
+                self._ready[key] = None
+            else:
+                del self._queues[key]
+        return [queue[0] for queue in self._queues.values()]
 
     def _settle(self, outcomes: list[tuple[Item, Pending | None, Produced]]) -> None:
         """Take what is decided off its queue; let the rest try again. An item that is no longer in that request stays."""
@@ -326,15 +330,10 @@ class Dispatcher:
         with self._lock:
             for key, queue in self._queues.items():
                 for item in queue:
-                    timeout_ms = item.delivery.retrying.request_timeout_ms
-                    if item.request is not None and now_ms - item.sent_ms >= timeout_ms:
-                        error = NetworkError(
-                            f"no answer from the leader of {key[0]}-{key[1]} in {timeout_ms} ms"
-                        )
-                        error.indefinite = True  # type: ignore[misc]
-                        late.append((item, item.request, Produced(-1, -1, -1, error)))
-                    elif item.request is None and now_ms >= item.delivery.deadline_ms:
-                        late.append((item, None, Produced(-1, -1, -1, item.error or _unsent(key))))
+                    error = _too_late(key, item, now_ms)
+                    if error is None:
+                        continue
+                    late.append((item, item.request, Produced(-1, -1, -1, error)))
         if late:
             self._settle(late)
         self.advance()
@@ -383,6 +382,18 @@ def _is_leader_news(error: StreamlogError) -> bool:
     from streamlog.errors import NotLeaderOrFollowerError
 
     return isinstance(error, (NotLeaderOrFollowerError, LeaderNotAvailableError, NetworkError))
+
+
+def _too_late(key: Key, item: Item, now_ms: int) -> StreamlogError | None:
+    """What is told of an item that was not answered in time, or not sent in its time; None if it is in time."""
+    if item.request is None:
+        return (item.error or _unsent(key)) if now_ms >= item.delivery.deadline_ms else None
+    timeout_ms = item.delivery.retrying.request_timeout_ms
+    if now_ms - item.sent_ms < timeout_ms:
+        return None
+    error = NetworkError(f"no answer from the leader of {key[0]}-{key[1]} in {timeout_ms} ms")
+    error.indefinite = True  # type: ignore[misc]
+    return error
 
 
 def _unsent(key: Key) -> StreamlogError:

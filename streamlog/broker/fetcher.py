@@ -444,8 +444,9 @@ def run_together(fetchers: list[ReplicaFetcher], wait_ms: int = HELPED_WAIT_MS) 
                     fetcher._begin()
                 except StreamlogError as error:
                     fetcher._give_up(error, is_helper)
-                if fetcher._asked is not None and fetcher._asked.pending is not None:
-                    sources[fetcher._asked.source] = None
+                if fetcher._asked is None or fetcher._asked.pending is None:
+                    continue
+                sources[fetcher._asked.source] = None
             for source in sources:
                 source.advance()
             for fetcher in mine:
