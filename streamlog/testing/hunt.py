@@ -10,11 +10,13 @@ never happened: a hunt without truncations has not hunted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import logging
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Final
 
 from streamlog.testing.faults import KINDS
@@ -85,9 +87,21 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=parse_seeds, default=parse_seeds("0-99"), help="3, 0-99, or 1,5,7-9")
     given = parser.parse_args(arguments)
-    logging.getLogger("streamlog").setLevel(logging.CRITICAL)  # faults are meant to be met
     is_one = len(given.seeds) == 1
-    return 1 if hunt(given.seeds, required=() if is_one else EXPECTED, verbose=is_one) else 0
+    with faults_unlogged():
+        return 1 if hunt(given.seeds, required=() if is_one else EXPECTED, verbose=is_one) else 0
+
+
+@contextlib.contextmanager
+def faults_unlogged() -> Iterator[None]:
+    """Log nothing of what a hunt provokes; the caller's level comes back at the end."""
+    logger = logging.getLogger("streamlog")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _say(text: str) -> None:

@@ -8,7 +8,6 @@ A mutation is a list of (owner, attribute, replacement). It counts as found only
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from streamlog.core.leadership import FollowerProgress, Leadership
 from streamlog.core.replica import truncated
 from streamlog.storage import log
 from streamlog.testing.checkers import InvariantViolatedError
+from streamlog.testing.hunt import faults_unlogged
 from streamlog.testing.workload import run
 
 SEEDS_MAX = 200
@@ -185,7 +185,6 @@ def search(mutation: Callable[[], list[Patch]], seeds: range) -> tuple[int, str,
 
 
 def main(names: list[str]) -> int:
-    logging.getLogger("streamlog").setLevel(logging.CRITICAL)
     missed = 0
     for mutation in (*MUTATIONS, *COVERED) if names else MUTATIONS:
         if names and not mutation.__name__.startswith(tuple(names)):
@@ -199,4 +198,5 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with faults_unlogged():
+        sys.exit(main(sys.argv[1:]))

@@ -5,6 +5,7 @@ A failing seed prints how to run it again. `make sim` runs 100, `make long` 2,00
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -73,7 +74,9 @@ def test_a_seed_that_fails_says_how_to_run_it_again(
     from streamlog.core import leadership
 
     monkeypatch.setattr(leadership, "high_watermark", lambda known, state, *_: state.log_end_offset)
+    level = logging.getLogger("streamlog").level
     assert hunt.main(["--seeds", "3"]) == 1
+    assert logging.getLogger("streamlog").level == level  # a hunt in a process leaves its logging as it was
     said = capsys.readouterr().out
     assert "--seeds 3" in said and "Options(" in said and "failed seeds: 3" in said
 
