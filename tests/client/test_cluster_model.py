@@ -271,7 +271,9 @@ class ClusterModel(RuleBasedStateMachine):
                 assert all(stamp == ANCIENT_MS for _, _, stamp in gone), "retention took what is young"
                 log.begin_at(start)
                 for first, behind in log.batches[:1]:
-                    held = [log.entries[at] for at in range(max(first, start), behind)]
+                    if first < start:
+                        continue  # its youngest record may be one that was deleted: the batch keeps that stamp
+                    held = [log.entries[at] for at in range(first, behind)]
                     assert any(stamp != ANCIENT_MS for _, _, stamp in held) or behind == log.end, (
                         "retention left what is old"
                     )
