@@ -139,16 +139,6 @@ def lagging(leadership: Leadership, state: ReplicaState, now_ms: int, limits: La
     )
 
 
-def next_lag_deadline_ms(leadership: Leadership, state: ReplicaState, limits: LagLimits) -> int | None:
-    """When the first ISR member that is behind now will have been so for too long, if nothing changes."""
-    deadlines = [
-        max(progress.last_caught_up_ms, 0) + limits.time_max_ms + 1
-        for follower, progress in leadership.followers.items()
-        if follower in leadership.isr and progress.log_end_offset != state.log_end_offset
-    ]
-    return min(deadlines, default=None)
-
-
 def may_join(leadership: Leadership, state: ReplicaState, follower: int) -> bool:
     """Whether a follower may be proposed for the ISR: at the high watermark and at the start of this leader's epoch
     (SEMANTICS 3.1.3). Reaching the log end is not asked for: a busy leader's followers never stand there.

@@ -65,14 +65,12 @@ def test_alone_with_one_replica_only() -> None:
     assert not leader(isr=(1,)).is_alone
 
 
-def test_next_deadline_is_when_the_slowest_has_lagged_for_too_long() -> None:
+def test_who_lags_for_longer_than_allowed_is_lagging() -> None:
     made = rules.fetched(leader(), 2, 10, 0, 10, 3)
     state = ReplicaState(0, 0, 20)
-    assert rules.next_lag_deadline_ms(made, state, LIMITS) == 11  # broker 3, caught up at 0
     assert rules.lagging(made, state, 10, LIMITS) == ()
     assert rules.lagging(made, state, 11, LIMITS) == (3,)
     assert rules.lagging(made, state, 14, LIMITS) == (2, 3)
-    assert rules.next_lag_deadline_ms(leader(), ReplicaState(), LIMITS) is not None  # nobody has fetched yet
 
 
 def test_a_late_fetch_does_not_take_back_what_is_known_of_the_past() -> None:
