@@ -288,7 +288,7 @@ class EpochsMatchLog(Checker):
 
 
 class AckedSurvives(Checker):
-    """What acks=all was told is committed when it is told, and so stays; `converged` looks that it is readable."""
+    """What acks=all was told is committed when it is told, and so stays; a hunt reads all of it again at its end."""
 
     def on_acked(self, committed: CommittedLog, offset: int) -> None:
         if offset >= committed.end_offset and not committed.is_exempt:
