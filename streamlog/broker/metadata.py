@@ -88,7 +88,7 @@ class MetadataLog(TurnOwner):
         config: ClusterConfig | None = None,
     ) -> None:
         """default_counts: partitions and replication factor of a topic whose creator names none.
-        config: given where there are several brokers: then a controller among them decides (`broker.controlling`).
+        config: what the controller among the brokers goes by (`broker.controlling`, made at its first use).
         """
         super().__init__("the metadata log", environment, runtime, requests_max)
         self.image = ClusterImage()

@@ -7,7 +7,7 @@ use them.
     array                 int32 count, the elements; count -1 = null, read as empty
 
 Source: Kafka protocol guide, "Protocol Primitive Types".
-Not implemented: compact types, varints and tagged fields (flexible versions; nothing stored here uses them).
+Not implemented: compact types, varints and tagged fields (of these `group_records` has what OffsetCommitValue v4 needs).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     PartitionImage + what shall be different --change_partition--> PartitionImage, with the epochs it deserves
 
-Every decision about leaders, in-sync sets and assignments goes through `change_partition`, which in this order
+Every decision about leaders, in-sync sets and assignments goes through `change_partition` (but for
+`broker_states.new_terms`, which only begins a new leader epoch), which in this order
  1. completes a reassignment whose targets are all in the in-sync set,
  2. chooses the leader (`choose_leader`: the table in `tests/core/test_partition_changes.py`),
  3. keeps the last member of an in-sync set that would become empty: only it can come back without loss,
