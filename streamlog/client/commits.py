@@ -20,16 +20,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
 from streamlog.client.measuring import MemberCounts
+from streamlog.client.patience import COORDINATOR_MOVES
 from streamlog.config import ConsumerConfig
 from streamlog.errors import (
     CommitFailedError,
     ConfigError,
-    CoordinatorNotAvailableError,
     FencedInstanceIdError,
     IllegalGenerationError,
     InvalidGroupIdError,
-    NetworkError,
-    NotCoordinatorError,
     RebalanceInProgressError,
     StreamlogError,
     StreamlogTimeoutError,
@@ -45,8 +43,6 @@ if TYPE_CHECKING:
 
 RETRY_MS: Final = 20
 _STALE = (UnknownMemberIdError, IllegalGenerationError, FencedInstanceIdError)
-_COORDINATOR_MOVES = (CoordinatorNotAvailableError, NotCoordinatorError, NetworkError)
-"""The group's coordinator is changing brokers: the commit is for the next one."""
 
 
 class Commits:
@@ -98,7 +94,7 @@ class Commits:
             timeout_ms = max(0, min(timeout_ms, self.deadline_ms - self._clock.monotonic_ms()))
         try:
             self._store(positions, timeout_ms)
-        except (StreamlogTimeoutError, *_COORDINATOR_MOVES):
+        except (StreamlogTimeoutError, *COORDINATOR_MOVES):
             self._due_ms = self._clock.monotonic_ms()  # not known to be stored: the next poll tries again
         except UnknownTopicOrPartitionError:
             pass  # a topic was deleted; the offsets of the others are stored
@@ -168,7 +164,7 @@ class Commits:
                     wanted = {tp: where for tp, where in wanted.items() if tp in self._assigned}
             except (UnknownMemberIdError, FencedInstanceIdError) as error:
                 raise self._stale() from error
-            except _COORDINATOR_MOVES:
+            except COORDINATOR_MOVES:
                 self._pause(left_ms)
         if gone:
             raise CommitFailedError(

@@ -25,6 +25,7 @@ import msgspec
 from streamlog.broker.purgatory import Listener, Subscription
 from streamlog.broker.turn import Pending
 from streamlog.client.measuring import MemberCounts
+from streamlog.client.patience import COORDINATOR_MOVES
 from streamlog.client.syncing import sync_after
 from streamlog.config import ConsumerConfig
 from streamlog.core import assignor, consumer_protocol
@@ -32,12 +33,9 @@ from streamlog.core import group_events as events
 from streamlog.core.group_state import State as GroupPhase
 from streamlog.errors import (
     ClosedError,
-    CoordinatorNotAvailableError,
     FencedInstanceIdError,
     IllegalGenerationError,
     MemberIdRequiredError,
-    NetworkError,
-    NotCoordinatorError,
     RebalanceInProgressError,
     StreamlogError,
     UnknownMemberIdError,
@@ -390,7 +388,7 @@ class Membership:
         elif isinstance(error, FencedInstanceIdError):
             self._lose()
             raise error
-        elif isinstance(error, (CoordinatorNotAvailableError, NotCoordinatorError, NetworkError)):
+        elif isinstance(error, COORDINATOR_MOVES):
             self._rest()
         elif not isinstance(error, RebalanceInProgressError) and not (
             isinstance(error, StreamlogError) and error.retriable

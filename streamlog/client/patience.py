@@ -21,13 +21,14 @@ from streamlog.errors import (
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
 
+COORDINATOR_MOVES: Final = (CoordinatorNotAvailableError, NotCoordinatorError, NetworkError)
+"""A group's coordinator is changing brokers: what was asked is for the next one."""
+
 UNSERVED: Final = (
     NotLeaderOrFollowerError,
     LeaderNotAvailableError,
-    NetworkError,
-    CoordinatorNotAvailableError,
-    NotCoordinatorError,
     OffsetNotAvailableError,
+    *COORDINATOR_MOVES,
 )
 """What is over as soon as somebody leads again: the position stays, the records come later."""
 
