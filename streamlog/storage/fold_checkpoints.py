@@ -25,7 +25,6 @@ from streamlog.storage.keys import (
     FOLD_PIECES,
     FOLD_PIECES_MAX,
     CheckpointKind,
-    checkpoint_key,
     pack_key,
     unpack_key,
 )
@@ -109,15 +108,3 @@ def _named_by(head: bytes) -> tuple[int, int] | None:
     if piece_set > 1 or count > FOLD_PIECES_MAX:
         return None
     return piece_set, count
-
-
-__all__ = [
-    "PIECE_BYTES_MAX",
-    "Entry",
-    "checkpoint_key",
-    "is_piece",
-    "load_fold",
-    "plan_fold",
-    "split",
-    "stale_pieces",
-]
