@@ -145,12 +145,10 @@ class ChangedPartitions:
     def __init__(self) -> None:
         self._changes: list[PartitionChange] = []
 
-    def add(self, topic: TopicImage, number: int, after: PartitionImage) -> bool:
-        """Whether that is a change at all."""
-        if after is topic.partitions[number]:
-            return False
-        self._changes.append(PartitionChange(topic.name, topic.topic_id, number, after))
-        return True
+    def add(self, topic: TopicImage, number: int, after: PartitionImage) -> None:
+        """The same object as before is no change."""
+        if after is not topic.partitions[number]:
+            self._changes.append(PartitionChange(topic.name, topic.topic_id, number, after))
 
     def records(self) -> list[MetadataRecord]:
         return [
