@@ -58,8 +58,10 @@ class CommittedBatch:
 class CommittedLog:
     """What one partition has promised to keep."""
 
-    def __init__(self, name: str, is_exempt: bool, is_compacted: bool) -> None:
-        self.name = name
+    def __init__(
+        self, topic: str, topic_id: str, number: int, *, is_exempt: bool, is_compacted: bool
+    ) -> None:
+        self.topic, self.topic_id, self.number = topic, topic_id, number
         self.is_exempt = is_exempt
         self.is_compacted = is_compacted
         self.end_offset = 0
@@ -68,6 +70,10 @@ class CommittedLog:
         """Up to where the bytes are known; a leader that died at once may not have been read."""
         self.batches: dict[int, CommittedBatch] = {}
         self.deleted_below = 0
+    @property
+    def name(self) -> str:
+        return f"{self.topic}-{self.number}"
+
         """How far somebody has asked for records to be deleted."""
         self.replicas: dict[int, Partition] = {}
 

@@ -107,9 +107,12 @@ class Checks:
         key = (topic.topic_id, number)
         committed = self.logs.get(key)
         if committed is None:
-            is_exempt = topic.config.get(UNCLEAN, "false") == "true"
             committed = self.logs[key] = CommittedLog(
-                f"{topic.name}-{number}", is_exempt, "compact" in topic.config.get("cleanup.policy", "delete")
+                topic.name,
+                topic.topic_id,
+                number,
+                is_exempt=topic.config.get(UNCLEAN, "false") == "true",
+                is_compacted="compact" in topic.config.get("cleanup.policy", "delete"),
             )
         return committed
 
@@ -223,16 +226,15 @@ class Checks:
         image = self._backend.metadata.image
         running = {broker.id: broker for broker in self._backend.brokers}
         for committed in concerned:
-            name, _, number = committed.name.rpartition("-")
             for broker_id, replica in list(committed.replicas.items()):
                 if running.get(broker_id) is not replica.home:
                     del committed.replicas[broker_id]  # it is down; its next life loads another
             try:
-                partition = image.partition(name, int(number))
+                partition = image.partition(committed.topic, committed.number)
             except UnknownTopicOrPartitionError:
                 continue
-            if self.logs.get((image.topics[name].topic_id, int(number))) is not committed:
-                continue
+            if image.topics[committed.topic].topic_id != committed.topic_id:
+                continue  # made anew
             for checker in self.checkers:
                 checker.on_committed(committed, partition)
 
