@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
     from streamlog.broker.partition import Partition
@@ -36,18 +38,13 @@ class InvariantViolatedError(AssertionError):
         self.checker = checker
 
 
-class CommittedBatch:
+class CommittedBatch(msgspec.Struct, frozen=True):
     """One batch below a high watermark."""
 
-    __slots__ = ("base_offset", "checksum", "last_offset", "leader_epoch")
-
-    def __init__(self, base_offset: int, last_offset: int, leader_epoch: int, checksum: int) -> None:
-        self.base_offset, self.last_offset = base_offset, last_offset
-        self.leader_epoch, self.checksum = leader_epoch, checksum
-
-    @property
-    def identity(self) -> tuple[int, int, int, int]:
-        return self.base_offset, self.last_offset, self.leader_epoch, self.checksum
+    base_offset: int
+    last_offset: int
+    leader_epoch: int
+    checksum: int
 
     def __repr__(self) -> str:
         return (
@@ -345,5 +342,5 @@ def _compare(checker: Checker, change: ReplicaChange, batches: list[CommittedBat
         known = committed.batches.get(batch.base_offset)
         if known is None and batch.last_offset < committed.known_end_offset:
             checker.fail(f"{change} has {batch}, committed was something else")
-        if known is not None and known.identity != batch.identity:
+        if known is not None and known != batch:
             checker.fail(f"{change} has {batch}, committed was {known}")

@@ -92,8 +92,9 @@ def test_a_leader_that_lacks_committed_records(opened: Opened) -> None:
 
 def test_a_follower_with_other_bytes(opened: Opened) -> None:
     cluster, _, checks = opened
-    for batch in checks.logs[cluster.topic("t").topic_id, 0].batches.values():
-        batch.checksum += 1
+    batches = checks.logs[cluster.topic("t").topic_id, 0].batches
+    for offset, batch in batches.items():
+        batches[offset] = msgspec.structs.replace(batch, checksum=batch.checksum + 1)
     follower = replica(cluster, followers(cluster)[0])
     checks._verified[follower] = 0
     bend(cluster, followers(cluster)[0], size_bytes=1)
