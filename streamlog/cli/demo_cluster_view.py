@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from streamlog.cli.demo_cluster_traffic import GROUP, TOPIC
 from streamlog.cli.demo_view import LiveView, PlainView
-from streamlog.cli.terminal import Terminal
 
 STATE_STYLES: Final = {"running": "green", "paused": "yellow", "down": "red"}
 
@@ -26,9 +25,6 @@ def numbers(now: dict[str, Any]) -> str:
 
 class PlainClusterView(PlainView):
     """One line after the other."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        super().__init__(terminal)
 
     def show(self, event: dict[str, Any]) -> None:
         """Only the last moment of an act is worth a line."""

@@ -67,12 +67,12 @@ class CommittedLog:
         """Up to where the bytes are known; a leader that died at once may not have been read."""
         self.batches: dict[int, CommittedBatch] = {}
         self.deleted_below = 0
+        """How far somebody has asked for records to be deleted."""
+        self.replicas: dict[int, Partition] = {}
+
     @property
     def name(self) -> str:
         return f"{self.topic}-{self.number}"
-
-        """How far somebody has asked for records to be deleted."""
-        self.replicas: dict[int, Partition] = {}
 
 
 class ReplicaChange:
@@ -163,7 +163,7 @@ class CommittedNeverLost(Checker):
         is_shorter = change.before is not None and state.log_end_offset < change.before.log_end_offset
         if (is_new or is_shorter) and state.log_end_offset < committed.end_offset:
             self.fail(f"{change} ends below {committed.end_offset}, which was committed")
-        if state.log_start_offset > max(committed.deleted_below, 0) and not committed.is_compacted:
+        if state.log_start_offset > committed.deleted_below and not committed.is_compacted:
             self.fail(f"{change} begins above {committed.deleted_below}; nobody asked for that")
 
     def on_batches(self, change: ReplicaChange, batches: list[CommittedBatch], from_offset: int) -> None:

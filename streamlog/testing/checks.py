@@ -56,7 +56,6 @@ class Checks:
         self._states: dict[Partition, tuple[ReplicaState, bool]] = {}
         self._verified: dict[Partition, int] = {}
         self._topics: dict[str, TopicImage] = {}
-        self._by_checker = {type(checker): checker for checker in self.checkers}
         self.batches_compared = 0
         self.simulation = simulation
         simulation.checks.append(self.look)
@@ -66,7 +65,7 @@ class Checks:
 
     def __getitem__(self, kind: type[Any]) -> Any:
         """The checker of this class."""
-        return self._by_checker[kind]
+        return next(checker for checker in self.checkers if type(checker) is kind)
 
     # -- what clients tell -------------------------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ class Options(msgspec.Struct, frozen=True):
     replication_factor: int
     min_insync_replicas: int
     partitions: int
-    acks: tuple[str, ...]
+    acks: tuple[str | int, ...]
     cluster: dict[str, Any]
     sync: str
     request_timeout_ms: int
@@ -71,7 +71,7 @@ def draw(seed: int) -> Options:
         factor,
         chance.randint(1, factor),
         chance.randint(1, 3),
-        ("all", chance.choice(("all", 1)), chance.choice((0, 1, "all"))),  # type: ignore[arg-type]
+        ("all", chance.choice(("all", 1)), chance.choice((0, 1, "all"))),
         {
             "broker_session_timeout_ms": broker_session_ms,
             "broker_heartbeat_interval_ms": broker_session_ms // 3,
@@ -133,7 +133,6 @@ class Workload:
             brokers=options.brokers,
             sync=options.sync,
             runtime=runtime,
-            config=None,
             **options.cluster,
         ) as cluster:
             self.cluster = cluster
@@ -358,8 +357,9 @@ class Workload:
 
     def _reassign(self, chance: random.Random) -> None:
         ids = [broker.id for broker in self.cluster.brokers]
-        count = min(len(ids), max(1, self.options.replication_factor))
-        wanted = {self._a_partition(chance).number: chance.sample(ids, count)}
+        wanted = {
+            self._a_partition(chance).number: chance.sample(ids, self.options.replication_factor),
+        }
         self._attempt(f"reassign {wanted}", self.cluster.reassign, "orders", wanted)
 
     def _add_broker(self, chance: random.Random) -> None:
