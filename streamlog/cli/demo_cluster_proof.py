@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from streamlog.cli.demo_cluster_traffic import GROUP, TOPIC, Ack, Delivered
+from streamlog.cli.demo_cluster_traffic import GROUP, TOPIC, Placed
 from streamlog.record import Record
 
 CONTRADICTIONS_MAX = 20
@@ -41,9 +41,9 @@ class ClusterProof(msgspec.Struct):
 
 
 def prove_cluster(
-    acks: list[Ack],
+    acks: list[Placed],
     stored: Iterable[Record],
-    deliveries: list[Delivered],
+    deliveries: list[Placed],
     lag: int,
     checksums: Mapping[int, Mapping[int, str]],
     factors: Mapping[int, int],
@@ -82,7 +82,7 @@ def prove_cluster(
     )
 
 
-def _check_acks(acks: list[Ack], log: Mapping[tuple[int, int], Record], wrong: list[str]) -> int:
+def _check_acks(acks: list[Placed], log: Mapping[tuple[int, int], Record], wrong: list[str]) -> int:
     found = 0
     for ack in acks:
         record = log.get((ack.partition, ack.offset))

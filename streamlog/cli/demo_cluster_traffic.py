@@ -29,17 +29,8 @@ DELIVERY_MS: Final = 30_000
 END_MS: Final = 20_000
 
 
-class Ack(NamedTuple):
-    """A record that was acknowledged: the proof looks for it there."""
-
-    key: bytes
-    number: int
-    partition: int
-    offset: int
-
-
-class Delivered(NamedTuple):
-    """A record as the group got it."""
+class Placed(NamedTuple):
+    """A record and its place: where it was acknowledged, or from where the group got it."""
 
     key: bytes
     number: int
@@ -55,10 +46,10 @@ class Traffic:
         self._runtime = runtime
         self._clock = runtime.clock
         self._group = cluster.consumer_group(GROUP, [TOPIC], enable_auto_commit=False)
-        self._acks: list[list[Ack]] = [[] for _ in range(PRODUCERS)]
+        self._acks: list[list[Placed]] = [[] for _ in range(PRODUCERS)]
         self._last_ack_ms = [0] * PRODUCERS
         self._longest_gap_ms = 0
-        self.deliveries: list[Delivered] = []
+        self.deliveries: list[Placed] = []
         self.error: BaseException | None = None
         self._producing = self._reading = True
         self._producers: list[Any] = []
@@ -85,7 +76,7 @@ class Traffic:
     # -- counts ------------------------------------------------------------------------------------
 
     @property
-    def acks(self) -> list[Ack]:
+    def acks(self) -> list[Placed]:
         """Everything acknowledged so far, by producer."""
         return [ack for some in self._acks for ack in list(some)]
 
@@ -139,7 +130,7 @@ class Traffic:
                 producer.flush()
                 for key, number, future in burst:
                     metadata = future.result(0)
-                    acks.append(Ack(key, number, metadata.partition, metadata.offset))
+                    acks.append(Placed(key, number, metadata.partition, metadata.offset))
                 now_ms = self._clock.monotonic_ms()
                 gap_ms = now_ms - self._last_ack_ms[producer_number]
                 self._longest_gap_ms = max(self._longest_gap_ms, gap_ms)
@@ -162,7 +153,7 @@ class Traffic:
                 records = consumer.poll(0.05)
                 if records:
                     self.deliveries += [
-                        Delivered(record.key or b"", int(record.value), record.partition, record.offset)
+                        Placed(record.key or b"", int(record.value), record.partition, record.offset)
                         for record in records
                     ]
                     commit()

@@ -16,7 +16,7 @@ import streamlog
 from streamlog.cli import demo_cluster
 from streamlog.cli.arguments import with_joined_names
 from streamlog.cli.demo_cluster_proof import ClusterProof, out_of_order, prove_cluster
-from streamlog.cli.demo_cluster_traffic import Ack, Delivered
+from streamlog.cli.demo_cluster_traffic import Placed
 from streamlog.cli.demo_cluster_view import LiveClusterView, numbers
 from streamlog.cli.terminal import Terminal
 from streamlog.record import Record
@@ -163,7 +163,7 @@ def test_without_rich(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # -- the proof -------------------------------------------------------------------------------------
 
-ACKS = [Ack(b"k%d" % (n % 2), n, n % 2, n // 2) for n in range(20)]
+ACKS = [Placed(b"k%d" % (n % 2), n, n % 2, n // 2) for n in range(20)]
 FACTORS = {0: 3, 1: 3}
 
 
@@ -171,8 +171,8 @@ def stored() -> list[Record]:
     return [Record("orders", a.partition, a.offset, 0, a.key, b"%d" % a.number, ()) for a in ACKS]
 
 
-def delivered() -> list[Delivered]:
-    return [Delivered(*ack) for ack in ACKS]
+def delivered() -> list[Placed]:
+    return list(ACKS)
 
 
 def sums() -> dict[int, dict[int, str]]:
