@@ -19,7 +19,7 @@ from pathlib import Path
 from streamlog.errors import StorageError
 from streamlog.storage.directory import ClusterDirectory
 from streamlog.storage.env import Environment
-from streamlog.storage.filesystem import failed, sync_directory
+from streamlog.storage.filesystem import failed, is_new, sync_directory
 
 
 def backup_environments(
@@ -33,7 +33,7 @@ def backup_environments(
         raise StorageError(
             f"cannot back up into {path}: it lies inside {directory.path}, the cluster itself", path=str(path)
         )
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if not is_new(path):
         raise StorageError(
             f"cannot back up into {path}: it is not empty; a backup needs a new directory", path=str(path)
         )

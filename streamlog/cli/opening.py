@@ -18,6 +18,7 @@ from streamlog.cli.failures import CommandError
 from streamlog.client.topic import Topic
 from streamlog.errors import UnknownTopicOrPartitionError
 from streamlog.storage.directory import read_format
+from streamlog.storage.filesystem import is_new
 
 
 @contextmanager
@@ -51,6 +52,14 @@ def require_directory(path: str) -> None:
     if place.is_dir() and read_format(place) is None:
         raise CommandError(
             f"{path} is not a streamlog directory (it has no file FORMAT); --dir names another"
+        )
+
+
+def require_new(path: str, otherwise: str) -> None:
+    """Refuse a path where a demo would not find itself alone. `otherwise`: what it uses if no path is given."""
+    if not is_new(Path(path)):
+        raise CommandError(
+            f"{path} is not empty; the demo needs a new directory, or leave --dir out and it uses {otherwise}"
         )
 
 

@@ -19,6 +19,8 @@ from streamlog.errors import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     AnyPath = str | os.PathLike[str]
 
 NETWORK_FILE_SYSTEMS: Final = frozenset(
@@ -49,6 +51,11 @@ def failed(doing: str, path: AnyPath, error: OSError) -> StorageError:
     if error.errno in REFUSED_CODES:
         return ReadOnlyError(text, path=place)
     return (DiskFullError if error.errno in FULL_CODES else StorageError)(text, path=place, errno=error.errno)
+
+
+def is_new(path: Path) -> bool:
+    """Whether there is nothing, or a directory with nothing in it."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def file_system_type(path: AnyPath, mountinfo: str | None = None) -> str | None:

@@ -23,6 +23,7 @@ from streamlog.storage.filesystem import (
     free_bytes,
     is_full,
     is_network_file_system,
+    is_new,
     prepare_directory,
     refuse_network_file_system,
     sync_directory,
@@ -40,6 +41,16 @@ MOUNTS = r"""
 nonsense
 46 22 0:46 / /homes rw - zfs tank rw
 """
+
+
+def test_a_place_is_new_until_something_is_there(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    assert is_new(place)
+    place.mkdir()
+    assert is_new(place)
+    file = place / "file"
+    file.touch()
+    assert not is_new(place) and not is_new(file)
 
 
 @pytest.mark.parametrize(
