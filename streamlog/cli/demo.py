@@ -22,9 +22,10 @@ import streamlog
 from streamlog.cli.arguments import DIRECTORY_DEFAULT, Commands, add_command, whole
 from streamlog.cli.demo_lines import Input, made_up_log, read_input
 from streamlog.cli.demo_process import GROUP, PARTITIONS, READERS, TOPIC, Act, Task, read_journal
-from streamlog.cli.demo_proof import Proof, document, prove
-from streamlog.cli.demo_view import View, make_view
+from streamlog.cli.demo_proof import Proof, SourceProof, document, prove
+from streamlog.cli.demo_view import View, make_view, tell_verdict
 from streamlog.cli.failures import DAMAGED, OK, CommandError, UsageError
+from streamlog.cli.opening import require_new
 from streamlog.cli.terminal import Terminal, plural, size
 from streamlog.clock import SystemClock
 from streamlog.record import TopicPartition
@@ -92,7 +93,9 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     from tempfile import mkdtemp
 
     keep = arguments.dir is not DIRECTORY_DEFAULT
-    _check(arguments, keep)
+    if keep:
+        require_new(arguments.dir, "a temporary one")
+    _check_key_regex(arguments.key_regex)
     scratch = Path(mkdtemp(prefix="streamlog-demo-"))
     directory = Path(arguments.dir).absolute() if keep else scratch / "data"
     try:
@@ -105,22 +108,14 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     return OK if proof.holds else DAMAGED
 
 
-def _check(arguments: argparse.Namespace, keep: bool) -> None:
-    directory = Path(arguments.dir)
-    if keep and directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise CommandError(
-            f"{arguments.dir} is not empty; the demo needs a new directory, or leave --dir out and it uses a "
-            "temporary one"
-        )
-    if arguments.key_regex is not None:
+def _check_key_regex(key_regex: str | None) -> None:
+    if key_regex is not None:
         import re
 
         try:
-            re.compile(arguments.key_regex.encode())
+            re.compile(key_regex.encode())
         except re.error as error:
-            raise UsageError(
-                f"--key-regex {arguments.key_regex!r} is no regular expression: {error}"
-            ) from error
+            raise UsageError(f"--key-regex {key_regex!r} is no regular expression: {error}") from error
 
 
 class Demo:
@@ -288,7 +283,6 @@ class Application:
 
 
 def _show(proof: Proof, demo: Demo, terminal: Terminal, kept: str | None) -> None:
-    seconds = demo.elapsed_ms / 1000
     if terminal.json:
         facts = {
             "elapsed_ms": demo.elapsed_ms,
@@ -298,7 +292,6 @@ def _show(proof: Proof, demo: Demo, terminal: Terminal, kept: str | None) -> Non
         }
         terminal.document(document(proof) | facts)
         return
-    terminal.line()
     rows = [
         ("lines read", proof.lines, ""),
         ("in the log", proof.stored, "each once, with its key and its very bytes"),
@@ -315,21 +308,11 @@ def _show(proof: Proof, demo: Demo, terminal: Terminal, kept: str | None) -> Non
         ),
         ("lag of the group", proof.lag, "everything is committed"),
     ]
-    terminal.table(("proof", "count", ""), rows if proof.holds else [(*row[:2], "") for row in rows])
-    for source in proof.sources:
-        sign = "==" if source.holds else "!="
-        terminal.line(
-            f"{Path(source.name).name}: sha256 read {source.sha256_read[:16]}... {sign} delivered "
-            f"{source.sha256_delivered[:16]}..."
-        )
-    terminal.line()
-    if proof.holds:
-        terminal.line(
-            f"PROVED in {seconds:.1f} s: every line is accounted for, in order per component, exactly as it "
-            "was read."
-        )
-    else:
-        terminal.line("NOT PROVED: " + "; ".join(proof.contradictions))
+    proved = (
+        f"PROVED in {demo.elapsed_ms / 1000:.1f} s: every line is accounted for, in order per component, exactly "
+        "as it was read."
+    )
+    tell_verdict(terminal, rows, proof, proved, between=map(_told_checksums, proof.sources))
     if kept is not None:
         terminal.line(f"Look at it: streamlog topics describe --dir {kept}; streamlog groups describe --dir "
                       f"{kept}; "
@@ -339,3 +322,10 @@ def _show(proof: Proof, demo: Demo, terminal: Terminal, kept: str | None) -> Non
             "Next: `streamlog demo YOUR.log --dir demo-data` does the same with your file and keeps the "
             "directory to look at."
         )
+
+
+def _told_checksums(source: SourceProof) -> str:
+    return (
+        f"{Path(source.name).name}: sha256 read {source.sha256_read[:16]}... {'==' if source.holds else '!='} "
+        f"delivered {source.sha256_delivered[:16]}..."
+    )

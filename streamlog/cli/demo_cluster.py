@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Final
 
 import streamlog
 from streamlog.broker.replica_logs import checksums, replica_logs
 from streamlog.broker.runner import Runtime, ThreadedRuntime
 from streamlog.cli.arguments import DIRECTORY_DEFAULT, Commands, add_command
-from streamlog.cli.demo_cluster_proof import ClusterProof, cluster_document, prove_cluster
+from streamlog.cli.demo_cluster_proof import ClusterProof, prove_cluster
 from streamlog.cli.demo_cluster_traffic import GROUP, TOPIC, Traffic
 from streamlog.cli.demo_cluster_view import LiveClusterView, PlainClusterView
-from streamlog.cli.demo_view import View, make_view
+from streamlog.cli.demo_proof import document
+from streamlog.cli.demo_view import View, make_view, tell_verdict
 from streamlog.cli.failures import DAMAGED, OK, TERMINATED, CommandError, Terminated
 from streamlog.cli.interrupts import Interrupts
+from streamlog.cli.opening import require_new
 from streamlog.cli.terminal import Terminal, plural
 from streamlog.errors import PreferredLeaderNotAvailableError, StreamlogError
 from streamlog.record import TopicPartition
@@ -73,7 +74,7 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     kept = None if arguments.dir is DIRECTORY_DEFAULT else str(arguments.dir)
     if kept is not None:
-        _check_is_new(kept)
+        require_new(kept, "memory")
     runtime = ThreadedRuntime()
     started_ms = runtime.clock.monotonic_ms()
     with (
@@ -95,14 +96,6 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
             raise
     _show(proof, stage, terminal, runtime.clock.monotonic_ms() - started_ms, kept)
     return OK if proof.holds else DAMAGED
-
-
-def _check_is_new(path: str) -> None:
-    place = Path(path)
-    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
-        raise CommandError(
-            f"{path} is not empty; the demo needs a new directory, or leave --dir out and it uses memory"
-        )
 
 
 class Stage:
@@ -366,9 +359,8 @@ def _listed(things: Iterable[object]) -> str:
 def _show(proof: ClusterProof, stage: Stage, terminal: Terminal, elapsed_ms: int, kept: str | None) -> None:
     if terminal.json:
         facts = {"elapsed_ms": elapsed_ms, "directory": kept, "events": stage.events}
-        terminal.document(cluster_document(proof) | facts)
+        terminal.document(document(proof) | facts)
         return
-    terminal.line()
     rows = [
         ("records acknowledged", proof.acked, ""),
         ("where they were acknowledged", proof.found, "nothing lost, through all of it"),
@@ -378,14 +370,10 @@ def _show(proof: ClusterProof, stage: Stage, terminal: Terminal, elapsed_ms: int
         ("replicas alike", proof.alike, f"of {proof.replicas}, byte for byte"),
         ("lag of the group", proof.lag, "everything is committed"),
     ]
-    terminal.table(("proof", "count", ""), rows if proof.holds else [(*row[:2], "") for row in rows])
-    terminal.line()
-    if proof.holds:
-        terminal.line(
-            f"PROVED in {elapsed_ms / 1000:.1f} s: no acknowledged record was lost, order held per key, all replicas "
-            "are alike."
-        )
-    else:
-        terminal.line("NOT PROVED: " + "; ".join(proof.contradictions))
+    proved = (
+        f"PROVED in {elapsed_ms / 1000:.1f} s: no acknowledged record was lost, order held per key, all replicas "
+        "are alike."
+    )
+    tell_verdict(terminal, rows, proof, proved)
     if kept is not None:
         terminal.line(f"Look at it: streamlog topics describe --dir {kept}; streamlog verify --dir {kept}")

@@ -5,14 +5,12 @@ in the store of each broker, held against each other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import msgspec
 
 from streamlog.cli.demo_cluster_traffic import GROUP, TOPIC, Placed
+from streamlog.cli.demo_proof import CONTRADICTIONS_MAX
 from streamlog.record import Record
-
-CONTRADICTIONS_MAX = 20
 
 
 class ClusterProof(msgspec.Struct):
@@ -129,9 +127,3 @@ def _compare_replicas(
         if len(of_brokers) != factors[number]:
             wrong.append(f"{TOPIC}-{number} has {len(of_brokers)} replicas, not {factors[number]}")
     return sum(map(len, checksums.values())), alike
-
-
-def cluster_document(proof: ClusterProof) -> dict[str, Any]:
-    """As JSON has it."""
-    built: dict[str, Any] = msgspec.to_builtins(proof)
-    return {"holds": proof.holds, **built}

@@ -6,13 +6,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from streamlog.cli.demo_lines import Input, rebuild
 from streamlog.cli.demo_process import GROUP, LINE_HEADER, TOPIC, Delivery
 from streamlog.record import Record
+
+CONTRADICTIONS_MAX: Final = 20
+
+
+class Verdict(Protocol):
+    """What the proofs of all demos have."""
+
+    contradictions: list[str]
+
+    @property
+    def holds(self) -> bool: ...
 
 
 class SourceProof(msgspec.Struct):
@@ -81,7 +92,7 @@ def prove(given: Input, stored: Iterable[Record], runs: list[list[Delivery]], la
         in_order,
         lag,
         sources,
-        wrong[:20],
+        wrong[:CONTRADICTIONS_MAX],
     )
 
 
@@ -155,7 +166,7 @@ def _compare_sources(given: Input, firsts: list[Delivery], wrong: list[str]) -> 
     return proofs
 
 
-def document(proof: Proof) -> dict[str, Any]:
+def document(proof: Verdict) -> dict[str, Any]:
     """As JSON has it."""
     built: dict[str, Any] = msgspec.to_builtins(proof)
     return {"holds": proof.holds, **built}

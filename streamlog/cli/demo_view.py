@@ -4,11 +4,14 @@ for programs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.cli.demo_process import GROUP, PARTITIONS, TOPIC
 from streamlog.cli.terminal import Terminal, plural
+
+if TYPE_CHECKING:
+    from streamlog.cli.demo_proof import Verdict
 
 LOUD: Final = ("KILLED", "CRASH", "CUT", "PAUSE")
 """Sentences that begin so stand out."""
@@ -197,3 +200,22 @@ def make_view(
         except ImportError:
             pass
     return plain(terminal)
+
+
+def tell_verdict(
+    terminal: Terminal,
+    rows: list[tuple[str, int, str]],
+    proof: Verdict,
+    proved: str,
+    between: Iterable[str] = (),
+) -> None:
+    """The counts, and what they prove; where they contradict each other, nothing is said of what they mean.
+
+    between: lines below the counts.
+    """
+    terminal.line()
+    terminal.table(("proof", "count", ""), rows if proof.holds else [(*row[:2], "") for row in rows])
+    for line in between:
+        terminal.line(line)
+    terminal.line()
+    terminal.line(proved if proof.holds else "NOT PROVED: " + "; ".join(proof.contradictions))
