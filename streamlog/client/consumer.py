@@ -290,6 +290,8 @@ class Consumer(ConsumerAssignment, KnowsHabits):
         """Decode from the next partition that has something; None if no ready partition has."""
         gate = self._gate
         try:
+            if self._unled or self._leaders_seen != self._backend.leaders_version:
+                self._look_for_leaders()  # before the gate: what it holds back would never be marked again
             if gate is None:
                 return self._fetch_ready()
             if not gate.is_open(self._reader_of, self._offsets.resolve):
@@ -315,8 +317,6 @@ class Consumer(ConsumerAssignment, KnowsHabits):
 
     def _fetch_ready(self) -> AssignedPartition | None:
         listener, config = self._listener, self.config
-        if self._unled or self._leaders_seen != self._backend.leaders_version:
-            self._look_for_leaders()
         left = len(listener.ready)
         while left > 0:
             left -= 1

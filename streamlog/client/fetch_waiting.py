@@ -20,9 +20,10 @@ from collections.abc import Callable
 from streamlog.broker.purgatory import Listener, Subscription
 from streamlog.broker.reading import LogReader, check_range, end_for
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
+from streamlog.client.patience import UNSERVED
 from streamlog.clock import Clock
 from streamlog.config import ConsumerConfig
-from streamlog.errors import CorruptRecordError, NotLeaderOrFollowerError, OffsetOutOfRangeError
+from streamlog.errors import ClosedError, CorruptRecordError, OffsetOutOfRangeError
 from streamlog.storage import log
 
 
@@ -60,7 +61,7 @@ class FetchGate:
     ) -> bool:
         """Whether to fetch now. resolve: find where to read; False if that is not known yet.
 
-        Raises   what `resolve` raises; the partition is looked at again.
+        Raises   what `resolve` raises, but for what a fetch meets as well; the partition is looked at again.
         """
         ready = self._listener.ready
         if self._granted:
@@ -81,15 +82,17 @@ class FetchGate:
                 or assigned.subscription is not subscription
                 or assigned.paused
                 or assigned.revoking
-                or (assigned.fetch_offset == UNKNOWN_OFFSET and not resolve(assigned))
             ):
                 del self._held[subscription]  # whatever changes that marks it again
                 continue
-            if assigned.buffered:
-                continue  # handed out first
             try:
+                if assigned.fetch_offset == UNKNOWN_OFFSET and not resolve(assigned):
+                    del self._held[subscription]
+                    continue
+                if assigned.buffered:
+                    continue  # handed out first
                 found, is_at_end = self._count(reader_of(assigned), assigned, subscription)
-            except (OffsetOutOfRangeError, NotLeaderOrFollowerError, CorruptRecordError):
+            except (OffsetOutOfRangeError, CorruptRecordError, ClosedError, *UNSERVED):
                 is_urgent = True  # told by the fetch itself
                 continue
             if is_at_end:
