@@ -362,7 +362,6 @@ class ConsumerAssignment(ConsumerPositions):
         """
         version = self._backend.leaders_version
         if version != self._leaders_seen:
-            self._leaders_seen = version
             if self._rack is not None:
                 for assigned in self._assigned.values():
                     assigned.is_chosen = False
@@ -377,6 +376,7 @@ class ConsumerAssignment(ConsumerPositions):
                     self._unled[assigned] = None
             for assigned in list(self._unled):
                 self._on_unserved(assigned, NotLeaderOrFollowerError("another leads"))
+            self._leaders_seen = version  # not before: who was told of a truncation is told again
         unled, self._unled = self._unled, {}
         for assigned in unled:
             if assigned.subscription is not None and self._assigned.get(assigned.tp) is assigned:
@@ -384,12 +384,12 @@ class ConsumerAssignment(ConsumerPositions):
 
     def _follow(self, assigned: AssignedPartition, partition: Partition) -> None:
         """Read on at another leader, from where we stand."""
-        if assigned.subscription is not None:
-            self._listener.unsubscribe(assigned.subscription)
-        truncated_to = assigned.follow(partition)
-        assigned.subscription = self._listener.subscribe(partition, assigned)
+        truncated_to = assigned.parts_at(partition)
         if truncated_to is not None:
-            self._offsets.on_truncated(assigned, truncated_to)
+            self._offsets.on_truncated(assigned, truncated_to)  # raised, it is told again until there is a seek
+        assigned.partition = partition
+        assigned.is_chosen = False
+        self._read_from(assigned, partition)
 
     def _choose_replica(self, assigned: AssignedPartition) -> bool:
         """Look for the replica nearest to us. Whether we read elsewhere now. Source: KIP-392."""

@@ -88,14 +88,12 @@ class AssignedPartition:
         self.next_index = 0
         self._next_fetch_bytes = FIRST_FETCH_BYTES
 
-    def follow(self, partition: Partition) -> int | None:
-        """Read on at another leader. Returns where its log parts from what we have read (an unclean election), else None.
+    def parts_at(self, partition: Partition) -> int | None:
+        """Where another leader's log parts from what we have read (an unclean election), else None.
 
         Source: KIP-320, OffsetsForLeaderEpoch.
         """
         epoch = self.epochs.epoch_of(self.position - 1) if self.position > 0 else UNDEFINED
-        self.partition = self.replica = partition
-        self.is_chosen = False
         view = partition.view
         if epoch == UNDEFINED or view is None:
             return None

@@ -121,26 +121,39 @@ def test_a_consumer_goes_back_to_where_an_unclean_election_parted_the_logs(seed:
         assert [record.value for _ in range(3) for record in consumer.poll(1)] == [b"c"]
 
 
-def test_or_is_told() -> None:
-    """KIP-320: with auto_offset_reset="none" it is LogTruncationError."""
+def test_or_is_told_until_the_application_seeks() -> None:
+    """KIP-320: with auto_offset_reset="none" it is LogTruncationError; a position error moves nothing."""
     cluster, consumer = unclean(Simulation(1), auto_offset_reset="none")
     with cluster:
-        with pytest.raises(LogTruncationError) as caught:
-            for _ in range(3):
-                consumer.poll(1)
-        assert caught.value.next_offset == 1
+        for _ in range(2):
+            with pytest.raises(LogTruncationError) as caught:
+                for _ in range(3):
+                    consumer.poll(1)
+            assert caught.value.next_offset == 1
+        with cluster.producer() as producer:
+            producer.send("t", b"d").result(5)  # the new log has passed where the position is
+        with pytest.raises(LogTruncationError):
+            consumer.poll(1)
+        consumer.seek(("t", 0), 1)
+        assert [record.value for _ in range(3) for record in consumer.poll(1)] == [b"c", b"d"]
 
 
 @pytest.mark.parametrize("fault", ["pause", "partition"])
 @pytest.mark.parametrize("grouped", [False, True])
-def test_a_consumer_leaves_a_leader_that_has_fallen_silent(fault: str, grouped: bool) -> None:
+@pytest.mark.parametrize("fetch_min_bytes", [1, 100])
+def test_a_consumer_leaves_a_leader_that_has_fallen_silent(
+    fault: str, grouped: bool, fetch_min_bytes: int
+) -> None:
     """It is not told by the old leader; the image says who leads now, though the old one stays silent for ever."""
     simulation = Simulation(4)
     with streamlog.open(
         ":memory:", brokers=3, sync="off", runtime=simulation, offsets_topic_num_partitions=1
     ) as cluster:
         cluster.create_topic("t", replication_factor=3)
-        consumer = cluster.consumer_group("g", ["t"]).consumer() if grouped else cluster.consumer()
+        options = {"fetch_min_bytes": fetch_min_bytes}
+        consumer = (
+            cluster.consumer_group("g", ["t"]).consumer(**options) if grouped else cluster.consumer(**options)
+        )
         if not grouped:
             consumer.assign([("t", 0)])
         with cluster.producer(request_timeout_ms=2_000) as producer:
