@@ -29,6 +29,7 @@ from streamlog.errors import (
     ClosedError,
     LeaderNotAvailableError,
     NetworkError,
+    NotLeaderOrFollowerError,
     StreamlogError,
     StreamlogTimeoutError,
 )
@@ -80,6 +81,10 @@ class Item:
         self.error: StreamlogError | None = None  # of the last attempt
 
     @property
+    def key(self) -> Key:
+        return self.delivery.produce.entries[self.index][:2]
+
+    @property
     def is_decided(self) -> bool:
         return self.delivery.results[self.index] is not None
 
@@ -97,7 +102,6 @@ class Dispatcher:
         self._service = Service(cluster.runtime, "streamlog-dispatcher", self._serve)
         self._advancing: dict[int, None] = {}
         """Callers inside of `advance`: an answer sends what waited behind it, and must not do so ever deeper."""
-        self.retries = 0
 
     def __repr__(self) -> str:
         return f"Dispatcher({sum(map(len, list(self._queues.values())))} batches on their way)"
@@ -118,12 +122,12 @@ class Dispatcher:
         if pending.sent_items is None:
             delivery = Delivery(pending, produce, self._clock.monotonic_ms())
             pending.sent_items = [
-                ((topic, number), Item(delivery, index, batch))
-                for index, (topic, number, batch) in enumerate(produce.entries)
+                Item(delivery, index, batch) for index, (_, _, batch) in enumerate(produce.entries)
             ]
         with self._lock:
             pending.taken = True
-            for key, item in pending.sent_items:
+            for item in pending.sent_items:
+                key = item.key
                 queue = self._queues.setdefault(key, deque())
                 if not again or not (item in queue or item.is_decided):
                     queue.append(item)
@@ -283,10 +287,11 @@ class Dispatcher:
             for item, request, produced in outcomes:
                 if item.request is not request or item.is_decided:
                     continue  # somebody was faster
-                key = item.delivery.produce.entries[item.index][:2]
+                key = item.key
                 error = produced.error
                 if error is not None and self._goes_again(item, error, now_ms):
-                    self.retries += 1
+                    if item.delivery.pending.on_retry is not None:
+                        item.delivery.pending.on_retry(key[0], item.batch.record_count)
                 else:
                     if error is not None and self._expires(item, error, now_ms):
                         produced = Produced(-1, -1, -1, _expired(item, key, now_ms))
@@ -379,8 +384,6 @@ def _together(queue: deque[Item]) -> list[Item]:
 
 
 def _is_leader_news(error: StreamlogError) -> bool:
-    from streamlog.errors import NotLeaderOrFollowerError
-
     return isinstance(error, (NotLeaderOrFollowerError, LeaderNotAvailableError, NetworkError))
 
 

@@ -50,7 +50,9 @@ class Pending(msgspec.Struct, eq=False, weakref=True):
     following: Waiter | None = None  # whom its waiter wakes in turn
     is_chained: bool = False  # and that it is woken so itself
     sent_items: Any = None
-    """Of a request the dispatcher sent: what it is made of."""
+    """Of a request the dispatcher sent, or took over: what it is made of."""
+    on_retry: Callable[[str, int], None] | None = None
+    """Told (topic, records) of what the dispatcher sends again."""
 
     def __repr__(self) -> str:
         state = "done" if self.done else "parked" if self.taken else "waiting"

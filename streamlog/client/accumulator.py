@@ -226,6 +226,7 @@ class Accumulator:
             return
         self._backend.admit_produce()
         pending = Pending(api.Produce(entries, self.config.acks, retrying=self._retrying), cost_bytes)
+        pending.on_retry = self._traffic.retried
         try:
             self._hand_over(pending, sealed)
         except BaseException:

@@ -41,12 +41,13 @@ _UNKNOWN_OFFSET: Final = -1
 class TopicTraffic:
     """What one client sent to or read from one topic."""
 
-    __slots__ = ("bytes", "errors", "records")
+    __slots__ = ("bytes", "errors", "records", "retries")
 
     def __init__(self) -> None:
         self.records = 0
         self.bytes = 0
         self.errors = 0
+        self.retries = 0  # records sent again
 
 
 class _Rates:
@@ -64,7 +65,7 @@ class _Rates:
 
 
 class ProducerTraffic:
-    """What a producer sent, and what became of it. Written under the producer's lock."""
+    """What a producer sent, and what became of it. Written under the producer's lock, retries under the dispatcher's."""
 
     def __init__(self, registry: MetricsRegistry, producer: Accumulator, now_ms: int) -> None:
         self.client_id = f"producer-{registry.next_number('producer')}"
@@ -79,9 +80,7 @@ class ProducerTraffic:
 
     def settled(self, batch: OpenBatch) -> None:
         """The fate of a batch is known."""
-        traffic = self._topics.get(batch.topic)
-        if traffic is None:
-            traffic = self._topics[batch.topic] = TopicTraffic()
+        traffic = self._topic(batch.topic)
         records = batch.record_count
         pending = batch.pending
         if pending is not None:
@@ -91,11 +90,20 @@ class ProducerTraffic:
         if batch.error is not None:
             traffic.errors += records
 
+    def retried(self, topic: str, records: int) -> None:
+        """Records go to a leader again. Called by the dispatcher, under its lock."""
+        self._topic(topic).retries += records
+
+    def _topic(self, name: str) -> TopicTraffic:
+        traffic = self._topics.get(name)
+        return self._topics.setdefault(name, TopicTraffic()) if traffic is None else traffic
+
     def close(self) -> None:
         self._registry.forget(self.read)
 
     def read(self, now_ms: int) -> Iterator[Reading]:
         topics = self._topics.copy()
+        retries = sum([traffic.retries for traffic in topics.values()])
         records = sum([traffic.records for traffic in topics.values()])
         errors = sum([traffic.errors for traffic in topics.values()])
         batches = list(self._batches)
@@ -114,8 +122,8 @@ class ProducerTraffic:
                 "record-send-rate": rate("record-send", records, now_ms),
                 "record-error-total": errors,
                 "record-error-rate": rate("record-error", errors, now_ms),
-                "record-retry-total": 0,
-                "record-retry-rate": 0.0,
+                "record-retry-total": retries,
+                "record-retry-rate": rate("record-retry", retries, now_ms),
                 "batch-size-avg": _mean(sizes),
                 "batch-size-max": max(sizes, default=0),
                 "record-size-avg": gathered / batch_records if batch_records else 0.0,
@@ -140,8 +148,8 @@ class ProducerTraffic:
                     "byte-rate": rate(f"byte {topic}", traffic.bytes, now_ms),
                     "record-error-total": traffic.errors,
                     "record-error-rate": rate(f"record-error {topic}", traffic.errors, now_ms),
-                    "record-retry-total": 0,
-                    "record-retry-rate": 0.0,
+                    "record-retry-total": traffic.retries,
+                    "record-retry-rate": rate(f"record-retry {topic}", traffic.retries, now_ms),
                 },
             )
 
