@@ -29,6 +29,7 @@ from streamlog.broker.network import METADATA, Network
 from streamlog.broker.replica_requests import AlterPartition, Reconcile
 from streamlog.broker.runner import Service, Waiter
 from streamlog.core.cluster_image import (
+    NO_LEADER,
     BrokerFenced,
     BrokerRegistered,
     BrokerShuttingDown,
@@ -173,7 +174,7 @@ class Peers:
         """The fetcher of one partition; made at its first use."""
         by_source = self._fetchers.get(follower_id)
         follower = self._running.get(follower_id)
-        if by_source is None or follower is None or source_id == follower_id:
+        if by_source is None or follower is None or source_id in (follower_id, NO_LEADER):
             return None
         fetchers = by_source.get(source_id)
         if fetchers is None:

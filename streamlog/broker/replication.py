@@ -39,7 +39,7 @@ from streamlog.broker.serving_followers import not_leader, serve_follower
 from streamlog.broker.turn import Pending, Turn
 from streamlog.broker.upkeep import MoveHighWatermarks
 from streamlog.core import leadership as rules
-from streamlog.core.cluster_image import NO_LEADER, PartitionImage, TopicImage
+from streamlog.core.cluster_image import NO_LEADER, PartitionImage
 from streamlog.core.leader_epochs import UNDEFINED, EpochHistory
 from streamlog.core.leadership import LagLimits, Leadership
 from streamlog.core.replica import ReplicaState
@@ -173,8 +173,7 @@ class Replication:
             return  # deleted: DropTopic is on its way
         of = topic.partitions[partition.number]
         if self._broker.id not in of.replicas:
-            if topic.internal:
-                self._broker.on_coordinator_moved(turn, partition)
+            self._broker.on_coordinator_moved(turn, partition)
             turn.effects.append(lambda: self._broker.drop_logs([partition.log_id]))  # reassigned to others
             return
         leadership = turn.leaderships.get(partition, partition.leadership)
@@ -188,7 +187,7 @@ class Replication:
             or partition.leader_id != of.leader
             or partition.role_epoch != of.leader_epoch
         ):
-            self._become_follower(turn, partition, topic, of)
+            self._become_follower(turn, partition, of)
 
     def forget(self, partition: Partition) -> None:
         """Its topic is gone, or others have it now. Called by the runner; again changes nothing."""
@@ -226,9 +225,7 @@ class Replication:
 
         turn.effects.append(lead)
 
-    def _become_follower(
-        self, turn: Turn, partition: Partition, topic: TopicImage, of: PartitionImage
-    ) -> None:
+    def _become_follower(self, turn: Turn, partition: Partition, of: PartitionImage) -> None:
         state: ReplicaState = turn.staged.get(partition) or partition.state
         self.stage_epochs(turn, partition, known_epochs(turn.epochs.get(partition, partition.epochs), state))
         turn.leaderships[partition] = None
@@ -248,11 +245,9 @@ class Replication:
             )
 
         turn.effects.append(follow)
-        if of.leader != NO_LEADER and self._broker.id in of.replicas:
-            key = (partition.topic, partition.number)
-            self._broker.after_turn(turn, lambda: self._peers.news_for(self._broker.id, of.leader, key))
-        if topic.internal:
-            self._broker.on_coordinator_moved(turn, partition)
+        key = (partition.topic, partition.number)
+        self._broker.after_turn(turn, lambda: self._peers.news_for(self._broker.id, of.leader, key))
+        self._broker.on_coordinator_moved(turn, partition)
 
     def _settle(self, turn: Turn, partition: Partition, leadership: Leadership, of: PartitionImage) -> None:
         """Still the leader: take over ISR, replicas and who is there."""
