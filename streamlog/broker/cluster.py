@@ -44,6 +44,7 @@ from streamlog.errors import (
     ConfigError,
     CorruptStoreError,
     LeaderNotAvailableError,
+    NetworkError,
     NotControllerError,
     StoreForkedError,
     TopicAlreadyExistsError,
@@ -386,7 +387,10 @@ class BrokerCluster:
     def _tell_brokers(self, request: object) -> None:
         """Have every broker do something; one that is paused does it when it goes on."""
         for broker in self.brokers:
-            wait_until_told(broker, [broker.post(request)])
+            try:
+                wait_until_told(broker, [broker.post(request)])
+            except (ClosedError, NetworkError):
+                continue  # it has just stopped: at its next start it finds what has changed
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -400,10 +404,8 @@ class BrokerCluster:
     def delete_topic(self, name: str) -> None:
         self.check_usable()
         if not self.config.delete_topic_enable:
-            raise TopicDeletionDisabledError(
-                f"topic {name!r} is not deleted: this cluster was opened with delete_topic_enable=False",
-                topic=name,
-            )
+            why = f"topic {name!r} is not deleted: this cluster was opened with delete_topic_enable=False"
+            raise TopicDeletionDisabledError(why, topic=name)
         image = self.ask_controller(api.DeleteTopic(name))
         self._tell_brokers(DropTopic(image))
         if CONSUMER_OFFSETS_TOPIC in self.topics:

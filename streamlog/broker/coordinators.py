@@ -79,7 +79,10 @@ class Coordinators:
 
     def forget_topic(self, topic: str) -> None:
         for broker in self._cluster.brokers:
-            broker.coordinator.forget_topic(topic)
+            try:
+                broker.coordinator.forget_topic(topic)
+            except (ClosedError, NetworkError):
+                continue  # it has just stopped: its groups forget when another loads them
 
     @property
     def parked_count(self) -> int:
@@ -103,9 +106,7 @@ class Coordinators:
         peers = self._cluster.peers
         if not self._cluster.runtime.may_help():
             return broker.call(GroupRequest(group_id, event), timeout_ms)
-        broker.admit()
-        pending = Pending(GroupRequest(group_id, event))
-        broker.put(pending)
+        pending = broker.enqueue(GroupRequest(group_id, event))
         peers.helping.help(broker.advance, lambda: pending.done)
         broker.wait(pending, timeout_ms)
         return pending.result()

@@ -11,6 +11,7 @@ import streamlog
 from streamlog.broker.controlling import BrokerLost
 from streamlog.broker.pending import Tick
 from streamlog.broker.replica_requests import Reconcile
+from streamlog.errors import NetworkError
 from streamlog.testing import Simulation
 
 Opened = tuple[Any, Simulation]
@@ -218,3 +219,32 @@ def test_a_turn_that_ends_a_coordinator_s_role_writes_nothing_for_its_groups(
         assert partition.leadership is None
         assert partition.state.log_end_offset == end, "written as by a leader, into an epoch of another's"
         monkeypatch.undo()
+
+
+def test_of_a_partition_without_a_leader_nobody_is_asked(opened: Opened) -> None:
+    cluster, simulation = opened
+    for broker_id in (2, 1, 0):
+        cluster.brokers[broker_id].crash()
+        simulation.sleep(1)
+    cluster.brokers[2].start()  # out of the ISR, so there is still no leader
+    simulation.sleep(1)
+    assert cluster.topic("t")[0].leader is None
+    assert cluster._backend.peers.fetchers() == []
+
+
+def test_a_change_reaches_the_others_while_a_broker_is_stopping(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its last turn and the moment when the cluster no longer counts on it a broker refuses what it is told."""
+    cluster, simulation = opened
+    send(cluster, 1)
+    simulation.sleep(1)
+    going = running(cluster, 0)
+
+    def refuse(request: object, **_: Any) -> None:
+        raise NetworkError("broker 0 was stopped")
+
+    monkeypatch.setattr(going, "post", refuse)
+    cluster.topic("t").alter_config({"retention.ms": 1234})
+    told = [running(cluster, broker_id).partition("t", 0).config.retention_ms for broker_id in (1, 2)]
+    assert told == [1234, 1234]
