@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.broker.api import AlterBrokerConfig
+from streamlog.broker.pending import wait_until_told
 from streamlog.broker.upkeep import TakeConfig
 from streamlog.cluster_config import TOPIC_DEFAULTS, ClusterConfig
 from streamlog.core.cluster_image import CLUSTER_DEFAULT
@@ -129,7 +130,7 @@ def take_config(cluster: BrokerCluster, wait: bool = False) -> None:
     for broker in cluster.brokers:
         try:
             pending = broker.post(TakeConfig(cluster.config_of(broker.id)))
-            if wait and not broker.paused:
-                broker.wait(pending)
+            if wait:
+                wait_until_told(broker, [pending])
         except StreamlogError:
             continue  # it has just stopped: at its next start it finds them
