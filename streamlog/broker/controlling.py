@@ -167,7 +167,7 @@ class Controlling:
         self.check_controller(turn.now_ms)
         match request:
             case AlterPartition():
-                altered = isr_changes.alter_partition(image, self._proposal(request), unclean)
+                altered = isr_changes.alter_partition(image, request, unclean)
                 return altered.records, altered
             case ShutDownBroker():
                 shutdown = broker_states.controlled_shutdown(image, request.broker_id, unclean)
@@ -209,15 +209,3 @@ class Controlling:
             if successors:
                 records.append(broker_states.elect_controller(image, successors[0]))
         return records + list(broker_states.fence(image, [broker_id], self.allows_unclean))
-
-    def _proposal(self, request: AlterPartition) -> isr_changes.Proposal:
-        return isr_changes.Proposal(
-            request.broker_id,
-            request.broker_epoch,
-            request.topic_id,
-            request.number,
-            request.leader_epoch,
-            request.partition_epoch,
-            request.isr,
-            broker_epochs=request.broker_epochs,
-        )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from streamlog.batch import Batch
+from streamlog.core.isr_changes import Proposal
 from streamlog.core.leader_epochs import EpochEnd
 from streamlog.core.leadership import Leadership
 from streamlog.errors import StreamlogError
@@ -84,18 +85,8 @@ class AppendAsFollower(msgspec.Struct, frozen=True):
     parts: list[CopiedPart]
 
 
-class AlterPartition(msgspec.Struct, frozen=True):
+class AlterPartition(Proposal, frozen=True):
     """A leader proposes an ISR. Refused unless epochs and broker are those the controller knows."""
-
-    broker_id: int
-    topic_id: str
-    number: int
-    leader_epoch: int
-    partition_epoch: int
-    isr: tuple[int, ...]
-    broker_epoch: int
-    broker_epochs: dict[int, int]
-    """The lives in which the followers fetched what makes them eligible (KIP-903)."""
 
 
 def alter_partition(
@@ -105,13 +96,13 @@ def alter_partition(
     assert proposal.proposed_isr is not None
     return AlterPartition(
         broker_id,
+        broker_epoch,
         partition.topic_id,
         partition.number,
         proposal.leader_epoch,
         proposal.partition_epoch,
         proposal.proposed_isr,
-        broker_epoch,
-        {
+        broker_epochs={
             follower: proposal.followers[follower].broker_epoch
             for follower in proposal.proposed_isr
             if follower in proposal.followers and proposal.followers[follower].broker_epoch >= 0

@@ -52,7 +52,7 @@ class Proposal(msgspec.Struct, frozen=True):
     is_recovering: bool = False
     """False ends the recovery of a leader that was elected uncleanly."""
     broker_epochs: Mapping[int, int] = {}
-    """The lives of the followers that caught up, as far as the leader knows them."""
+    """The lives in which the followers fetched what makes them eligible, as far as the leader knows (KIP-903)."""
 
 
 class Alteration(msgspec.Struct, frozen=True):
