@@ -70,7 +70,7 @@ class ParkedProduce:
 
     @property
     def is_done(self) -> bool:
-        return all(entry.is_decided for entry in self.entries)
+        return all(entry.is_decided for entry in reversed(self.entries))  # they are decided from the front
 
 
 class ParkedEntry(msgspec.Struct, eq=False):
@@ -92,7 +92,6 @@ class Acknowledgements:
         self._queues: dict[Partition, deque[ParkedEntry]] = {}
         self._deadlines: list[tuple[int, int, ParkedProduce]] = []
         self._parked_total = 0
-        self.timeouts = 0
 
     def __repr__(self) -> str:
         return f"Acknowledgements({self.count} parked)"
@@ -125,7 +124,8 @@ class Acknowledgements:
             return
         for entry in produce.entries:
             queue = self._queues.setdefault(entry.partition, deque())
-            if entry not in queue:
+            # Ends rise along a queue, so who is behind its last entry is not in it.
+            if not queue or queue[-1].end_offset < entry.end_offset or entry not in queue:
                 queue.append(entry)
         while self._deadlines and self._deadlines[0][2].is_answered:
             heappop(
@@ -160,7 +160,6 @@ class Acknowledgements:
             produce = self._deadlines[0][2]
             for entry in produce.entries:
                 if not entry.is_decided:
-                    self.timeouts += 1
                     self._decide(entry, self._too_late(entry.partition))
                 queue = self._queues.get(entry.partition)
                 if queue is not None and entry in queue:
