@@ -51,7 +51,6 @@ from streamlog.storage.env import Environment
 if TYPE_CHECKING:
     from streamlog.broker.coordinator import Coordinator
     from streamlog.broker.measuring import GroupCounters
-    from streamlog.broker.peers import Peers
     from streamlog.broker.replication import Replication
 
 CLOSE_WAIT_MS: Final = 1_000
@@ -90,7 +89,6 @@ class Broker(TurnOwner):
         self.deletions = Deletions(self)
         self.flushing = Flushing(environment, runtime.clock, config.flush_ms)
         self._down: StreamlogError | None = None
-        self.peers: Peers | None = None
         self.epoch = -1  # of this life, by the controller: `BrokerImage.broker_epoch`
         self.replication: Replication | None = None  # of a cluster with one broker there is none
         self._service_deadline_ms: int | None = None

@@ -178,10 +178,9 @@ def _put(owner: TurnOwner, log_id: int, pieces: Sequence[bytes], is_current: Cal
     return True
 
 
-def try_to(save: Callable[[], object]) -> bool:
+def try_to(save: Callable[[], object]) -> None:
     """A checkpoint only saves time, so a store that is full or closing may refuse it; the next one covers more."""
     try:
         save()
     except StreamlogError:
-        return False
-    return True
+        pass

@@ -170,7 +170,6 @@ def add(cluster: BrokerCluster) -> int:
     """One broker more, under the next free id."""
     metadata = cluster.metadata
     cluster.peers.open()
-    cluster.directory.broker_path(max(metadata.image.brokers) + 1)
     broker_id: int = metadata.call(RegisterBroker(-1, cluster.incarnation), CONTROL_WAIT_MS)
     broker = cluster.open_broker(broker_id)
     _join(cluster, broker)
@@ -215,7 +214,6 @@ def _join(cluster: BrokerCluster, broker: Broker) -> None:
 def _equip(broker: Broker, peers: Peers) -> None:
     broker.epoch = peers.image.brokers[broker.id].broker_epoch
     broker.replication = Replication(broker, peers)
-    broker.peers = peers
     broker.flushing.ends = broker.log_ends
     broker.flushing.synced_ends.update(broker.log_ends())
 

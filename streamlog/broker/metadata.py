@@ -22,7 +22,7 @@ import msgspec
 
 from streamlog import batch as batches
 from streamlog.broker import api
-from streamlog.broker.checkpointing import copy_of, save_image
+from streamlog.broker.checkpointing import copy_of, save_image, try_to
 from streamlog.broker.partition import load_state
 from streamlog.broker.runner import Runtime
 from streamlog.broker.turn import DEFER, Pending, Turn, TurnOwner
@@ -34,7 +34,6 @@ from streamlog.errors import (
     CorruptStoreError,
     FencedLeaderEpochError,
     NotControllerError,
-    StreamlogError,
     UnsupportedFormatError,
 )
 from streamlog.record import Record
@@ -129,9 +128,6 @@ class MetadataLog(TurnOwner):
         return controlling
 
     # -- deciding ----------------------------------------------------------------------------------------------------
-
-    def live_brokers(self) -> list[int]:
-        return self.image.active_brokers()
 
     def _decide(self, turn: Turn, pending: Pending) -> object:
         if turn.staged:
@@ -274,13 +270,6 @@ class MetadataLog(TurnOwner):
             return 0
         return int(save_image(self, METADATA_LOG_ID))
 
-    def _try_checkpoint(self) -> None:
-        """The checkpoint only saves time, so a store that is full or closing may refuse it; the next one covers more."""
-        try:
-            self.save_checkpoint()
-        except StreamlogError:
-            pass
-
     def save_checkpoint(self) -> None:
         """Save the image, so that the next opening need not replay the log. Called by the last runner."""
         value = msgspec.msgpack.encode((self.state.log_end_offset, self.image.checkpoint()))
@@ -298,7 +287,7 @@ class MetadataLog(TurnOwner):
 
         def save() -> None:
             if self.state.log_end_offset - self.saved_offset > CHECKPOINT_EVERY_RECORDS // 8:
-                self._try_checkpoint()
+                try_to(self.save_checkpoint)
 
         self.stop(save)
 

@@ -13,8 +13,9 @@ the engine does. Nothing of the turn's laws is given up:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from streamlog.batch_header import LOG_APPEND_TIME
 from streamlog.broker.api import Produce, Produced
 from streamlog.broker.pending import Pending, Turn
 from streamlog.core.replica import ReplicaState
@@ -24,8 +25,6 @@ from streamlog.storage import log
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
     from streamlog.broker.partition import Partition
-
-_LOG_APPEND_TIME: Final = 0x08
 
 
 def decide(broker: Broker, turn: Turn, pending: Pending, request: Produce) -> None:
@@ -76,7 +75,7 @@ def run_alone(broker: Broker, pending: Pending) -> bool:
     if (
         size_bytes > config.max_message_bytes
         or timestamp > wall_ms + config.message_timestamp_after_max_ms
-        or batch.attributes & _LOG_APPEND_TIME
+        or batch.attributes & LOG_APPEND_TIME
     ):
         return False
     state = partition.state

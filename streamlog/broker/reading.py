@@ -102,9 +102,7 @@ class LogReader:
     def open_as_replica(self, partition: Partition) -> tuple[ReplicaState, Snapshot]:
         """The same for the brokers themselves, who read replicas that no client may."""
         while True:
-            view = partition.view
-            if view is None:
-                return view_of(partition), self._environment.snapshot()  # which says so
+            view = partition.view or view_of(partition)  # which says why there is none
             opened = self._open_at(partition, view)
             if opened is not None:
                 return view, opened

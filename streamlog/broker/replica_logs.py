@@ -7,18 +7,16 @@ not believe the leader. Brokers that are down are left out; nothing here waits f
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from streamlog.storage.keys import pack_key, unpack_key
+from streamlog.storage import log
+from streamlog.storage.keys import BATCH_START
 
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
     from streamlog.storage.env import Environment
-
-BATCH_START: Final = 8
-"""Before the batch stands the running maximum timestamp, which is the store's own."""
 
 
 class ReplicaLog(msgspec.Struct, frozen=True):
@@ -60,16 +58,7 @@ def checksums(cluster: BrokerCluster, topic: str, number: int) -> dict[int, str]
 def _checksum(environment: Environment, log_id: int) -> str:
     digest = sha256()
     with environment.snapshot() as snapshot:
-        cursor = snapshot.cursor()
-        found = cursor.set_range(pack_key(log_id, 0))
-        while True:
-            if not found:
-                break
-            key, value = cursor.item()
-            found_log_id, last_offset = unpack_key(key)
-            if found_log_id != log_id or last_offset >= 1 << 63:
-                break  # another log, or this one's checkpoints
+        for last_offset, value in log.iterate_values(snapshot, log_id):
             digest.update(last_offset.to_bytes(8, "big"))
-            digest.update(value[BATCH_START:])
-            found = cursor.next()
+            digest.update(value[BATCH_START:])  # before it stands what is the store's own
     return digest.hexdigest()

@@ -386,7 +386,8 @@ class ConsumerAssignment(ConsumerPositions):
         """Read on at another leader, from where we stand."""
         truncated_to = assigned.parts_at(partition)
         if truncated_to is not None:
-            self._offsets.on_truncated(assigned, truncated_to)  # raised, it is told again until there is a seek
+            # If this raises nothing has moved, and it is told again until there is a seek.
+            self._offsets.on_truncated(assigned, truncated_to)
         assigned.partition = partition
         assigned.is_chosen = False
         self._read_from(assigned, partition)

@@ -106,7 +106,7 @@ def test_a_deposed_or_outrun_controller_changes_nothing(
     assert (metadata.image.checkpoint(), metadata.state) == (image, state)
     assert metadata.environment.last_transaction_id() == transaction_id
     metadata.call(AppendMetadata([BrokerRegistered(1, "there")], 4, state.log_end_offset))
-    assert metadata.live_brokers() == [0, 1]
+    assert metadata.image.active_brokers() == [0, 1]
 
 
 def test_each_decision_sees_the_ones_before_it_in_the_inbox(reopen: Open) -> None:
