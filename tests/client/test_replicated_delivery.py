@@ -307,11 +307,15 @@ def test_flush_and_close_without_a_leader_are_bounded(seed: int) -> None:
 @SEEDS
 def test_what_is_sent_again_is_counted(seed: int) -> None:
     """Kafka's record-retry-total: records, each time they go again."""
-    with opened(seed) as (cluster, simulation), cluster.producer() as producer:
-        cluster.brokers[cluster.topic("t")[0].leader].pause()  # silent: the request goes again, to the next leader
+    with opened(seed) as (cluster, _), cluster.producer() as producer:
+        cluster.brokers[
+            cluster.topic("t")[0].leader
+        ].pause()  # silent: the request goes again, to the next leader
         assert producer.send("t", b"x").result(60).offset == 0
         metrics = cluster.metrics()
         client = {"client-id": "producer-1"}
         assert metrics.value("kafka.producer:type=producer-metrics", "record-retry-total", **client) > 0
         of_topic = {**client, "topic": "t"}
-        assert metrics.value("kafka.producer:type=producer-topic-metrics", "record-retry-total", **of_topic) > 0
+        assert (
+            metrics.value("kafka.producer:type=producer-topic-metrics", "record-retry-total", **of_topic) > 0
+        )
