@@ -1,6 +1,6 @@
 """Between producers and the brokers of a replicated cluster: who leads, what to do when that changes (Kafka's Sender).
 
-    producer --put(Produce)--> a queue per partition --pump--> a request per leader --answer--> done, or again later
+    producer --put(Produce)--> a queue per partition --pump--> a request per leader and acks --> done, or again later
 
 A producer hands over a request for any number of partitions and waits for one answer. Here it is taken apart, each
 batch goes to the leader of its partition, and what comes back as retriable goes again, until `delivery_timeout_ms`.
@@ -10,7 +10,8 @@ Invariants:
     way, and what failed goes first.
  2. A request is answered when each of its entries is decided: written, failed for good, or out of time; then with
     the last error of a broker as the cause.
- 3. Nothing here waits while it holds the lock. What an interrupt cut short is mended by who waits in vain (`_mend`): a
+ 3. Nothing travels in a request with other acks than its producer's.
+ 4. Nothing here waits while it holds the lock. What an interrupt cut short is mended by who waits in vain (`_mend`): a
     batch is on its queue until its result is written down, and names its request until that is done.
 
 Source: Kafka Sender, RecordAccumulator (muted partitions), KIP-91 (delivery.timeout.ms), KIP-580 (exponential backoff).
@@ -193,7 +194,7 @@ class Dispatcher:
         if not self._ready:
             return []
         now_ms = self._clock.monotonic_ms()
-        by_leader: dict[Broker, list[tuple[Key, list[Item]]]] = {}
+        together: dict[tuple[Broker, int], list[tuple[Key, list[Item]]]] = {}
         failed: list[tuple[Item, StreamlogError]] = []
         with self._lock:
             for key in list(self._ready):
@@ -207,12 +208,15 @@ class Dispatcher:
                 items = _together(queue)
                 try:
                     leader = self._cluster.leader(*key)
-                    by_leader.setdefault(leader, []).append((key, items))
+                    together.setdefault((leader, items[0].delivery.produce.acks), []).append((key, items))
                 except StreamlogError as error:
                     failed += [(item, error) for item in items]
                     for item in items:
                         item.attempts += 1
-            requests = [(leader, self._request(leader, parts, now_ms)) for leader, parts in by_leader.items()]
+            requests = [
+                (leader, self._request(leader, acks, parts, now_ms))
+                for (leader, acks), parts in together.items()
+            ]
         for leader, request in requests:
             try:
                 leader.admit()
@@ -225,15 +229,17 @@ class Dispatcher:
             self._settle([(item, None, Produced(-1, -1, -1, error)) for item, error in failed])
         return [leader for leader, _ in requests]
 
-    def _request(self, leader: Broker, parts: list[tuple[Key, list[Item]]], now_ms: int) -> Pending:
+    def _request(
+        self, leader: Broker, acks: int, parts: list[tuple[Key, list[Item]]], now_ms: int
+    ) -> Pending:
         """One Produce for one leader. Called with the lock held."""
         items = [item for _, some in parts for item in some]
-        first = items[0].delivery
         entries = [(*key, item.batch) for key, some in parts for item in some]
         timeout_ms = min(
-            [first.retrying.request_timeout_ms, *(max(1, i.delivery.deadline_ms - now_ms) for i in items)]
+            min(item.delivery.retrying.request_timeout_ms, max(1, item.delivery.deadline_ms - now_ms))
+            for item in items
         )
-        produce = Produce(entries, first.produce.acks, timeout_ms)
+        produce = Produce(entries, acks, timeout_ms)
         request = Pending(produce, sum([item.batch.size_bytes for item in items]), self._on_answer)
         request.sent_items = items
         for item in items:
