@@ -115,7 +115,9 @@ class SaveHighWatermarks(msgspec.Struct, frozen=True):
 
 
 class IsrRefused(msgspec.Struct, frozen=True):
-    """The controller refused a proposal made at this partition epoch."""
+    """The controller refused a proposal made at this partition epoch, as it was sent at `sent_ms`."""
 
     partition: Partition
     partition_epoch: int
+    sent_ms: int
+    error: StreamlogError

@@ -371,10 +371,15 @@ class Replication:
         proposal._check()
         turn.leaderships[partition] = proposal
         sent = turn.now_ms, self._broker.runtime.clock.monotonic_us()
-        turn.effects.append(lambda: self._proposals.update({partition: sent}))
-        self._broker.after_turn(turn, lambda: self._send(partition, proposal))
 
-    def _send(self, partition: Partition, proposal: Leadership) -> None:
+        def effect() -> None:
+            self._proposals[partition] = sent
+            self._next_lag_check_ms = None  # sooner than it was planned: see `next_deadline_ms`
+
+        turn.effects.append(effect)
+        self._broker.after_turn(turn, lambda: self._send(partition, proposal, turn.now_ms))
+
+    def _send(self, partition: Partition, proposal: Leadership, sent_ms: int) -> None:
         """Outside of the turn: to the controller."""
         if partition.leadership is not proposal and (
             partition.leadership is None or partition.leadership.proposed_isr != proposal.proposed_isr
@@ -384,17 +389,20 @@ class Replication:
 
         def answered(pending: Pending) -> None:
             # While there is no controller there is no answer: it is sent again after PROPOSAL_RETRY_MS.
-            if pending.error is not None and not isinstance(pending.error, NotControllerError):
-                self._broker.offer(IsrRefused(partition, proposal.partition_epoch))
+            error = pending.error
+            if isinstance(error, StreamlogError) and not isinstance(error, NotControllerError):
+                self._broker.offer(IsrRefused(partition, proposal.partition_epoch, sent_ms, error))
 
         self._peers.tell_controller(self._broker.id, request, answered)
 
     def on_refused(self, turn: Turn, pending: Pending, request: IsrRefused) -> None:
-        """The controller refused a proposal: the committed ISR holds, and the image knows better than we."""
+        """The controller refused a proposal: the image knows better than we."""
         partition = request.partition
         leadership: Leadership | None = turn.leaderships.get(partition, partition.leadership)
         if leadership is not None and leadership.partition_epoch == request.partition_epoch:
-            turn.leaderships[partition] = rules.refused(leadership)
+            newest_ms, _ = self._proposals.get(partition, (request.sent_ms, 0))
+            if newest_ms == request.sent_ms:  # else it is on its way again, and may be accepted
+                turn.leaderships[partition] = rules.refused(leadership, request.error)
             self.counts.isr_failures += 1
             self.take_role(turn, partition)
         turn.reply(pending, None)
@@ -420,7 +428,7 @@ class Replication:
         known = {partition: turn.leaderships.get(partition, partition.leadership) for partition in late}
         again = {p: term for p, term in known.items() if term is not None and term.proposed_isr is not None}
         for partition, leadership in again.items():
-            self._broker.after_turn(turn, partial(self._send, partition, leadership))
+            self._broker.after_turn(turn, partial(self._send, partition, leadership, turn.now_ms))
 
         def effect() -> None:
             self._next_lag_check_ms = None

@@ -26,6 +26,7 @@ from typing import Final
 import msgspec
 
 from streamlog.core.replica import ReplicaState
+from streamlog.errors import IneligibleReplicaError, InvalidRequestError, StreamlogError
 
 UNKNOWN_OFFSET: Final = -1
 NEVER_MS: Final = -(1 << 62)
@@ -224,9 +225,17 @@ def proposed(leadership: Leadership, isr: tuple[int, ...]) -> Leadership:
     return msgspec.structs.replace(leadership, proposed_isr=tuple(sorted(isr)))
 
 
-def refused(leadership: Leadership) -> Leadership:
-    """The controller refused the proposal, or it got lost: the committed ISR holds."""
-    return msgspec.structs.replace(leadership, proposed_isr=None)
+def refused(leadership: Leadership, error: StreamlogError) -> Leadership:
+    """The controller refused the proposal.
+
+    If it did because it knows the partition otherwise (another epoch), what made the difference may be this very
+    proposal, sent before: it stays in the maximal ISR until the image brings the news. Only if it knows the same
+    partition, and what was proposed is not possible there, the committed ISR holds alone.
+    Source: Kafka Partition.handleAlterPartitionError (only OPERATION_NOT_ATTEMPTED and INELIGIBLE_REPLICA reset it).
+    """
+    if isinstance(error, (IneligibleReplicaError, InvalidRequestError)):
+        return msgspec.structs.replace(leadership, proposed_isr=None)
+    return leadership
 
 
 def settled(

@@ -9,6 +9,15 @@ from hypothesis import strategies as st
 from streamlog.core import leadership as rules
 from streamlog.core.leadership import NEVER_MS, FollowerProgress, LagLimits, Leadership
 from streamlog.core.replica import ReplicaState
+from streamlog.errors import (
+    FencedLeaderEpochError,
+    IneligibleReplicaError,
+    InvalidRequestError,
+    InvalidUpdateVersionError,
+    NewLeaderElectedError,
+    StaleBrokerEpochError,
+    StreamlogError,
+)
 
 LIMITS = LagLimits(time_max_ms=10)
 
@@ -45,7 +54,20 @@ def test_one_proposal_at_a_time() -> None:
     made = rules.proposed(leader(), (1, 2))
     with pytest.raises(AssertionError):
         rules.proposed(made, (1, 3))
-    assert rules.refused(made).proposed_isr is None
+
+
+@pytest.mark.parametrize("error", [IneligibleReplicaError, InvalidRequestError])
+def test_a_proposal_that_is_impossible_is_dropped(error: type[StreamlogError]) -> None:
+    assert rules.refused(rules.proposed(leader(), (1, 2)), error("")).proposed_isr is None
+
+
+@pytest.mark.parametrize(
+    "error", [FencedLeaderEpochError, InvalidUpdateVersionError, NewLeaderElectedError, StaleBrokerEpochError]
+)
+def test_a_proposal_refused_for_what_the_controller_knows_better_stays(error: type[StreamlogError]) -> None:
+    """It may be this very proposal, sent before, that the controller knows."""
+    made = rules.proposed(leader(), (1, 2))
+    assert rules.refused(made, error("")) is made
 
 
 def test_a_replica_that_joins_by_reassignment_has_no_past() -> None:
@@ -118,7 +140,7 @@ def test_the_high_watermark_is_held_by_whoever_may_be_in_the_isr(events: list[tu
                         made, made.replicas, made.proposed_isr, made.partition_epoch + 1, frozenset(), now_ms
                     )
                 else:
-                    made = rules.refused(made)
+                    made = rules.refused(made, IneligibleReplicaError(""))
         made._check()
         before = state.high_watermark
         mark = rules.high_watermark(made, state, min_isr, now_ms, LIMITS)

@@ -10,6 +10,7 @@ import pytest
 import streamlog
 from streamlog import Cluster
 from streamlog.broker.replica_requests import IsrRefused
+from streamlog.errors import InvalidRequestError
 from streamlog.testing import Simulation
 
 REPLICAS = "kafka.server:type=ReplicaManager,name="
@@ -212,7 +213,7 @@ def test_reassigning_and_refused_in_sync_sets(cluster: Cluster, simulation: Simu
     broker = cluster._backend.leader("t", 1)
     partition = broker.partition("t", 1)
     assert partition.leadership is not None
-    broker.call(IsrRefused(partition, partition.leadership.partition_epoch))
+    broker.call(IsrRefused(partition, partition.leadership.partition_epoch, 0, InvalidRequestError("")))
     assert cluster.metrics().value(REPLICAS + "FailedIsrUpdatesPerSec") == 1
 
 
