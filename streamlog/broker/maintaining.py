@@ -86,7 +86,7 @@ def decide(broker: Broker, turn: Turn, pending: Pending, request: object) -> obj
 def _delete_records(broker: Broker, turn: Turn, pending: Pending, request: api.DeleteRecords) -> None:
     partition = _loaded(broker, turn, pending, request.topic, request.partition)
     if partition is not None:
-        if broker.replication is not None and not turn.is_alone(partition):
+        if broker.replication is not None:
             broker.replication.check_leads(turn, partition, 1)
         if not partition.config.deletes:  # Kafka, Partition.deleteRecordsOnLeader
             raise PolicyViolationError(

@@ -36,7 +36,7 @@ def decide(broker: Broker, turn: Turn, pending: Pending, request: Produce) -> No
             partition = broker.partition(name, number)
             if partition.internal:
                 raise InvalidTopicError(f"topic {name!r} is internal; clients cannot write to it", topic=name)
-            if broker.replication is not None and not turn.is_alone(partition):
+            if broker.replication is not None:
                 broker.replication.check_leads(turn, partition, request.acks)
             batch = partition.admit(batch, turn.wall_ms)
         except StreamlogError as error:

@@ -304,12 +304,16 @@ class Replication:
 
         Raises   NotLeaderOrFollowerError, NotEnoughReplicasError (acks=all and fewer in sync than min.insync.replicas).
         """
-        leadership: Leadership | None = turn.leaderships.get(partition, partition.leadership)
         is_behind = self.dirty and (partition.topic, partition.number) in self.dirty
-        if leadership is None or (is_behind and self._peers.hears_metadata(self._broker.id)):
+        if is_behind and self._peers.hears_metadata(self._broker.id):
             self.take_role(
                 turn, partition
             )  # before a leader of yesterday writes what waited while it was silent
+        if turn.is_alone(partition):
+            return None
+        leadership: Leadership | None = turn.leaderships.get(partition, partition.leadership)
+        if leadership is None:
+            self.take_role(turn, partition)
             leadership = turn.leaderships.get(partition, partition.leadership)
             if leadership is None:
                 raise not_leader(partition, self._broker.id)
