@@ -90,6 +90,15 @@ class ReplicaChange:
         self.is_leader = partition.serves
 
     @property
+    def is_readable(self) -> bool:
+        """Whether the log can be looked at: its store is open, and it is not about to be deleted."""
+        partition = self.partition
+        return (
+            not self.broker._stopped
+            and self.broker.partitions.get((partition.topic, partition.number)) is partition
+        )
+
+    @property
     def is_truncated(self) -> bool:
         return self.before is not None and self.before.truncation_count != self.after.truncation_count
 

@@ -1,13 +1,11 @@
 """The checkers of `checkers` over one cluster: what changed since the last step, and what is committed by now.
 
-    checks = Checks(simulation, cluster)          # every checker, after every step of an actor
-    checks.acked("t", 0, 17)                      # a client tells what it was promised ...
-    checks.read(records)                          # ... and what it has seen
+checks = Checks(simulation, cluster)          # every checker, after every turn and every step of an actor
+checks.acked("t", 0, 17)                      # a client tells what it was promised ...
+checks.read(records)                          # ... and what it has seen
 
-    broker.turns_total rose --> its replicas whose state changed --> the committed log of each partition grows
-                                                                 --> every checker looks at what changed, no more
-
-Not implemented: states that come and go between two steps of the simulation are not seen.
+broker.turns_total rose --> its replicas whose state changed --> the committed log of each partition grows
+                                                             --> every checker looks at what changed, no more
 """
 
 from __future__ import annotations
@@ -49,11 +47,12 @@ class Checks:
         self.checkers: list[Checker] = [kind() for kind in checkers]
         self.logs: dict[LogKey, CommittedLog] = {}
         self._backend = cluster._backend
-        self._brokers: list[Broker] = []
+        self._known_brokers: list[Broker] = []
+        self._brokers: dict[Broker, dict[Partition, tuple[ReplicaState, bool]]] = {}
+        """Those whose turns are not over yet, and the states and roles that were seen of what they hold."""
         self.brokers: dict[Broker, None] = {}
         """All that ever ran: each life is another object."""
         self._turns: dict[Any, int] = {}
-        self._states: dict[Partition, tuple[ReplicaState, bool]] = {}
         self._verified: dict[Partition, int] = {}
         self._topics: dict[str, TopicImage] = {}
         self.batches_compared = 0
@@ -126,16 +125,18 @@ class Checks:
             self._turns[metadata] = metadata.turns_total
             self._look_at_image(concerned)
         changes: list[ReplicaChange] = []
-        if self._brokers is not backend.brokers:
-            # Those that went have had their last turns; what those committed counts, their stores are closed.
-            gone, self._brokers = [b for b in self._brokers if b not in backend.brokers], backend.brokers
-            self.brokers.update(dict.fromkeys(self._brokers))
-            for broker in gone:
-                self._look_at_broker(broker, changes)
-        for broker in self._brokers:
-            if self._turns.get(broker) != broker.turns_total:
+        if self._known_brokers is not backend.brokers:
+            self._known_brokers = backend.brokers
+            for broker in self._known_brokers:
+                self._brokers.setdefault(broker, {})
+                self.brokers[broker] = None
+        for broker, states in list(self._brokers.items()):
+            is_over = broker._stopped
+            if is_over or self._turns.get(broker) != broker.turns_total:
                 self._turns[broker] = broker.turns_total
-                self._look_at_broker(broker, changes)
+                self._look_at_broker(broker, states, changes)
+            if is_over:
+                del self._brokers[broker]
         if changes:
             # Leaders first: what followers hold is measured by what leaders have committed.
             changes.sort(key=lambda change: not (change.is_leader or change.was_leader))
@@ -160,9 +161,15 @@ class Checks:
                     checker.on_image(topic, number, old, partition)
             self._topics[name] = topic
 
-    def _look_at_broker(self, broker: Broker, changes: list[ReplicaChange]) -> None:
-        states = self._states
-        for partition in list(broker.partitions.values()):
+    def _look_at_broker(
+        self,
+        broker: Broker,
+        states: dict[Partition, tuple[ReplicaState, bool]],
+        changes: list[ReplicaChange],
+    ) -> None:
+        held = dict.fromkeys(broker.partitions.values())
+        gone = [partition for partition in states if partition not in held]
+        for partition in [*held, *gone]:  # of what it gave away, too: how it left that
             state, is_leader = partition.state, partition.serves
             before = states.get(partition)
             if before is not None and before[0] is state and before[1] == is_leader:
@@ -177,6 +184,8 @@ class Checks:
             committed = self._committed_log(topic, partition.number)
             changes.append(ReplicaChange(broker, partition, committed, before))
             states[partition] = (state, is_leader)
+        for partition in gone:
+            del states[partition]
 
     def _take_up(self, change: ReplicaChange, concerned: dict[CommittedLog, None]) -> None:
         committed, state, partition = change.log, change.after, change.partition
@@ -195,7 +204,7 @@ class Checks:
         if change.is_leader and not change.was_leader:
             verified = 0  # a new leader is looked at from its beginning
         start = max(verified, state.log_start_offset)
-        if state.high_watermark > start and change.broker in self._brokers:
+        if state.high_watermark > start and change.is_readable:
             self._verify(change, start)
         self._verified[partition] = max(start, state.high_watermark)
 

@@ -13,7 +13,8 @@ Invariants:
  1. Exactly one actor has the baton. Only it changes the state below, so the state needs no lock.
  2. The choice among those that could run is drawn from the seed, over a list in the order in which they became ready.
  3. The clock moves only when nobody is ready.
- 4. Locks are never held across a switch; taking one that another actor holds waits for it, as any wait.
+ 4. Taking a lock that another actor holds waits for it, as any wait.
+ 5. Checks run at every switch and at the end of every turn, so no state between two turns goes unseen.
 
 Sources: FoundationDB's and TigerBeetle's simulators (one thread, one seed); etcd raft's deterministic tests.
 Not implemented: preemption between waits; event loops (`streamlog.aio` runs its turns in threads of a pool).
@@ -32,6 +33,7 @@ from zlib import crc32
 from streamlog.broker.runner import Lock, TurnLock, Waiter
 from streamlog.clock import ManualClock
 from streamlog.errors import ForeignThreadError, IllegalStateError, SimulationStalledError
+from streamlog.testing.checkers import InvariantViolatedError
 
 EPOCH_MS: Final = 1_700_000_000_000
 """The wall clock of a new simulation: it must not depend on today."""
@@ -49,13 +51,14 @@ class Actor:
 
     __slots__ = (
         "deadline_ms", "failure", "gate", "is_daemon", "is_done", "is_sleeping", "joiners", "name",
-        "waiting_for", "woken",
+        "turns", "waiting_for", "woken",
     )  # fmt: skip
 
     def __init__(self, name: str, is_daemon: bool) -> None:
         self.name = name
         self.is_daemon = is_daemon  # one of the library's own threads
         self.is_sleeping = False
+        self.turns = 0  # turn locks it holds
         self.gate = threading.Lock()
         self.gate.acquire()
         self.deadline_ms: int | None = None
@@ -106,10 +109,11 @@ class SimulatedWaiter:
 class SimulatedLock:
     """A lock that may be taken again by who has it (as turn locks are)."""
 
-    __slots__ = ("_count", "_owner", "_simulation")
+    __slots__ = ("_count", "_is_of_turns", "_owner", "_simulation")
 
-    def __init__(self, simulation: Simulation) -> None:
+    def __init__(self, simulation: Simulation, is_of_turns: bool = False) -> None:
         self._simulation = simulation
+        self._is_of_turns = is_of_turns
         self._owner: Actor | None = None
         self._count = 0
 
@@ -120,15 +124,22 @@ class SimulatedLock:
                 return False
             while self._owner is not None:
                 self._simulation._switch(actor, 1, f"a lock of {self._owner.name}")
-        self._owner = actor
+        if self._owner is None:
+            self._owner = actor
+            actor.turns += self._is_of_turns
         self._count += 1
         return True
 
     def release(self) -> None:
-        assert self._owner is self._simulation._running(), (self._owner, "released by another")
+        actor = self._simulation._running()
+        assert self._owner is actor, (self._owner, "released by another")
         self._count -= 1
         if not self._count:
             self._owner = None
+            if self._is_of_turns:
+                actor.turns -= 1
+                if not actor.turns:
+                    self._simulation._run_checks()
 
     def _is_owned(self) -> bool:
         return self._owner is not None and self._owner is self._simulation._running()
@@ -199,7 +210,8 @@ class Simulation:
         """A checksum of the trace so far: equal for equal seeds."""
         self.trace: deque[str] = deque(maxlen=TRACE_LINES_MAX)
         self.checks: list[Callable[[], object]] = []
-        """Called after every step of an actor; what one raises ends the simulation and comes out of the first actor."""
+        """Called after every turn and every step of an actor; what one raises ends the simulation and comes out of the
+        first actor."""
         self._chance = random.Random(f"scheduler {seed}")
         self._ready: list[Actor] = []
         self._waiting: dict[Actor, None] = {}
@@ -253,7 +265,7 @@ class Simulation:
         return SimulatedLock(self)
 
     def turn_lock(self) -> TurnLock:
-        return SimulatedLock(self)
+        return SimulatedLock(self, is_of_turns=True)
 
     def is_abandoned(self, lock: TurnLock) -> bool:
         return False  # an actor that dies on its way takes the simulation with it
@@ -322,6 +334,9 @@ class Simulation:
         except BaseException as error:
             actor.failure = error
             self.note(f"failed: {type(error).__name__}: {error}")
+            if isinstance(error, InvariantViolatedError):
+                self.checks.clear()
+                self._fail(error)  # now, while the trace still ends with what led to it
         finally:
             actor.is_done = True
             self._progress_ms = self.now_ms
@@ -355,8 +370,7 @@ class Simulation:
 
     def _pass_on(self, actor: Actor) -> bool:
         """Choose who runs next and hand over; False if that is the same actor."""
-        if self.checks:
-            self._run_checks()
+        self._run_checks()
         chosen = self._choose()
         if chosen.woken or (not chosen.is_daemon and chosen.waiting_for == ""):
             self._progress_ms = self.now_ms
@@ -379,9 +393,6 @@ class Simulation:
     def _fail(self, violation: BaseException) -> None:
         """The first actor learns what is wrong, next."""
         self._violation = violation
-        self._waiting.pop(self._main, None)
-        if self._main in self._ready:
-            self._ready.remove(self._main)
         self._next = self._main
 
     def _choose(self) -> Actor:
@@ -401,6 +412,9 @@ class Simulation:
                 self._pass_time(min(deadlines))
         if self._next is not None:
             chosen, self._next = self._next, None
+            self._waiting.pop(chosen, None)
+            if chosen in self._ready:
+                self._ready.remove(chosen)
             return chosen
         return self._ready.pop(self._chance.randrange(len(self._ready)))
 
