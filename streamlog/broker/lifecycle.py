@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from streamlog.broker.controlling import BrokerLost, RegisterBroker, RenewLease, ShutDownBroker
 from streamlog.broker.metadata import AppendMetadata
 from streamlog.broker.network import down
@@ -229,7 +227,7 @@ def _catch_up(cluster: BrokerCluster, broker: Broker) -> None:
 
 def _cut_tails(broker: Broker, tails: dict[int, int]) -> None:
     """Take off what a loss of power would have taken: everything behind the last sync."""
-    from streamlog.broker.partition import load_epochs, load_state
+    from streamlog.broker.partition import load_epochs, load_state, save_epochs
     from streamlog.core.replica import truncated
     from streamlog.storage import log
     from streamlog.storage.keys import CheckpointKind, checkpoint_key
@@ -245,9 +243,7 @@ def _cut_tails(broker: Broker, tails: dict[int, int]) -> None:
                 state = truncated(state, cut.log_end_offset, cut.bytes, cut.max_timestamp)
                 log.put_checkpoint(transaction, log_id, state)
                 transaction.delete(checkpoint_key(log_id, CheckpointKind.FOLD))
-                kept = epochs.truncated(state.log_end_offset)
-                encoded = msgspec.msgpack.encode(kept.entries)
-                log.put_extra(transaction, log_id, CheckpointKind.LEADER_EPOCHS, encoded)
+                save_epochs(transaction, log_id, epochs.truncated(state.log_end_offset))
             transaction.commit()
         except BaseException:
             transaction.abort()

@@ -36,7 +36,7 @@ from streamlog.errors import (
 from streamlog.metrics import Meter
 from streamlog.option_rules import INT64_MAX
 from streamlog.storage import log
-from streamlog.storage.env import Environment, Snapshot
+from streamlog.storage.env import Environment, Snapshot, WriteTransaction
 from streamlog.storage.keys import CheckpointKind
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 
 NO_EPOCHS: Final = EpochHistory()
+_encode_epochs = msgspec.msgpack.Encoder().encode
 
 
 class TopicMeters:
@@ -339,6 +340,11 @@ def load_epochs(snapshot: Snapshot, log_id: int, state: ReplicaState) -> EpochHi
             start = max(stored.header.base_offset, state.log_start_offset)
             history = history.entered(stored.header.leader_epoch, start)
     return history
+
+
+def save_epochs(transaction: WriteTransaction, log_id: int, epochs: EpochHistory) -> None:
+    """Write the epoch list along with what a transaction writes of its log."""
+    log.put_extra(transaction, log_id, CheckpointKind.LEADER_EPOCHS, _encode_epochs(epochs.entries))
 
 
 def known_epochs(epochs: EpochHistory, state: ReplicaState) -> EpochHistory:

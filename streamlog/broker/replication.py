@@ -26,7 +26,7 @@ import msgspec
 
 from streamlog.broker.acknowledgements import Acknowledgements
 from streamlog.broker.copying import append_as_follower
-from streamlog.broker.partition import Partition, known_epochs, load_epochs
+from streamlog.broker.partition import Partition, known_epochs, load_epochs, save_epochs
 from streamlog.broker.replica_requests import (
     AppendAsFollower,
     FollowerFetch,
@@ -45,7 +45,6 @@ from streamlog.core.leadership import LagLimits, Leadership
 from streamlog.core.replica import ReplicaState
 from streamlog.errors import NotControllerError, NotCoordinatorError, NotEnoughReplicasError, StreamlogError
 from streamlog.storage import log
-from streamlog.storage.keys import CheckpointKind
 
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
@@ -59,8 +58,6 @@ RECONCILE_PARTITIONS_MAX: Final = 512
 ROLE_WAIT_MS: Final = 1_000
 PROPOSAL_RETRY_MS: Final = 500
 """A proposal that got no answer is sent again after this."""
-
-_encode_epochs = msgspec.msgpack.Encoder().encode
 
 
 class Replication:
@@ -454,12 +451,7 @@ class Replication:
         epochs._check()
         transaction = self._broker.transaction(turn)  # first: with a full disk nothing may be staged
         turn.epochs[partition] = epochs
-        log.put_extra(
-            transaction,
-            partition.log_id,
-            CheckpointKind.LEADER_EPOCHS,
-            _encode_epochs(epochs.entries),
-        )
+        save_epochs(transaction, partition.log_id, epochs)
 
     def on_tick(self, turn: Turn) -> None:
         """Do what is due: give up on acknowledgements, shrink ISRs, write high watermarks."""
