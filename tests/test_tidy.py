@@ -108,7 +108,6 @@ TESTED_ELSEWHERE = {
         "the decisions are core's, with tests of their own",
     ),
     "broker/coordinators.py": ("client/test_failover.py", "judged by groups whose coordinator moves"),
-    "broker/dispatching.py": ("client/test_failover.py", "judged by what producers are told"),
     "broker/fetcher.py": ("broker/test_replication.py", "judged by logs that end up alike"),
     "broker/hosted_group.py": ("broker/test_coordinator.py", "a value of its host"),
     "broker/lifecycle.py": ("broker/test_replication.py", "judged by what faults do"),

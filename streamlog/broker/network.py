@@ -153,15 +153,22 @@ class Network:
         """Let one message travel: waits as long as it takes; False if it gets lost on the way."""
         if self.is_perfect:
             return True
-        link = frozenset((source, target))
-        delay_ms = self._delays.get(link, 0)
+        delay_ms = self.delay_ms(source, target)
         if delay_ms:
             waiter.wait(delay_ms)
-        share = self._drops.get(link, 0.0)
+        return not self.loses(source, target)
+
+    def delay_ms(self, source: Node, target: Node) -> int:
+        """How long a message takes that is sent now."""
+        return self._delays.get(frozenset((source, target)), 0)
+
+    def loses(self, source: Node, target: Node) -> bool:
+        """Whether a message that would arrive now gets lost: chance decides where some do."""
+        share = self._drops.get(frozenset((source, target)), 0.0)
         if self.is_cut(source, target) or (share and self._chance.getrandbits(32) < share * 2**32):
             self.messages_lost += 1
-            return False
-        return True
+            return True
+        return False
 
     def _link(self, a: Node, b: Node) -> frozenset[Node]:
         link = frozenset((self._checked(a), self._checked(b)))

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from streamlog.broker.controller_link import ControllerLink
 from streamlog.broker.controlling import JudgeLeases, RebalanceLeaders, RenewLease, TakeControl
 from streamlog.broker.coordinators import Coordinators
 from streamlog.broker.dispatching import Dispatcher
@@ -60,6 +61,7 @@ class Peers:
         self._running: dict[int, Broker] = {}
         self._fetchers: dict[int, dict[int, list[ReplicaFetcher]]] = {}
         self._leases: dict[int, Service] = {}
+        self._controller_links: dict[int, ControllerLink] = {}
         self.helping = Helping(cluster.runtime)
         self._next_rebalance_ms = 0
         self._note: Callable[[str], None] | None = getattr(cluster.runtime, "note", None)
@@ -144,6 +146,8 @@ class Peers:
         ]
         for end in ends:
             end()
+        for link in self._controller_links.values():
+            link.close()
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -161,12 +165,22 @@ class Peers:
         self, broker_id: int, request: AlterPartition, answered: Callable[[Pending], None]
     ) -> None:
         """Send a leader's proposal; no answer comes where the network swallows it."""
-        if not self.hears_metadata(broker_id):
-            return
-        try:
-            self._cluster.metadata.post(request, on_done=answered)
-        except StreamlogError:
-            pass  # closing
+
+        def arrive() -> None:
+            try:
+                self._cluster.metadata.post(request, on_done=answered)
+            except StreamlogError:
+                pass  # closing
+
+        if not self.network.is_cut(broker_id, METADATA):
+            self._controller_link(broker_id).send(arrive)
+
+    def _controller_link(self, broker_id: int) -> ControllerLink:
+        link = self._controller_links.get(broker_id)
+        if link is None:
+            made = ControllerLink(self.runtime, self.network, broker_id)
+            link = self._controller_links.setdefault(broker_id, made)
+        return link
 
     # -- replication -----------------------------------------------------------------------------------------------------
 
@@ -267,7 +281,7 @@ class Peers:
         """A broker's lease thread: renew, and do the controller's watch if that is us, or if nobody has it."""
         if self._closed or self._running.get(broker.id) is not broker:
             return None
-        if not broker.paused and self.hears_metadata(broker.id):
+        if not broker.paused and (self.network.is_perfect or not self.network.loses(broker.id, METADATA)):
             self.keep_lease(broker, now_ms)
         config = self._cluster.config
         return now_ms + min(
