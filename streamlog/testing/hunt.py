@@ -2,6 +2,7 @@
 
     python -m streamlog.testing.hunt --seeds 0-99
     python -m streamlog.testing.hunt --seeds 17            one seed, with its last events if it fails
+    python -m streamlog.testing.hunt --jobs 1              in one process; as many as there are processors otherwise
 
 Prints counts of everything that is meant to happen and seeds per second; ends non-zero if a seed fails, or if something
 never happened: a hunt without truncations has not hunted.
@@ -13,11 +14,16 @@ import argparse
 import contextlib
 import faulthandler
 import logging
+import multiprocessing
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Final
+
+import msgspec
 
 from streamlog.testing.faults import KINDS
 from streamlog.testing.workload import run
@@ -31,6 +37,8 @@ EXPECTED: Final = (
     "records read",
     *KINDS,
 )
+SEEDS_AT_ONCE: Final = 5
+"""A process takes so many at a time."""
 SEED_SECONDS_MAX: Final = 120
 """Of the wall clock: a seed that takes longer runs in circles; all stacks are printed."""
 
@@ -44,29 +52,37 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def hunt(seeds: list[int], *, required: tuple[str, ...] = EXPECTED, verbose: bool = False) -> int:
-    """Run them; how many things are wrong."""
+class Run(msgspec.Struct):
+    """What became of one seed."""
+
+    seed: int
+    counts: dict[str, int] = {}
+    digest: int = 0
+    failure: str = ""
+    trace: str = ""
+
+
+def hunt(
+    seeds: list[int], *, required: tuple[str, ...] = EXPECTED, verbose: bool = False, jobs: int = 1
+) -> int:
+    """Run them, in `jobs` processes; how many things are wrong."""
     counts: Counter[str] = Counter()
     failed: list[int] = []
     begun = time.perf_counter()
-    for seed in seeds:
-        _say(f"seed {seed}") if verbose else None
-        faulthandler.dump_traceback_later(SEED_SECONDS_MAX, exit=True, file=2)
-        try:
-            outcome = run(seed)
-        except Exception as error:
-            failed.append(seed)
-            _say(f"seed {seed}: {type(error).__name__}: {error}")
+    with contextlib.ExitStack() as stack:
+        runs: Iterator[Run] = map(run_one, seeds)
+        if jobs > 1:
+            # Spawned, not forked: a simulation is made of threads.
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, context))
+            runs = pool.map(run_one, seeds, chunksize=SEEDS_AT_ONCE)
+        for each in runs:
+            counts.update(each.counts)
+            if each.failure:
+                failed.append(each.seed)
+                _say(f"seed {each.seed}: {each.failure}")
             if verbose:
-                _say(getattr(error, "trace", ""))
-        else:
-            counts.update(outcome.counts)
-            counts["operations"] += outcome.operations
-            counts["virtual seconds"] += round(outcome.virtual_seconds)
-            if verbose:
-                _say(f"seed {seed}: digest {outcome.digest:08x}")
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+                _say(each.trace or f"seed {each.seed}: digest {each.digest:08x}")
     took_seconds = time.perf_counter() - begun
     for name in sorted({*counts, *required}):
         _say(f"{counts[name]:>12,} {name}")
@@ -81,15 +97,34 @@ def hunt(seeds: list[int], *, required: tuple[str, ...] = EXPECTED, verbose: boo
     return len(failed) + len(missing)
 
 
+def run_one(seed: int) -> Run:
+    """One seed, in whatever process this is."""
+    faulthandler.dump_traceback_later(SEED_SECONDS_MAX, exit=True, file=2)
+    try:
+        with faults_unlogged():
+            outcome = run(seed)
+    except Exception as error:
+        return Run(seed, failure=f"{type(error).__name__}: {error}", trace=getattr(error, "trace", ""))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    counts = {
+        **outcome.counts,
+        "operations": outcome.operations,
+        "virtual seconds": round(outcome.virtual_seconds),
+    }
+    return Run(seed, counts, outcome.digest)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m streamlog.testing.hunt", description="Hunt a simulated cluster."
     )
     parser.add_argument("--seeds", type=parse_seeds, default=parse_seeds("0-99"), help="3, 0-99, or 1,5,7-9")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (the processors)")
     given = parser.parse_args(arguments)
     is_one = len(given.seeds) == 1
-    with faults_unlogged():
-        return 1 if hunt(given.seeds, required=() if is_one else EXPECTED, verbose=is_one) else 0
+    jobs = min(given.jobs, len(given.seeds))
+    return 1 if hunt(given.seeds, required=() if is_one else EXPECTED, verbose=is_one, jobs=jobs) else 0
 
 
 @contextlib.contextmanager

@@ -83,4 +83,4 @@ def test_a_seed_that_fails_says_how_to_run_it_again(
 
 @pytest.mark.long
 def test_2000_seeds() -> None:
-    assert hunt.hunt(list(range(2_000))) == 0
+    assert hunt.hunt(list(range(2_000)), jobs=os.cpu_count() or 1) == 0
