@@ -2,7 +2,7 @@
 
     image --Reconcile--> leader (epoch entered at the log end) | follower (of whom the image says)
     Produce acks=all --append--> parked (`broker.acknowledgements`) --followers fetch past it--> answered
-    FollowerFetch --> epochs checked, progress noted, high watermark, who may join the ISR --> where to read
+    FollowerFetch --> epochs checked, progress noted, high watermark, who may join the ISR (`broker.in_sync_sets`)
 
 What is decided here is `core.leadership`'s and `core.leader_epochs`'; this module hosts it: the overlay of a turn, the
 checkpoints, the requests that wait. A partition with one replica never comes here.
@@ -18,7 +18,6 @@ Not implemented: eligible leader replicas (KIP-966), replication quotas, tiered 
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +25,7 @@ import msgspec
 
 from streamlog.broker.acknowledgements import Acknowledgements
 from streamlog.broker.copying import append_as_follower
+from streamlog.broker.in_sync_sets import InSyncSets
 from streamlog.broker.partition import Partition, known_epochs, load_epochs, save_epochs
 from streamlog.broker.replica_requests import (
     AppendAsFollower,
@@ -33,7 +33,6 @@ from streamlog.broker.replica_requests import (
     IsrRefused,
     Reconcile,
     SaveHighWatermarks,
-    alter_partition,
 )
 from streamlog.broker.serving_followers import not_leader, serve_follower
 from streamlog.broker.turn import Pending, Turn
@@ -41,9 +40,9 @@ from streamlog.broker.upkeep import MoveHighWatermarks
 from streamlog.core import leadership as rules
 from streamlog.core.cluster_image import NO_LEADER, PartitionImage
 from streamlog.core.leader_epochs import UNDEFINED, EpochHistory
-from streamlog.core.leadership import LagLimits, Leadership
+from streamlog.core.leadership import Leadership
 from streamlog.core.replica import ReplicaState
-from streamlog.errors import NotControllerError, NotCoordinatorError, NotEnoughReplicasError, StreamlogError
+from streamlog.errors import NotCoordinatorError, NotEnoughReplicasError, StreamlogError
 from streamlog.storage import log
 
 if TYPE_CHECKING:
@@ -56,8 +55,6 @@ Key = tuple[str, int]
 RECONCILE_PARTITIONS_MAX: Final = 512
 """Roles compared in one turn; the others follow in the next."""
 ROLE_WAIT_MS: Final = 1_000
-PROPOSAL_RETRY_MS: Final = 500
-"""A proposal that got no answer is sent again after this."""
 
 
 class Replication:
@@ -66,29 +63,24 @@ class Replication:
     def __init__(self, broker: Broker, peers: Peers) -> None:
         self._broker = broker
         self._peers = peers
-        self.configure(broker.config)
+        self.in_sync_sets = InSyncSets(broker, peers, self.move_high_watermark)
         self.dirty: dict[Key, int] = {}
         self.acknowledgements = Acknowledgements(broker)
-        self._behind: dict[Partition, None] = {}
-        self._next_lag_check_ms: int | None = None
-        self._proposals: dict[Partition, tuple[int, int]] = {}
-        """Of those in flight: when it was sent last, in ms, and first, in us."""
         self._unsaved: dict[Partition, None] = {}
         self._unsaved_since_ms = 0
         self.truncations = 0
-        self.counts = peers.counts.broker(broker.id)
         self.trace = peers.trace
 
     def __repr__(self) -> str:
         return f"Replication(broker {self._broker.id}, {self.acknowledgements.count} parked, {len(self.dirty)} dirty)"
 
     def configure(self, config: ClusterConfig) -> None:
-        self.limits = LagLimits(config.replica_lag_time_max_ms, config.replica_lag_max_messages)
-        self._next_lag_check_ms = None
+        self.in_sync_sets.configure(config)
 
     @property
     def has_deadlines(self) -> bool:
-        return bool(self._behind or self._unsaved or self._proposals or not self.acknowledgements.is_empty)
+        sets = self.in_sync_sets
+        return bool(sets.behind or self._unsaved or sets.proposals or not self.acknowledgements.is_empty)
 
     def decide(self, turn: Turn, pending: Pending, request: object) -> bool:
         """Decide a request of replication; False if it is another's."""
@@ -100,7 +92,9 @@ class Replication:
             case Reconcile():
                 self.reconcile(turn, pending)
             case IsrRefused():
-                self.on_refused(turn, pending, request)
+                if self.in_sync_sets.refused(turn, request):
+                    self.take_role(turn, request.partition)
+                turn.reply(pending, None)
             case MoveHighWatermarks():
                 for partition in list(self._broker.partitions.values()):
                     self.move_high_watermark(turn, partition)
@@ -190,8 +184,8 @@ class Replication:
         """Its topic is gone, or others have it now. Called by the runner; again changes nothing."""
         partition.leadership = None
         self.acknowledgements.fail(partition, not_leader(partition, self._broker.id))
-        for noted in (self._behind, self._proposals, self._unsaved):
-            noted.pop(partition, None)
+        self.in_sync_sets.forget(partition)
+        self._unsaved.pop(partition, None)
 
     def _become_leader(self, turn: Turn, partition: Partition, of: PartitionImage) -> None:
         state: ReplicaState = turn.staged.get(partition) or partition.state
@@ -217,7 +211,7 @@ class Replication:
 
         def lead() -> None:
             partition.take_role(self._broker.id, of.leader_epoch, True, len(of.replicas) == 1)
-            self._behind[partition] = None
+            self.in_sync_sets.behind[partition] = None
             self.trace(f"broker {self._broker.id} leads {partition.name} in epoch {of.leader_epoch}")
 
         turn.effects.append(lead)
@@ -233,8 +227,7 @@ class Replication:
         def follow() -> None:
             was_leader = partition.leadership is not None
             partition.take_role(of.leader, of.leader_epoch, False, False)
-            self._behind.pop(partition, None)
-            self._proposals.pop(partition, None)
+            self.in_sync_sets.forget(partition)
             if was_leader:
                 self.acknowledgements.fail(partition, not_leader(partition, self._broker.id))
             self.trace(
@@ -260,23 +253,13 @@ class Replication:
             role = (self._broker.id, partition.role_epoch, True, settled.is_alone)
             turn.effects.append(lambda: partition.take_role(*role))
         if settled.isr != leadership.isr:
-            turn.effects.append(lambda: self._count_isr(partition, leadership.isr, settled.isr))
+            turn.effects.append(lambda: self.in_sync_sets.changed(partition, leadership.isr, settled.isr))
         self.move_high_watermark(turn, partition)
         state = turn.staged.get(partition) or partition.state
         # Who was not eligible when it last fetched may be now, and has no reason to fetch again.
         joining = [follower for follower in settled.followers if rules.may_join(settled, state, follower)]
         if joining:
-            self.propose(turn, partition, settled, (*settled.isr, *joining))
-
-    def _count_isr(self, partition: Partition, old: tuple[int, ...], new: tuple[int, ...]) -> None:
-        sent = self._proposals.pop(partition, None)
-        self._behind[partition] = None
-        self.counts.isr_expands += not set(new) <= set(old)
-        self.counts.isr_shrinks += not set(old) <= set(new)
-        if sent is not None:
-            took_us = self._broker.runtime.clock.monotonic_us() - sent[1]
-            self._peers.counts.isr_change_times.update(took_us / 1_000)
-        self.trace(f"isr of {partition.name} {list(old)} => {list(new)}")
+            self.in_sync_sets.propose(turn, partition, settled, (*settled.isr, *joining))
 
     def on_loaded(self, partition: Partition, of: PartitionImage) -> None:
         """A partition comes from the disk. One that is ours alone, in the epoch we know, goes on; others take a role."""
@@ -344,7 +327,7 @@ class Replication:
             return
         state: ReplicaState = turn.staged.get(partition) or partition.state
         mark = rules.high_watermark(
-            leadership, state, partition.config.min_insync_replicas, turn.now_ms, self.limits
+            leadership, state, partition.config.min_insync_replicas, turn.now_ms, self.in_sync_sets.limits
         )
         if mark > state.high_watermark:
             turn.staged[partition] = msgspec.structs.replace(state, high_watermark=mark)
@@ -355,7 +338,7 @@ class Replication:
         if leadership is not None:
             for follower, progress in leadership.followers.items():
                 if progress.log_end_offset != state.log_end_offset:
-                    self._behind[partition] = None
+                    self.in_sync_sets.behind[partition] = None
                 elif progress.log_start_offset >= state.log_start_offset:
                     continue
                 self._peers.news_for(follower, self._broker.id, (partition.topic, partition.number))
@@ -364,83 +347,6 @@ class Replication:
             if not self._unsaved:
                 self._unsaved_since_ms = turn.now_ms
             self._unsaved[partition] = None
-
-    # -- the ISR -------------------------------------------------------------------------------------------------------
-
-    def propose(self, turn: Turn, partition: Partition, leadership: Leadership, isr: tuple[int, ...]) -> None:
-        proposal = rules.proposed(leadership, isr)
-        proposal._check()
-        turn.leaderships[partition] = proposal
-        sent = turn.now_ms, self._broker.runtime.clock.monotonic_us()
-
-        def effect() -> None:
-            self._proposals[partition] = sent
-            self._next_lag_check_ms = None  # sooner than it was planned: see `next_deadline_ms`
-
-        turn.effects.append(effect)
-        self._broker.after_turn(turn, lambda: self._send(partition, proposal, turn.now_ms))
-
-    def _send(self, partition: Partition, proposal: Leadership, sent_ms: int) -> None:
-        """Outside of the turn: to the controller."""
-        if partition.leadership is not proposal and (
-            partition.leadership is None or partition.leadership.proposed_isr != proposal.proposed_isr
-        ):
-            return
-        request = alter_partition(self._broker.id, self._broker.epoch, partition, proposal)
-
-        def answered(pending: Pending) -> None:
-            # While there is no controller there is no answer: it is sent again after PROPOSAL_RETRY_MS.
-            error = pending.error
-            if isinstance(error, StreamlogError) and not isinstance(error, NotControllerError):
-                self._broker.offer(IsrRefused(partition, proposal.partition_epoch, sent_ms, error))
-
-        self._peers.tell_controller(self._broker.id, request, answered)
-
-    def on_refused(self, turn: Turn, pending: Pending, request: IsrRefused) -> None:
-        """The controller refused a proposal: the image knows better than we."""
-        partition = request.partition
-        leadership: Leadership | None = turn.leaderships.get(partition, partition.leadership)
-        if leadership is not None and leadership.partition_epoch == request.partition_epoch:
-            newest_ms, _ = self._proposals.get(partition, (request.sent_ms, 0))
-            if newest_ms == request.sent_ms:  # else it is on its way again, and may be accepted
-                turn.leaderships[partition] = rules.refused(leadership, request.error)
-            self.counts.isr_failures += 1
-            self.take_role(turn, partition)
-        turn.reply(pending, None)
-
-    def shrink(self, turn: Turn) -> None:
-        """Propose ISRs without those that have been behind for too long."""
-        if self._next_lag_check_ms is None or self._next_lag_check_ms > turn.now_ms:
-            return
-        level: list[Partition] = []
-        for partition in list(self._behind):
-            leadership: Leadership | None = turn.leaderships.get(partition, partition.leadership)
-            if leadership is None:
-                level.append(partition)
-                continue
-            state: ReplicaState = turn.staged.get(partition) or partition.state
-            out = rules.lagging(leadership, state, turn.now_ms, self.limits)
-            if out:
-                self.propose(turn, partition, leadership, tuple(b for b in leadership.isr if b not in out))
-            self.move_high_watermark(turn, partition)  # one that lags outside of the ISR holds it no longer
-            if all(p.log_end_offset == state.log_end_offset for p in leadership.followers.values()):
-                level.append(partition)
-        late = [p for p, sent in self._proposals.items() if turn.now_ms - sent[0] >= PROPOSAL_RETRY_MS]
-        known = {partition: turn.leaderships.get(partition, partition.leadership) for partition in late}
-        again = {p: term for p, term in known.items() if term is not None and term.proposed_isr is not None}
-        for partition, leadership in again.items():
-            self._broker.after_turn(turn, partial(self._send, partition, leadership, turn.now_ms))
-
-        def effect() -> None:
-            self._next_lag_check_ms = None
-            for partition in level:
-                self._behind.pop(partition, None)
-            for partition in late:
-                sent = self._proposals.pop(partition, None)  # None: this very turn brought the answer
-                if sent is not None and partition in again:
-                    self._proposals[partition] = turn.now_ms, sent[1]
-
-        turn.effects.append(effect)
 
     # -- epochs, checkpoints, deadlines ----------------------------------------------------------------------------------
 
@@ -456,7 +362,7 @@ class Replication:
     def on_tick(self, turn: Turn) -> None:
         """Do what is due: give up on acknowledgements, shrink ISRs, write high watermarks."""
         turn.effects.append(lambda: self.acknowledgements.expire(turn.now_ms))
-        self.shrink(turn)
+        self.in_sync_sets.on_tick(turn)
         if self._unsaved and turn.now_ms >= self._save_deadline_ms():
             self._save_marks(turn)
 
@@ -478,14 +384,9 @@ class Replication:
             save_ms = self._save_deadline_ms()
             if deadline_ms is None or save_ms < deadline_ms:
                 deadline_ms = save_ms
-        if self._behind or self._proposals:
-            if self._next_lag_check_ms is None:
-                pause_ms = max(1, self.limits.time_max_ms // 2)
-                if self._proposals:
-                    pause_ms = min(pause_ms, PROPOSAL_RETRY_MS)
-                self._next_lag_check_ms = now_ms + pause_ms
-            if deadline_ms is None or self._next_lag_check_ms < deadline_ms:
-                deadline_ms = self._next_lag_check_ms
+        check_ms = self.in_sync_sets.next_deadline_ms(now_ms)
+        if check_ms is not None and (deadline_ms is None or check_ms < deadline_ms):
+            deadline_ms = check_ms
         return deadline_ms
 
 

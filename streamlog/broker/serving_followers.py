@@ -102,7 +102,7 @@ def _fetch_one(
     replication.move_high_watermark(turn, partition)
     state = turn.staged.get(partition) or partition.state
     if rules.may_join(noted, state, follower):
-        replication.propose(turn, partition, noted, (*noted.isr, follower))
+        replication.in_sync_sets.propose(turn, partition, noted, (*noted.isr, follower))
     return FetchAnswer(partition, state.log_start_offset, state.high_watermark, state.log_end_offset)
 
 

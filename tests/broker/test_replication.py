@@ -370,27 +370,3 @@ def test_a_lone_replica_that_was_silent_writes_nothing_as_the_leader_of_yesterda
         hosted = cluster._backend.peers.running(leader).partition("t", 0)
         image = cluster._backend.metadata.image.partition("t", 0)
         assert hosted.epochs.entries == ((0, 0), (image.leader_epoch, 1))
-
-
-def test_a_refused_proposal_that_was_made_before_still_counts(opened: Opened) -> None:
-    """The controller made it and forgot to say so: who joined by it holds the high watermark."""
-    cluster, simulation = opened
-    cluster.create_topic("u", replication_factor=2, config={"min.insync.replicas": 2})
-    partition = cluster.topic("u")[0]
-    leader, follower = partition.replicas
-    [other] = {0, 1, 2} - {leader, follower}
-    cluster.brokers[follower].crash()
-    with cluster.producer(acks=1) as producer:
-        producer.send("u", b"not committed: fewer in sync than min.insync.replicas").result(5)
-    hosted = cluster._backend.peers.running(leader).partition("u", 0)
-    cluster.network.drop(leader, other)
-    cluster.reassign("u", {0: [leader, other]})
-    cluster.brokers[leader].fill_disk()
-    cluster.network.drop(leader, other, 0)
-    simulation.sleep(5)
-    known = cluster._backend.metadata.image.partition("u", 0)
-    assert set(known.isr) == {leader, other} and known.leader_epoch > hosted.leadership.leader_epoch
-    assert hosted.leadership.isr == (leader,), "with a full disk it cannot enter the new epoch"
-    assert set(hosted.leadership.maximal_isr) == {leader, other}
-    counted = cluster.metrics().value("kafka.server:type=ReplicaManager,name=FailedIsrUpdatesPerSec")
-    assert counted > 0, "the proposal was sent again, and refused"

@@ -140,14 +140,15 @@ def test_a_proposal_answered_in_the_turn_that_would_send_it_again() -> None:
         broker = cluster._backend.peers.running(cluster.topic("t")[0].leader)
         replication, partition = broker.replication, broker.partition("t", 0)
         simulation.sleep(1)
-        replication._proposals[partition] = (0, 0)
-        replication._next_lag_check_ms = 0
+        sets = replication.in_sync_sets
+        sets.proposals[partition] = (0, 0)
+        sets.next_check_ms = 0
         turn = Turn(simulation.now_ms, 0)
-        replication.shrink(turn)
-        replication._proposals.clear()
+        sets.on_tick(turn)
+        sets.proposals.clear()
         for effect in turn.effects * 2:  # an apply may be run again
             effect()
-        assert not replication._proposals
+        assert not sets.proposals
 
 
 def test_who_ceases_to_lead_a_lone_replica_takes_no_record_in_that_turn() -> None:

@@ -174,7 +174,8 @@ def test_a_deleted_topic_leaves_nothing_behind(opened: Opened) -> None:
     simulation.sleep(60)
     for broker in cluster._backend.brokers:
         replication = broker.replication
-        assert not (replication._behind or replication._unsaved or replication._proposals), broker
+        sets = replication.in_sync_sets
+        assert not (sets.behind or replication._unsaved or sets.proposals), broker
         assert not broker.partitions and not broker.deletions.doomed
 
 
