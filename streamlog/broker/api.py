@@ -129,11 +129,15 @@ class AlterBrokerConfig(msgspec.Struct, frozen=True):
 
 
 class DeleteRecords(msgspec.Struct, frozen=True):
-    """Move the log start offset up to `before_offset` (-1: the high watermark); answers the new start."""
+    """Move the log start offset up to `before_offset` (-1: the high watermark); answers the new start.
+
+    With several replicas the answer comes when all that live begin there, or after `timeout_ms` as an error.
+    """
 
     topic: str
     partition: int
     before_offset: int
+    timeout_ms: int = 30_000
 
 
 class TruncateTail(msgspec.Struct, frozen=True):

@@ -481,3 +481,4 @@ class Broker(TurnOwner):
             self._coordinator.close(refusal, self._answer)
         if self.replication is not None:
             self.replication.acknowledgements.close(refusal, self._answer)
+            self.replication.deletes.close(refusal, self._answer)

@@ -455,8 +455,9 @@ class BrokerCluster:
 
     def delete_records(self, topic: str, partition: int, before_offset: int) -> int:
         self.check_usable()
-        leader = self.leader(topic, partition)
-        start: int = leader.call(api.DeleteRecords(topic, partition, before_offset), REQUEST_WAIT_MS)
+        request, leader = api.DeleteRecords(topic, partition, before_offset), self.leader(topic, partition)
+        call = leader.call if self._peers is None else partial(self._peers.helping.call, leader)
+        start: int = call(request, REQUEST_WAIT_MS)
         return start
 
     # -- groups ------------------------------------------------------------------------------------------------------

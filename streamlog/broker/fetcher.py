@@ -222,6 +222,8 @@ class ReplicaFetcher:
                 self._owed[key] = position
                 if _moves(partition, answer, wait_ms == HELPED_WAIT_MS):
                     part = self._copied(partition, position, answer, [])
+                    if answer.log_start_offset > position.log_start_offset:
+                        self._marks[key] = None  # who deletes waits to hear that we begin there, too
             if part is not None:
                 parts.append(part)
         if parts and self._peers.carry(self.source_id, self._follower.id, self._waiter):

@@ -18,12 +18,13 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.broker.fetcher import run_together
 from streamlog.broker.runner import Service
 
 if TYPE_CHECKING:
+    from streamlog.broker.broker import Broker
     from streamlog.broker.fetcher import Key, ReplicaFetcher
     from streamlog.broker.runner import Runtime
 
@@ -80,6 +81,14 @@ class Helping:
             for fetcher in helped:
                 if fetcher.has_plans:
                     self._tell_later(fetcher)
+
+    def call(self, broker: Broker, request: object, timeout_ms: int) -> Any:
+        """Post and wait, as `broker.call`, for an answer that followers have a part in."""
+        pending = broker.post(request)
+        self.help(lambda: None, lambda: pending.done)
+        if not pending.done:
+            broker.wait(pending, timeout_ms)
+        return pending.result()
 
     def _work_for_them(self, is_done: Callable[[], bool], helped: dict[ReplicaFetcher, None]) -> None:
         for _ in range(HELP_ROUNDS_MAX):

@@ -25,6 +25,7 @@ from streamlog.broker.upkeep import (
     TakeConfig,
     TrimHead,
 )
+from streamlog.core.leadership import low_watermark
 from streamlog.core.replica import delete_records_target, head_deleted, recoded, truncated
 from streamlog.errors import PolicyViolationError, StorageError
 from streamlog.storage import log
@@ -86,8 +87,8 @@ def decide(broker: Broker, turn: Turn, pending: Pending, request: object) -> obj
 def _delete_records(broker: Broker, turn: Turn, pending: Pending, request: api.DeleteRecords) -> None:
     partition = _loaded(broker, turn, pending, request.topic, request.partition)
     if partition is not None:
-        if broker.replication is not None:
-            broker.replication.check_leads(turn, partition, 1)
+        replication = broker.replication
+        leadership = None if replication is None else replication.check_leads(turn, partition, 1)
         if not partition.config.deletes:  # Kafka, Partition.deleteRecordsOnLeader
             raise PolicyViolationError(
                 f"records of {partition.topic}-{partition.number} cannot be deleted: its cleanup.policy is "
@@ -98,7 +99,10 @@ def _delete_records(broker: Broker, turn: Turn, pending: Pending, request: api.D
         state = turn.staged.get(partition) or partition.state
         start = delete_records_target(state, request.before_offset, partition.topic, partition.number)
         _raise_log_start(broker, turn, partition, start)
-        turn.reply(pending, start)
+        if replication is not None and leadership is not None and low_watermark(leadership, state) < start:
+            replication.deletes.park(turn, pending, partition, start, request.timeout_ms)
+        else:
+            turn.reply(pending, start)
 
 
 def _loaded(broker: Broker, turn: Turn, pending: Pending, topic: str, number: int) -> Partition | None:

@@ -375,8 +375,9 @@ def read_groups(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
 
 def read_purgatories(cluster: BrokerCluster, now_ms: int) -> Iterator[Reading]:
     # Alone in its ISR a leader acknowledges in the turn that writes: no Produce is ever parked.
-    parked = [b.replication.acknowledgements.count for b in cluster.brokers if b.replication is not None]
-    yield f"{PURGATORY}Produce", {"Value": sum(parked)}
+    replicated = [broker.replication for broker in cluster.brokers if broker.replication is not None]
+    yield f"{PURGATORY}Produce", {"Value": sum([each.acknowledgements.count for each in replicated])}
+    yield f"{PURGATORY}DeleteRecords", {"Value": sum([each.deletes.count for each in replicated])}
     yield f"{PURGATORY}Fetch", {"Value": len(cluster.waiting_fetches)}
 
 

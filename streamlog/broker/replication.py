@@ -25,6 +25,7 @@ import msgspec
 
 from streamlog.broker.acknowledgements import Acknowledgements
 from streamlog.broker.copying import append_as_follower
+from streamlog.broker.delayed_deletes import DelayedDeletes
 from streamlog.broker.in_sync_sets import InSyncSets
 from streamlog.broker.partition import Partition, known_epochs, load_epochs, save_epochs
 from streamlog.broker.replica_requests import (
@@ -66,6 +67,7 @@ class Replication:
         self.in_sync_sets = InSyncSets(broker, peers, self.move_high_watermark)
         self.dirty: dict[Key, int] = {}
         self.acknowledgements = Acknowledgements(broker)
+        self.deletes = DelayedDeletes(broker)
         self._unsaved: dict[Partition, None] = {}
         self._unsaved_since_ms = 0
         self.truncations = 0
@@ -79,8 +81,8 @@ class Replication:
 
     @property
     def has_deadlines(self) -> bool:
-        sets = self.in_sync_sets
-        return bool(sets.behind or self._unsaved or sets.proposals or not self.acknowledgements.is_empty)
+        sets, parked = self.in_sync_sets, self.deletes.count or not self.acknowledgements.is_empty
+        return bool(sets.behind or self._unsaved or sets.proposals or parked)
 
     def decide(self, turn: Turn, pending: Pending, request: object) -> bool:
         """Decide a request of replication; False if it is another's."""
@@ -118,6 +120,8 @@ class Replication:
         for partition in turn.staged:
             if partition.view is not None:  # not dropped in this very turn
                 self._on_published(turn, partition)
+        if self.deletes.count:
+            self.deletes.release(turn)
 
     # -- roles -------------------------------------------------------------------------------------------------------
 
@@ -183,9 +187,14 @@ class Replication:
     def forget(self, partition: Partition) -> None:
         """Its topic is gone, or others have it now. Called by the runner; again changes nothing."""
         partition.leadership = None
-        self.acknowledgements.fail(partition, not_leader(partition, self._broker.id))
+        self._fail_parked(partition)
         self.in_sync_sets.forget(partition)
         self._unsaved.pop(partition, None)
+
+    def _fail_parked(self, partition: Partition) -> None:
+        error = not_leader(partition, self._broker.id)
+        self.acknowledgements.fail(partition, error)
+        self.deletes.fail(partition, error)
 
     def _become_leader(self, turn: Turn, partition: Partition, of: PartitionImage) -> None:
         state: ReplicaState = turn.staged.get(partition) or partition.state
@@ -229,7 +238,7 @@ class Replication:
             partition.take_role(of.leader, of.leader_epoch, False, False)
             self.in_sync_sets.forget(partition)
             if was_leader:
-                self.acknowledgements.fail(partition, not_leader(partition, self._broker.id))
+                self._fail_parked(partition)
             self.trace(
                 f"broker {self._broker.id} follows {of.leader} in {partition.name}, epoch {of.leader_epoch}"
             )
@@ -379,15 +388,13 @@ class Replication:
 
     def next_deadline_ms(self, now_ms: int) -> int | None:
         """When `on_tick` has something to do."""
-        deadline_ms = self.acknowledgements.next_deadline_ms()
-        if self._unsaved:
-            save_ms = self._save_deadline_ms()
-            if deadline_ms is None or save_ms < deadline_ms:
-                deadline_ms = save_ms
-        check_ms = self.in_sync_sets.next_deadline_ms(now_ms)
-        if check_ms is not None and (deadline_ms is None or check_ms < deadline_ms):
-            deadline_ms = check_ms
-        return deadline_ms
+        deadlines = (
+            self.acknowledgements.next_deadline_ms(),
+            self.deletes.next_deadline_ms(),
+            self.in_sync_sets.next_deadline_ms(now_ms),
+            self._save_deadline_ms() if self._unsaved else None,
+        )
+        return min([deadline_ms for deadline_ms in deadlines if deadline_ms is not None], default=None)
 
 
 def is_readable(partition: Partition) -> bool:

@@ -156,9 +156,11 @@ class Partition:
         return records[:max_records]
 
     def delete_records(self, before_offset: int) -> int:
-        """Give up everything below an offset (-1: everything readable now). Returns the new log start offset.
+        """Give up everything below an offset (-1: everything readable now). Returns the new log start offset: where each
+        replica on a live broker begins by then.
 
-        Raises   OffsetOutOfRangeError above the high watermark; PolicyViolationError on a compacted topic.
+        Raises   OffsetOutOfRangeError above the high watermark; PolicyViolationError on a compacted topic;
+                 StreamlogTimeoutError if a follower has not deleted within 30 s (it will when it fetches again).
         """
         if isinstance(before_offset, bool) or not isinstance(before_offset, int):
             raise ConfigError(

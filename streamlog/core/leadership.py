@@ -155,6 +155,18 @@ def may_join(leadership: Leadership, state: ReplicaState, follower: int) -> bool
     )
 
 
+def low_watermark(leadership: Leadership, state: ReplicaState) -> int:
+    """Where the replica that begins earliest begins, of those that live; -1 while one of them has not told yet.
+    Source: Kafka Partition.lowWatermarkIfLeader.
+    """
+    starts = [
+        progress.log_start_offset
+        for follower, progress in leadership.followers.items()
+        if follower not in leadership.unavailable
+    ]
+    return min([state.log_start_offset, *starts])
+
+
 def is_readable(leadership: Leadership, state: ReplicaState) -> bool:
     """Whether the high watermark has reached this leader's own epoch. Before, the end of the log is not to be told to
     consumers: it may lie below what the last leader has told them (SEMANTICS 3.2.4).

@@ -345,7 +345,13 @@ class Workload:
         if end:
             before = chance.randint(0, end)
             self.checks.deleting("orders", partition.number, before)
-            self._attempt(f"delete below {before}", partition.delete_records, before)
+
+            def delete(_: random.Random) -> None:
+                self._attempt(f"delete below {before}", partition.delete_records, before)
+
+            self._spawn(
+                "deleter", self.operations, delete
+            )  # it waits for the followers; the administrator goes on
 
     def _a_partition(self, chance: random.Random) -> Any:
         topic = self.cluster.topic("orders")

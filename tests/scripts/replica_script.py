@@ -11,7 +11,8 @@
     latest            as ListOffsets(latest)
     crash B [lose_unsynced]   stop B   start B   pause B   resume B   fill_disk B   empty_disk B   sync B
     cut GROUP GROUP   (0,1 2: 2 is cut off; `m` is the metadata log, else with the largest group)      heal
-    add_broker        reassign 3,1        cancel        elect preferred|unclean        delete_records OFFSET
+    add_broker        reassign 3,1        cancel        elect preferred|unclean
+    delete_records OFFSET [timeout_ms=30000]
     alter OPTION=value                    of the topic
     advance_ms N      leases are renewed by who can, deadlines fire at their time
     status   log   epochs [B ...]         what each replica holds;     controller
@@ -167,7 +168,18 @@ class ReplicaScript:
         self.cluster.topic("t").alter_config(command.options)
 
     def do_delete_records(self, command: Command) -> None:
-        self.cluster.topic("t")[0].delete_records(int(command.arguments[0]))
+        before = int(command.arguments[0])
+
+        def answered(pending: Pending) -> None:
+            self.look()
+            told = f"begins at {pending.reply}" if pending.error is None else type(pending.error).__name__
+            self.lines.append(f"delete below {before}: {told}")
+
+        request = api.DeleteRecords("t", 0, before, command.number("timeout_ms", 30_000))
+        pending = self.broker(self.image(0).leader).post(request, on_done=answered)
+        self.look()
+        if not pending.done:
+            self.lines.append(f"delete below {before} waits")
 
     def do_controller(self, command: Command) -> Iterable[str]:
         image = self.backend.metadata.image

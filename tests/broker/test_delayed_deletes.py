@@ -1,0 +1,90 @@
+"""A deletion is answered when nobody who lives has the records any more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import streamlog
+from streamlog.broker.api import DeleteRecords
+from streamlog.errors import NetworkError, StreamlogTimeoutError
+from streamlog.testing import Simulation
+
+PARKED = "kafka.server:type=DelayedOperationPurgatory,name=PurgatorySize,delayedOperation=DeleteRecords"
+
+
+def starts(cluster: Any) -> dict[int, int]:
+    return {
+        broker.id: partition.state.log_start_offset
+        for broker in cluster._backend.brokers
+        if (partition := broker.partitions.get(("t", 0))) is not None
+    }
+
+
+def fill(cluster: Any) -> Any:
+    cluster.create_topic("t", replication_factor=len(cluster.brokers))
+    with cluster.producer() as producer:
+        for number in range(5):
+            producer.send("t", b"%d" % number).result(10)
+    return cluster.topic("t")[0]
+
+
+def test_it_comes_back_when_all_have_deleted() -> None:
+    with streamlog.open(":memory:", brokers=3, sync="off") as cluster:
+        assert fill(cluster).delete_records(3) == 3
+        assert starts(cluster) == {0: 3, 1: 3, 2: 3}
+        assert cluster.metrics().value(PARKED) == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_in_no_virtual_time(seed: int) -> None:
+    simulation = Simulation(seed)
+    with streamlog.open(":memory:", brokers=3, sync="off", runtime=simulation) as cluster:
+        partition = fill(cluster)
+        before_ms = simulation.now_ms
+        assert partition.delete_records(-1) == 5
+        assert starts(cluster) == {0: 5, 1: 5, 2: 5}
+        assert simulation.now_ms - before_ms <= 10
+
+
+def test_a_leader_that_dies_after_the_answer_brings_nothing_back() -> None:
+    simulation = Simulation(1)
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
+        partition = fill(cluster)
+        partition.delete_records(4)
+        cluster.brokers[partition.leader].crash()
+        assert [record.offset for record in partition.read(4)] == [4]
+        assert partition.log_start_offset == 4
+
+
+def test_one_that_lives_and_does_not_fetch_is_named() -> None:
+    simulation = Simulation(1)
+    with streamlog.open(":memory:", brokers=3, sync="off", runtime=simulation) as cluster:
+        partition = fill(cluster)
+        follower = min({0, 1, 2} - {partition.leader})
+        cluster.network.drop(partition.leader, follower)
+        leader = cluster._backend.peers.running(partition.leader)
+        pending = leader.post(DeleteRecords("t", 0, 2, timeout_ms=1_000))
+        simulation.sleep(0.5)
+        assert not pending.done and cluster.metrics().value(PARKED) == 1
+        simulation.sleep(1)
+        with pytest.raises(StreamlogTimeoutError, match=f"brokers {follower};") as told:
+            pending.result()
+        assert told.value.facts["brokers"] == [follower]
+        assert cluster.metrics().value(PARKED) == 0
+        cluster.network.heal()
+        simulation.sleep(5)
+        assert set(starts(cluster).values()) == {2}
+
+
+def test_a_leader_that_crashes_meanwhile_answers() -> None:
+    simulation = Simulation(1)
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
+        partition = fill(cluster)
+        leader = partition.leader
+        cluster.network.drop(0, 1)
+        pending = cluster._backend.peers.running(leader).post(DeleteRecords("t", 0, 2))
+        cluster.brokers[leader].crash()
+        with pytest.raises(NetworkError):
+            pending.result()
