@@ -198,10 +198,12 @@ def test_an_empty_key_is_hashed_only_none_is_keyless(cluster: Cluster) -> None:
 
 def test_without_a_key_records_stick_to_a_partition_for_a_batch(cluster: Cluster) -> None:
     with cluster.producer(batch_size=1000, linger_ms=60_000) as producer:
-        futures = [producer.send("t", b"x" * 92) for _ in range(100)]
+        futures = [producer.send("t", b"x" * 92) for _ in range(600)]
         producer.flush()
         partitions = [future.result().partition for future in futures]
-    runs = [partitions[start : start + 10] for start in range(0, 100, 10)]
+    runs = [
+        partitions[start : start + 10] for start in range(0, 600, 10)
+    ]  # ten would miss one of three in 20 runs
     assert all(len(set(run)) == 1 for run in runs) and len(set(partitions)) == 3
 
 
