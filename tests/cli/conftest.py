@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,17 +71,24 @@ def cli(store: str, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pyt
 
 
 @pytest.fixture
-def process(store: str) -> Callable[..., subprocess.Popen[bytes]]:
-    """Start a command as a process, its three streams piped."""
+def process(store: str) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start a command as a process, its three streams piped. What still runs at the test's end is killed."""
+    begun: list[subprocess.Popen[bytes]] = []
 
     def start(*arguments: str, module: str = "streamlog", **options: Any) -> subprocess.Popen[bytes]:
         given = [*arguments] if "--dir" in arguments else [*arguments, "--dir", store]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(
+        made = subprocess.Popen(
             [sys.executable, "-m", module, *given], env=ENVIRONMENT, **{**pipes, **options}
         )
+        begun.append(made)
+        return made
 
-    return start
+    yield start
+    for made in begun:
+        if made.poll() is None:
+            made.kill()
+            made.wait()
 
 
 @pytest.fixture
