@@ -31,6 +31,7 @@ from streamlog.broker.replica_requests import (
     FollowerFetch,
 )
 from streamlog.broker.runner import Service
+from streamlog.broker.serving_followers import out_of_range
 from streamlog.core.leader_epochs import UNDEFINED
 from streamlog.errors import (
     CorruptRecordError,
@@ -213,6 +214,13 @@ class ReplicaFetcher:
                     self._peers.trace(f"{partition.name} is damaged at its leader: {error}")
                     self.failed[key] = position.leader_epoch
                     continue
+                except (
+                    OffsetOutOfRangeError
+                ) as error:  # deleted since the answer: what is left begins behind a gap
+                    part = self._on_error(partition, position, error)
+                    if part is not None:
+                        parts.append(part)
+                    continue
                 bytes_left -= sum([batch.size_bytes for batch in batches])
                 part = self._copied(partition, position, answer, batches)
                 self._marks[key] = None  # what we append now is acknowledged by the next fetch
@@ -318,14 +326,9 @@ class ReplicaFetcher:
         reads:  what others read for this round; followers side by side ask for the same.
         """
         assert answer.partition is not None
+        offset, end = position.fetch_offset, answer.log_end_offset
         bytes_max = min(bytes_left, self._follower.config.replica_fetch_max_bytes)
-        asked = (
-            answer.partition,
-            position.leader_epoch,
-            position.fetch_offset,
-            answer.log_end_offset,
-            bytes_max,
-        )
+        asked = (answer.partition, position.leader_epoch, offset, end, bytes_max)
         batches = reads.get(asked)
         if batches is not None:
             return batches
@@ -333,13 +336,11 @@ class ReplicaFetcher:
         with snapshot:
             if view.leader_epoch != position.leader_epoch:
                 raise FencedLeaderEpochError(f"{answer.partition.name} is led in another epoch by now")
-            reads[asked] = batches = log.read(
-                snapshot,
-                answer.partition.log_id,
-                position.fetch_offset,
-                min(answer.log_end_offset, view.log_end_offset),
-                bytes_max,
-            )
+            if view.log_start_offset > offset:
+                # Deleted since the answer: what is left begins behind a gap.
+                raise out_of_range(answer.partition, view, self._follower.id, offset)
+            end = min(end, view.log_end_offset)
+            reads[asked] = batches = log.read(snapshot, answer.partition.log_id, offset, end, bytes_max)
             return batches
 
     def _copied(

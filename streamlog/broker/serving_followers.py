@@ -80,15 +80,7 @@ def _fetch_one(
             partition, state.log_start_offset, state.high_watermark, state.log_end_offset, diverging
         )
     if diverging is not None or not (state.log_start_offset <= position.fetch_offset <= state.log_end_offset):
-        raise OffsetOutOfRangeError(
-            f"broker {follower} asks {partition.name} for offset {position.fetch_offset}; there are "
-            f"{state.log_start_offset} to {state.log_end_offset}",
-            topic=partition.topic,
-            partition=partition.number,
-            offset=position.fetch_offset,
-            log_start_offset=state.log_start_offset,
-            log_end_offset=state.log_end_offset,
-        )
+        raise out_of_range(partition, state, follower, position.fetch_offset)
     noted = rules.fetched(
         leadership,
         follower,
@@ -104,6 +96,21 @@ def _fetch_one(
     if rules.may_join(noted, state, follower):
         replication.in_sync_sets.propose(turn, partition, noted, (*noted.isr, follower))
     return FetchAnswer(partition, state.log_start_offset, state.high_watermark, state.log_end_offset)
+
+
+def out_of_range(
+    partition: Partition, state: ReplicaState, follower: int, fetch_offset: int
+) -> OffsetOutOfRangeError:
+    """What a follower is told that asks for an offset its leader has not."""
+    return OffsetOutOfRangeError(
+        f"broker {follower} asks {partition.name} for offset {fetch_offset}; there are "
+        f"{state.log_start_offset} to {state.log_end_offset}",
+        topic=partition.topic,
+        partition=partition.number,
+        offset=fetch_offset,
+        log_start_offset=state.log_start_offset,
+        log_end_offset=state.log_end_offset,
+    )
 
 
 def _check_epoch(partition: Partition, ours: int, theirs: int) -> None:
