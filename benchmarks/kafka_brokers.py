@@ -6,6 +6,7 @@ Where Java, Maven or the network is missing the contestant is skipped, with the 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -34,6 +35,8 @@ _POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
 
 def kafka_libraries() -> Path:
     """The directory with Kafka's jars; fetched at the first use."""
+    if importlib.util.find_spec("confluent_kafka") is None:  # before anything is fetched or started
+        raise UnavailableError("confluent_kafka is missing: pip install confluent-kafka")
     if shutil.which("java") is None:
         raise UnavailableError("java is missing (Kafka needs 17): apt-get install openjdk-17-jre-headless")
     named = os.environ.get("STREAMLOG_KAFKA_LIBS")
@@ -78,7 +81,8 @@ def _free_ports(count: int) -> list[int]:
 def kafka_brokers(directory: Path) -> Iterator[str]:
     """Three brokers with Kafka's defaults, and 512 MB each; yields their `bootstrap.servers`."""
     libraries = kafka_libraries()
-    ports, controllers = _free_ports(2 * BROKERS)[:BROKERS], _free_ports(2 * BROKERS)[BROKERS:]
+    free = _free_ports(2 * BROKERS)
+    ports, controllers = free[:BROKERS], free[BROKERS:]
     voters = ",".join(f"{number}@127.0.0.1:{port}" for number, port in enumerate(controllers, 1))
     java = ["java", "-Xmx512m", "-XX:+UseG1GC", "-cp", f"{libraries}/*"]
     servers: list[subprocess.Popen[bytes]] = []

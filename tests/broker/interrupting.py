@@ -239,6 +239,7 @@ def places(total: int, count: int, seed: int) -> Iterator[int]:
 
     None comes twice.
     """
+    assert total > 0, "there is nowhere to strike"
     if count >= total:
         yield from range(1, total + 1)
         return

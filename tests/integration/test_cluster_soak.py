@@ -281,7 +281,7 @@ def soak(path: Path, seconds: float) -> None:
         soaked.run(seconds)
         found = soaked.check()
     print(f"{seconds:g} s: {found}, faults {dict(soaked.faults)}")
-    assert found["acked"] > 200
+    assert found["acked"] > 200 and found["read"] > 0
     assert all(soaked.faults.values()) and len(soaked.faults) == 8
     assert found["longest_gap_ms"] < 15_000
 
