@@ -1,4 +1,4 @@
-"""What the hunt of simulated seeds found in replication, each as small as it could be made."""
+"""Roles, epochs and leases where they change at awkward moments: each found by the hunt, as small as it could be made."""
 
 from __future__ import annotations
 
