@@ -165,14 +165,10 @@ def _close_left_open(cluster: BrokerCluster, path: str) -> None:
 
 
 def add(cluster: BrokerCluster) -> int:
-    """One broker more, under the next free id."""
-    metadata = cluster.metadata
+    """One broker more, under the next free id. Interrupted, it is one that is down, and can be started."""
     cluster.peers.open()
-    broker_id: int = metadata.call(RegisterBroker(-1, cluster.incarnation), CONTROL_WAIT_MS)
-    broker = cluster.open_broker(broker_id)
-    _join(cluster, broker)
-    metadata.call(RenewLease(broker_id), CONTROL_WAIT_MS)
-    _catch_up(cluster, broker)
+    broker_id: int = cluster.metadata.call(RegisterBroker(-1, cluster.incarnation), CONTROL_WAIT_MS)
+    start(cluster, broker_id)
     return broker_id
 
 

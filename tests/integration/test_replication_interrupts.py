@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,12 +18,18 @@ PATIENCE_S = 5.0
 """Far below every timeout that would end a wait by itself (30 s), far above what a loaded machine needs."""
 
 
-@pytest.fixture
-def cluster() -> Iterator[Any]:
+@contextmanager
+def three_brokers() -> Iterator[Any]:
     with streamlog.open(":memory:", brokers=3, sync="off") as opened:
         opened.create_topic("t", partitions=2, replication_factor=3)
         with opened.producer() as producer:
             producer.send("t", b"first", partition=0).result(10)
+        yield opened
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    with three_brokers() as opened:
         yield opened
 
 
@@ -121,3 +128,39 @@ def test_an_interrupted_start_can_be_done_again(cluster: Any) -> None:
             producer.send("t", b"x", partition=0).result(PATIENCE_S)
             until(lambda: len(ends(cluster, 0)) == 1, f"{place}: it does not catch up")
             until(lambda: set(cluster.topic("t")[0].isr) == {0, 1, 2}, f"{place}: it does not join again")
+
+
+@pytest.mark.parametrize("act", ["pause", "resume"])
+def test_an_interrupted_pause_or_resume_can_be_done_again(cluster: Any, act: str) -> None:
+    handle = cluster.brokers[2]
+    before, after = ("running", "paused") if act == "pause" else ("paused", "running")
+
+    def come_back(state: str) -> None:
+        if handle.state != state:
+            (handle.pause if state == "paused" else handle.resume)()
+
+    come_back(before)
+    total = count_places(getattr(handle, act))
+    with cluster.producer(acks=1) as producer:
+        for strike_at in places(total, PLACES // 3, seed=5):
+            come_back(before)
+            place = interrupted_at(strike_at, getattr(handle, act))
+            come_back(after)
+            come_back("running")
+            producer.send("t", b"x", partition=0).result(PATIENCE_S)
+            until(lambda: len(ends(cluster, 0)) == 1, f"{place}: it does not catch up")
+
+
+def test_an_interrupted_add_broker_leaves_none_or_one_that_starts() -> None:
+    with three_brokers() as cluster:
+        total = count_places(cluster.add_broker)
+    for strike_at in places(total, PLACES // 5, seed=6):
+        with three_brokers() as cluster:
+            place = interrupted_at(strike_at, cluster.add_broker)
+            if len(cluster.brokers) == 3:
+                cluster.add_broker()
+            added = cluster.brokers[3]
+            if added.state != "running":
+                added.start()
+            cluster.reassign("t", {0: [3, 0, 1]})
+            until(lambda: set(cluster.topic("t")[0].isr) == {0, 1, 3}, f"{place}: it does not join")

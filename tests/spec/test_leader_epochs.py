@@ -563,7 +563,9 @@ def test_out_of_range_since_the_leader_answered(seed: int, monkeypatch: pytest.M
     """3.4.12, between the answer and the reading of what it promises: nothing is appended behind a gap."""
     read = ReplicaFetcher._read
     with replicated(seed, brokers=2) as replicas:
-        checks = Checks(replicas.simulation, replicas.cluster)  # by the next fetch the gap would be gone again
+        checks = Checks(
+            replicas.simulation, replicas.cluster
+        )  # by the next fetch the gap would be gone again
         checks.deleting("t", 0, 3)
         replicas.append(b"a")
         replicas.crash(1)
