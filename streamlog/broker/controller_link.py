@@ -50,15 +50,15 @@ class ControllerLink:
 
     def close(self) -> None:
         """What is under way is lost."""
-        self._under_way.clear()
         self._service.stop()
+        self._under_way.clear()
 
     def _serve(self, now_ms: int) -> int | None:
         while self._under_way:
             due_ms, deliver = self._under_way[0]
             if due_ms > now_ms:
                 return due_ms
-            self._under_way.popleft()
             if not self._network.loses(self._broker_id, METADATA):
                 deliver()
+            self._under_way.popleft()  # last: what is sent meanwhile must not overtake it
         return None

@@ -214,12 +214,8 @@ class ReplicaFetcher:
                     self._peers.trace(f"{partition.name} is damaged at its leader: {error}")
                     self.failed[key] = position.leader_epoch
                     continue
-                except (
-                    OffsetOutOfRangeError
-                ) as error:  # deleted since the answer: what is left begins behind a gap
-                    part = self._on_error(partition, position, error)
-                    if part is not None:
-                        parts.append(part)
+                except OffsetOutOfRangeError as error:
+                    parts += filter(None, [self._on_error(partition, position, error)])
                     continue
                 bytes_left -= sum([batch.size_bytes for batch in batches])
                 part = self._copied(partition, position, answer, batches)
