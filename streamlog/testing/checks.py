@@ -1,11 +1,13 @@
 """The checkers of `checkers` over one cluster: what changed since the last step, and what is committed by now.
 
-checks = Checks(simulation, cluster)          # every checker, after every turn and every step of an actor
-checks.acked("t", 0, 17)                      # a client tells what it was promised ...
-checks.read(records)                          # ... and what it has seen
+    checks = Checks(simulation, cluster)          # every checker, after every turn and every step of an actor
+    checks.acked("t", 0, 17)                      # a client tells what it was promised ...
+    checks.read(records)                          # ... and what it has seen
 
-broker.turns_total rose --> its replicas whose state changed --> the committed log of each partition grows
-                                                             --> every checker looks at what changed, no more
+    broker.turns_total rose --> its replicas whose state changed --> the committed log of each partition grows
+                                                                 --> every checker looks at what changed, no more
+
+No state between two turns goes unseen: `simulation` calls `look` at the end of each.
 """
 
 from __future__ import annotations
