@@ -66,9 +66,10 @@ class Log:
         self.batches = [(first, behind) for first, behind in self.batches if behind > self.start]
 
     def truncate(self, offset: int) -> None:
-        """Whole batches that reach `offset` go."""
-        self.end = min([first for first, behind in self.batches if behind > offset], default=self.end)
-        self.end = max(self.end, self.start)
+        """Whole batches that reach `offset` go; where compaction has left a hole, the log ends inside of it."""
+        reached = [first for first, behind in self.batches if behind > offset]
+        if reached:
+            self.end = max(min(offset, *reached), self.start)
         self.entries = {at: entry for at, entry in self.entries.items() if at < self.end}
         self.batches = [(first, behind) for first, behind in self.batches if behind <= self.end]
 
