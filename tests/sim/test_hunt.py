@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 
 import pytest
 
 from streamlog.testing import hunt
 from streamlog.testing.hunt import parse_seeds
 from streamlog.testing.workload import FAULTS_MIN, OPERATIONS_MIN, SECONDS_MIN, Options, draw, run
+from tests.processes import said_by
 
 
 @pytest.mark.parametrize("seed", [3, 8, 19, 49])
@@ -31,18 +30,7 @@ def test_a_seed_is_the_same_in_every_process() -> None:
         "o = run(5)\n"
         "print(o.digest, o.operations, sorted(o.counts.items()))"
     )
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        ).stdout
-        for hash_seed in ("0", "4242")
-    }
-    assert len(said) == 1
+    assert len(said_by(program, "0", "4242")) == 1
 
 
 def test_options_are_drawn_from_the_seed() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 import time
 
@@ -13,6 +10,7 @@ import pytest
 import streamlog
 from streamlog.errors import ForeignThreadError, IllegalStateError, SimulationStalledError
 from streamlog.testing import Simulation
+from tests.processes import said_by
 
 
 def test_time_passes_only_when_nobody_is_ready() -> None:
@@ -215,15 +213,4 @@ def test_the_trace_does_not_depend_on_the_process() -> None:
         "simulation, seen = pipeline(7)\n"
         "print(simulation.digest, simulation.switches, seen)"
     )
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        ).stdout
-        for hash_seed in ("0", "1", "4242")
-    }
-    assert len(said) == 1
+    assert len(said_by(program, "0", "1", "4242")) == 1
