@@ -57,6 +57,7 @@ def test_who_was_alone_lives_on_when_another_broker_is_added() -> None:
             cluster.add_broker()
             simulation.sleep(60)
             assert cluster.topic("t")[0].leader == 0, "it renewed no lease, and was fenced for ever"
+            assert cluster._backend.metadata.image.inactive_brokers() == []
             producer.send("t", b"b").result(5)
 
 
@@ -95,12 +96,15 @@ def test_a_new_replica_begins_in_the_middle_of_a_batch(opened: Opened) -> None:
     send(cluster, 10, "u")
     partition = cluster.topic("u")[0]
     partition.delete_records(5)
-    cluster.reassign("u", {0: [0, 1, 2]})
+    [newest] = {0, 1, 2} - set(partition.replicas)
+    cluster.reassign("u", {0: [newest, *partition.replicas]})
     simulation.sleep(3)
     assert set(partition.isr) == {0, 1, 2}, "its first batch begins below the log start"
     assert set(starts(cluster, "u").values()) == {5}
-    newest = next(broker for broker in (0, 1, 2) if broker != partition.leader)
     assert running(cluster, newest).partitions["u", 0].state.log_end_offset == 10
+    cluster.brokers[partition.leader].crash()
+    assert partition.leader == newest
+    assert [record.offset for record in partition.read(5)] == [5, 6, 7, 8, 9]
 
 
 def test_what_a_broker_that_was_down_has_of_partitions_moved_away_is_deleted(opened: Opened) -> None:

@@ -23,33 +23,6 @@ def send(cluster: Any, count: int, acks: Any = "all", at_once: bool = False) -> 
             future.result(30)
 
 
-def test_the_first_broker_keeps_its_lease_when_a_second_comes() -> None:
-    simulation = Simulation(1)
-    with streamlog.open(":memory:", sync="off", runtime=simulation) as cluster:
-        cluster.create_topic("t")
-        cluster.add_broker()
-        simulation.sleep(60)
-        assert cluster.topic("t")[0].leader == 0
-        assert cluster._backend.metadata.image.inactive_brokers() == []
-
-
-def test_a_new_replica_begins_inside_of_a_batch() -> None:
-    simulation = Simulation(2)
-    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
-        cluster.create_topic("t", replication_factor=1)
-        send(cluster, 10, at_once=True)
-        partition = cluster.topic("t")[0]
-        partition.delete_records(4)
-        leader = partition.leader
-        cluster.reassign("t", {0: [leader, 1 - leader]})
-        simulation.sleep(5)
-        assert set(partition.isr) == {0, 1}
-        copy = replica(cluster, 1 - leader)
-        assert (copy.state.log_start_offset, copy.state.log_end_offset) == (4, 10)
-        cluster.brokers[leader].crash()
-        assert [record.offset for record in partition.read(4)] == [4, 5, 6, 7, 8, 9]
-
-
 def test_what_was_written_alone_has_its_epoch_however_the_next_begins() -> None:
     simulation = Simulation(3)
     with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
@@ -91,23 +64,6 @@ def test_an_epoch_led_without_a_record_is_forgotten_where_the_log_goes_on_with_a
         )
         assert follower.epochs.entries == ((0, 0),)
         assert follower.state.log_end_offset == 4
-
-
-def test_on_a_full_disk_nobody_becomes_leader_by_half() -> None:
-    simulation = Simulation(5)
-    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
-        cluster.create_topic("t", replication_factor=2)
-        send(cluster, 2)
-        partition = cluster.topic("t")[0]
-        first, second = partition.leader, 1 - partition.leader
-        cluster.brokers[second].fill_disk()
-        cluster.brokers[first].crash()
-        simulation.sleep(1)
-        other = replica(cluster, second)
-        assert other.leadership is None and other.epochs.entries == ((0, 0),)
-        cluster.brokers[second].fill_disk(False)
-        send(cluster, 1)
-        assert other.epochs.entries == ((0, 0), (1, 2)) and other.leadership.leader_epoch == 1
 
 
 def test_a_reader_waits_while_a_slow_disk_takes_a_truncation() -> None:
