@@ -1,6 +1,7 @@
 """A process whose main thread works while its parent sends it SIGINT again and again.
 
     python interrupted_worker.py DIRECTORY      "ready", then works until standard input ends; then one line of JSON
+    python interrupted_worker.py DIRECTORY tell           the same, with an empty line for each interrupt that it has met
 
 It produces, makes topics, polls and commits as a member of a group, and goes on after each KeyboardInterrupt.
 """
@@ -8,6 +9,7 @@ It produces, makes topics, polls and commits as a member of a group, and goes on
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -45,16 +47,18 @@ class Worker:
             self.consumer.poll(0)
             self.consumer.commit()
 
-    def work(self, stopping: threading.Event) -> None:
+    def work(self, stopping: threading.Event, tells: bool) -> None:
         while not stopping.is_set():
             try:
                 while not stopping.is_set():
                     self.step()
             except KeyboardInterrupt:
                 self.interrupts += 1
+                if tells:
+                    os.write(1, b"\n")
 
 
-def main(path: str) -> None:
+def main(path: str, tells: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stopping = threading.Event()
 
@@ -68,7 +72,7 @@ def main(path: str) -> None:
         print("ready", flush=True)
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            worker.work(stopping)
+            worker.work(stopping, tells)
         except KeyboardInterrupt:
             pass
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -88,4 +92,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2:] == ["tell"])
