@@ -218,6 +218,8 @@ class Service:
         self._step = step
         self._waiter = runtime.waiter()
         self._start_lock = runtime.lock()
+        self._claim = runtime.lock()  # the stepping thread's: there is one, also if a start was interrupted
+        self._steps_in: int | None = None
         self._task: Task | None = None
         self._stopping = False
 
@@ -241,9 +243,24 @@ class Service:
         self._stopping = True
         self._waiter.set()
         task = self._task
-        return True if task is None else task.join(timeout_ms)
+        if task is not None and not task.join(timeout_ms):
+            return False
+        if self._steps_in in (None, self._runtime.caller()):
+            return True
+        # An interrupt came after this thread had begun and before it was noted as our task.
+        return self._claim.acquire(timeout=-1 if timeout_ms is None else timeout_ms / 1000)
 
     def _run(self) -> None:
+        if not self._claim.acquire(False):
+            return
+        self._steps_in = self._runtime.caller()
+        try:
+            self._step_until_stopped()
+        finally:
+            self._steps_in = None
+            self._claim.release()
+
+    def _step_until_stopped(self) -> None:
         clock = self._runtime.clock
         while not self._stopping:
             try:

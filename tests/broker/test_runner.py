@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -108,6 +109,41 @@ def test_a_service_never_woken_stops_at_once() -> None:
     assert service.stop()
     service.wake()
     assert service._task is None, "woken after its end"
+
+
+class InterruptedOnce(ThreadedRuntime):
+    """The first thread has begun when a Ctrl-C strikes who starts it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[ThreadTask] = []
+
+    def spawn(self, name: str, run: Callable[[], None]) -> ThreadTask:
+        self.begun.append(ThreadTask(name, run))
+        if len(self.begun) == 1:
+            raise KeyboardInterrupt
+        return self.begun[-1]
+
+
+@pytest.mark.parametrize("wakes", [1, 2])
+def test_a_service_whose_start_was_interrupted_has_one_thread_and_ends_with_it(wakes: int) -> None:
+    runtime = InterruptedOnce()
+    entered, leave = threading.Semaphore(0), threading.Event()
+
+    def step(now_ms: int) -> None:
+        entered.release()
+        leave.wait(10)
+
+    service = Service(runtime, "s", step)
+    with pytest.raises(KeyboardInterrupt):
+        service.wake()
+    assert entered.acquire(timeout=10)
+    for _ in range(wakes - 1):
+        service.wake()
+    assert not service.stop(1), "the step is still under way"
+    assert all(task.join(10_000) for task in runtime.begun[1:]) and not entered.acquire(blocking=False)
+    leave.set()
+    assert service.stop(10_000) and runtime.begun[0].join(10_000)
 
 
 def test_a_service_steps_again_at_its_deadline() -> None:
