@@ -456,7 +456,7 @@ def test_threads_struck_at_random_moments_long(round_number: int) -> None:
 # -- the real thing: SIGINT ----------------------------------------------------------------------------------------------
 
 
-INTERRUPT_MET_S = 1.0
+INTERRUPT_MET_S = 0.1
 """So long for the worker to say so; one that struck a weak reference's callback is met by nobody."""
 _SKIPS_FINALLY = sys.version_info < (3, 11)
 """CPython 3.10 looks for interrupts before a handler's first step, too: one that comes while another unwinds keeps a
