@@ -11,6 +11,7 @@ from streamlog.broker import api
 from streamlog.broker.fetcher import ReplicaFetcher
 from streamlog.broker.replica_requests import (
     AppendAsFollower,
+    CopiedPart,
     FetchAnswer,
     FetchPosition,
     FollowerFetch,
@@ -158,6 +159,55 @@ def test_a_diverging_answer_has_the_epochs_end_and_no_data(seed: int) -> None:
         progress = replicas.replica(leader).leadership.followers[follower]
         assert progress.last_fetch_ms < replicas.simulation.now_ms, "what diverges acknowledges nothing"
         assert ask(replicas, leader, follower, 2, 1, 1).diverging is None
+
+
+@SEEDS
+def test_an_epoch_the_leader_never_had_diverges_and_brings_no_data(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3.4.2: leaderEpoch < fetched epoch: answers divergingEpoch(epoch, endOffset), no data: the follower's
+    epoch 1 the leader never had, which has records at that very offset."""
+    seen: list[CopiedPart] = []
+
+    def append(parts: list[CopiedPart]) -> AppendAsFollower:
+        seen.extend(parts)
+        return AppendAsFollower(parts)
+
+    with replicated(seed, brokers=2, config=UNCLEAN) as replicas:
+        replicas.append(b"a")
+        replicas.sleep(1)
+        replicas.cluster.network.drop(0, 1)
+        for value in (b"only 0", b"only 0, too"):
+            replicas.append(value, acks=1)
+        replicas.crash(0)
+        replicas.cluster.network.heal()
+        replicas.append(b"only 1, epoch 1")
+        replicas.crash(1)
+        replicas.start(0)
+        replicas.append(b"epoch 3")
+        assert replicas.high_watermark(0) == 4
+        monkeypatch.setattr("streamlog.broker.fetcher.AppendAsFollower", append)
+        replicas.start(1)
+        replicas.sleep(2)
+        told = [part for part in seen if part.diverging is not None]
+        assert [(part.position.fetch_offset, part.position.last_fetched_epoch) for part in told] == [(2, 1)]
+        assert (told[0].diverging, told[0].batches) == (EpochEnd(0, 3), [])
+        replicas.assert_alike()
+
+
+def test_a_high_watermark_beside_a_divergence_is_not_used() -> None:
+    """3.4.2: no HW use, also where nothing is left to be cut."""
+    with replicated() as replicas:
+        replicas.append(b"a")
+        replicas.cluster.network.drop(0, 2)
+        replicas.post(b"b")
+        replicas.sleep(0.2)
+        partition = replicas.replica(1)
+        assert (replicas.high_watermark(1), replicas.end(1)) == (1, 2)
+        position = FetchPosition("t", 0, partition.topic_id, 2, 0, partition.role_epoch, 0)
+        part = CopiedPart(partition, position, [], 2, -1, EpochEnd(0, 2))
+        replicas.broker(1).call(AppendAsFollower([part]), 1_000)
+        assert (replicas.high_watermark(1), replicas.end(1)) == (1, 2)
 
 
 def test_a_log_that_claims_an_epoch_the_leader_never_had_diverges_however_short_it_is() -> None:
