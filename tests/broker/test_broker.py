@@ -21,6 +21,7 @@ from streamlog.errors import (
 )
 from streamlog.storage import cleaner, log
 from tests.broker.builders import batch_of, in_thread, opened, produce, values_of
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -261,11 +262,7 @@ def test_an_earlier_deadline_of_a_group_reaches_a_thread_that_sleeps_for_a_later
     join("fast", 20)
     assert broker._service_deadline_ms != slow
     hosted = cluster.coordinator.group("fast")
-    for _ in range(5_000):
-        if not hosted.view.members:
-            break
-        broker.runtime.waiter().wait(1)
-    assert hosted.view.members == (), "its session ended, and nobody came to look"
+    until(lambda: hosted.view.members == (), "its session ended, and nobody came to look")
     cluster.close()
 
 

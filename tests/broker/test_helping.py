@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 import streamlog
 from streamlog.broker.fetcher import ReplicaFetcher
 from streamlog.testing import Simulation
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -20,16 +21,6 @@ def cluster() -> Iterator[Any]:
     ) as opened:
         opened.create_topic("t", partitions=1, replication_factor=3)
         yield opened
-
-
-def wait_until(is_true: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Until another thread has done its part; the bound is for a library that is broken."""
-    pause = threading.Event()
-    for _ in range(int(seconds * 1000)):
-        if is_true():
-            return
-        pause.wait(0.001)
-    raise AssertionError("it never became true")
 
 
 def high_watermarks(cluster: Any) -> list[int]:
@@ -59,7 +50,7 @@ def test_who_does_not_wait_is_served_by_threads(cluster: Any) -> None:
         # The fetchers expect to be helped now; nobody helps.
         for _ in range(50):
             producer.send("t", b"y").add_done_callback(lambda future: acked.append(future.result().offset))
-        wait_until(lambda: len(acked) == 50)
+        until(lambda: len(acked) == 50)
     assert acked == list(range(20, 70))
 
 
@@ -67,16 +58,16 @@ def test_followers_learn_the_high_watermark_though_nobody_sends_any_more(cluster
     with cluster.producer(acks="all", linger_ms=0) as producer:
         for _ in range(20):
             producer.send("t", b"x").result(10)
-    wait_until(lambda: high_watermarks(cluster) == [20, 20, 20])
+    until(lambda: high_watermarks(cluster) == [20, 20, 20])
 
 
 def test_the_watch_rests_when_nothing_happens(cluster: Any) -> None:
     with cluster.producer(acks="all", linger_ms=0) as producer:
         for _ in range(20):
             producer.send("t", b"x").result(10)
-    wait_until(lambda: high_watermarks(cluster) == [20, 20, 20])
+    until(lambda: high_watermarks(cluster) == [20, 20, 20])
     helping = cluster._backend.peers.helping
-    wait_until(lambda: not helping._is_watching and not helping._with_marks())
+    until(lambda: not helping._is_watching and not helping._with_marks())
     with cluster.producer(acks="all", linger_ms=0) as producer:
         producer.send("t", b"x").result(10)
 

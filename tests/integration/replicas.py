@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from itertools import zip_longest
 from typing import Any
 
 from streamlog.storage import log
+from tests.waiting import until
 
 SETTLE_SECONDS = 30.0
 
@@ -38,18 +38,17 @@ def is_settled(cluster: Any, topic: str) -> bool:
 
 
 def wait_until_settled(cluster: Any, topic: str) -> None:
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while not is_settled(cluster, topic):
-        if time.monotonic() > deadline:
-            images = cluster._backend.metadata.image.topic(topic).partitions
-            states = [
-                (broker.id, number, partition.state, partition.leadership)
-                for broker in cluster._backend.brokers
-                for (name, number), partition in sorted(broker.partitions.items())
-                if name == topic
-            ]
-            raise AssertionError(f"not settled within {SETTLE_SECONDS} s: {images}\n{states}")
-        time.sleep(0.02)
+    def state() -> str:
+        images = cluster._backend.metadata.image.topic(topic).partitions
+        states = [
+            (broker.id, number, partition.state, partition.leadership)
+            for broker in cluster._backend.brokers
+            for (name, number), partition in sorted(broker.partitions.items())
+            if name == topic
+        ]
+        return f"not settled within {SETTLE_SECONDS} s: {images}\n{states}"
+
+    until(lambda: is_settled(cluster, topic), state, SETTLE_SECONDS)
 
 
 def assert_alike(cluster: Any, topic: str) -> None:

@@ -17,6 +17,7 @@ import streamlog
 from streamlog import TopicPartition
 from streamlog.errors import DeliveryError, DiskFullError, ReadersFullError, StorageError, StoreFullError
 from tests.integration.judging import check_sound, read_dense
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VALUE_BYTES = 3_000
@@ -46,12 +47,8 @@ def check(cluster: Any, acked: list[tuple[int, bytes]], topic: str = "t") -> Non
 
 
 def wait_until_deleted(cluster: Any) -> None:
-    broker = cluster._backend.broker
-    for _ in range(5_000):
-        if broker.deletions.deadline_ms() is None:
-            return
-        broker.runtime.waiter().wait(1)
-    raise AssertionError(f"still deleting: {broker.deletions}")
+    deletions = cluster._backend.broker.deletions
+    until(lambda: deletions.deadline_ms() is None, lambda: f"still deleting: {deletions}")
 
 
 def nothing() -> None:

@@ -30,6 +30,7 @@ from streamlog import TopicPartition
 from streamlog.errors import UnknownTopicOrPartitionError
 from tests.broker.builders import in_thread
 from tests.broker.interrupting import Interrupt, count_places, interrupted_at, places, raise_in
+from tests.waiting import until
 
 SEED = 20_262
 SAMPLE = 25
@@ -153,9 +154,7 @@ class DeleteTopic(Case):
         assert [record.value for record in topic[0].read()] == [b"again"], where
         self.cluster.clean()
         broker = self.cluster._backend.broker
-        deadline = time.monotonic() + 5
-        while broker.deletions.doomed and time.monotonic() < deadline:
-            time.sleep(0.001)
+        until(lambda: not broker.deletions.doomed, f"{where}: still deleting")
         with broker.environment.snapshot() as snapshot:
             from streamlog.storage import log
 

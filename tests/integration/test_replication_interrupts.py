@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import streamlog
 from streamlog.errors import IllegalStateError
 from tests.broker.interrupting import count_places, interrupted_at, places
+from tests.waiting import until
 
 PLACES = 150
 PATIENCE_S = 5.0
@@ -31,13 +31,6 @@ def three_brokers() -> Iterator[Any]:
 def cluster() -> Iterator[Any]:
     with three_brokers() as opened:
         yield opened
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.001)
 
 
 def ends(cluster: Any, number: int) -> set[int]:
