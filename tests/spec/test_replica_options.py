@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import pytest
 
@@ -61,41 +61,35 @@ def test_fetch_min_bytes(seed: int) -> None:
 
 
 @SEEDS
-def test_fetch_max_bytes(seed: int) -> None:
+@pytest.mark.parametrize(("bytes_max", "at_least", "at_most"), [(1, 20, 100), (1_048_576, 1, 5)])
+def test_fetch_max_bytes(seed: int, bytes_max: int, at_least: int, at_most: int) -> None:
     """replica.fetch.max.bytes: most bytes of one partition in a fetch; a single batch travels whatever its size."""
-    counts = []
-    for bytes_max in (1, 1_048_576):
-        with replicated(seed, brokers=2, replica_fetch_max_bytes=bytes_max) as replicas:
-            replicas.crash(1)
-            for _ in range(20):
-                replicas.append(b"x" * 1_000)
-            replicas.start(1)
-            replicas.sleep(1)
-            assert replicas.isr == {0, 1} and replicas.end(1) == 20
-            counts.append(fetches(replicas, 1))
-    small, large = counts
-    assert small >= 20 and large <= 5
+    with replicated(seed, brokers=2, replica_fetch_max_bytes=bytes_max) as replicas:
+        replicas.crash(1)
+        for _ in range(20):
+            replicas.append(b"x" * 1_000)
+        replicas.start(1)
+        replicas.sleep(1)
+        assert replicas.isr == {0, 1} and replicas.end(1) == 20
+        assert at_least <= fetches(replicas, 1) <= at_most
 
 
 @SEEDS
-def test_fetch_response_max_bytes(seed: int) -> None:
+@pytest.mark.parametrize(("bytes_max", "at_least", "at_most"), [(1, 20, 100), (10_485_760, 1, 8)])
+def test_fetch_response_max_bytes(seed: int, bytes_max: int, at_least: int, at_most: int) -> None:
     """replica.fetch.response.max.bytes: most bytes of one fetch, over all its partitions."""
-    counts = []
-    for bytes_max in (1, 10_485_760):
-        with replicated(seed, brokers=2, replica_fetch_response_max_bytes=bytes_max) as replicas:
-            cluster = replicas.cluster
-            cluster.create_topic("many", partitions=20, replication_factor=2)
-            replicas.crash(1)
-            with cluster.producer() as producer:
-                for number in range(20):
-                    producer.send("many", b"x" * 1_000, partition=number)
-                producer.flush()
-            replicas.start(1)
-            replicas.sleep(2)
-            assert all(set(partition.isr) == {0, 1} for partition in cluster.topic("many"))
-            counts.append(fetches(replicas, 1))
-    small, large = counts
-    assert small >= 20 and large <= 8
+    with replicated(seed, brokers=2, replica_fetch_response_max_bytes=bytes_max) as replicas:
+        cluster = replicas.cluster
+        cluster.create_topic("many", partitions=20, replication_factor=2)
+        replicas.crash(1)
+        with cluster.producer() as producer:
+            for number in range(20):
+                producer.send("many", b"x" * 1_000, partition=number)
+            producer.flush()
+        replicas.start(1)
+        replicas.sleep(2)
+        assert all(set(partition.isr) == {0, 1} for partition in cluster.topic("many"))
+        assert at_least <= fetches(replicas, 1) <= at_most
 
 
 @SEEDS
@@ -120,24 +114,23 @@ def test_num_replica_fetchers(seed: int) -> None:
 
 
 @SEEDS
-def test_lag_max_messages(seed: int) -> None:
+@pytest.mark.parametrize("messages_max", [None, 5])
+def test_lag_max_messages(seed: int, messages_max: int | None) -> None:
     """replica.lag.max.messages: legacy, off; where it is on, a burst takes a healthy follower out, and it comes back."""
-    for messages_max in (None, 5):
-        options = {} if messages_max is None else {"replica_lag_max_messages": messages_max}
-        with pytest.warns(UserWarning) if options else nullcontext():
-            opened = replicated(seed, brokers=2, replica_lag_time_max_ms=3_000, **options)
-            replicas = opened.__enter__()
-        try:
-            replicas.append(b"a")
-            seen = []
-            replicas.cluster.network.delay(0, 1, 300)
-            for number in range(40):
-                replicas.post(*[b"%d" % number] * 3, acks=1)
-                replicas.sleep(0.1)
-                seen.append(replicas.isr)
-            assert ({0} in seen) is (messages_max is not None)
-            replicas.cluster.network.heal()
-            replicas.sleep(2)
-            assert replicas.isr == {0, 1}
-        finally:
-            opened.__exit__(None, None, None)
+    with ExitStack() as stack:
+        options = {}
+        if messages_max is not None:
+            options["replica_lag_max_messages"] = messages_max
+            stack.enter_context(pytest.warns(UserWarning, match="replica.lag.max.messages"))
+        replicas = stack.enter_context(replicated(seed, brokers=2, replica_lag_time_max_ms=3_000, **options))
+        replicas.append(b"a")
+        seen = []
+        replicas.cluster.network.delay(0, 1, 300)
+        for number in range(40):
+            replicas.post(*[b"%d" % number] * 3, acks=1)
+            replicas.sleep(0.1)
+            seen.append(replicas.isr)
+        assert ({0} in seen) is (messages_max is not None)
+        replicas.cluster.network.heal()
+        replicas.sleep(2)
+        assert replicas.isr == {0, 1}
