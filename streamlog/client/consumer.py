@@ -447,6 +447,8 @@ class Consumer(ConsumerAssignment, KnowsHabits):
                 self._leave_group()
             finally:
                 try:
+                    if self._membership is not None:
+                        self._leave_group()  # it was struck on its first steps
                     for tp in list(self._assigned):
                         self._drop(tp)
                     self._closed = True
