@@ -234,7 +234,8 @@ class _Verification:
     def _check_epochs(self, name: str, environment: Environment, log_id: int) -> None:
         """The list of leader epochs against the batches: each lies where the list says its epoch was written.
 
-        Epochs without batches are right too: their leaders wrote nothing, or it was deleted or compacted away.
+        Epochs without batches are right too: their leaders wrote nothing, or it was deleted or compacted away. And
+        batches below the log start are nobody's: they wait to be trimmed.
         """
         offset = 0
         while True:
@@ -243,12 +244,14 @@ class _Verification:
                 if value is None:
                     return
                 try:
+                    checkpoint = log.load_checkpoint(snapshot, log_id)
+                    offset = max(offset, 0 if checkpoint is None else checkpoint.log_start_offset)
                     entries = msgspec.msgpack.decode(value, type=list[tuple[int, int]])
                     headers = list(islice(log.iterate_headers(snapshot, log_id, offset), _HEADERS_MAX))
                 except msgspec.DecodeError as error:
                     self._wrong(name, log_id, "the list of leader epochs cannot be decoded", actual=error)
                     return
-                except CorruptRecordError:
+                except (CorruptRecordError, CorruptStoreError):
                     return  # said already
             history = EpochHistory(tuple(EpochEntry(*entry) for entry in entries))
             if any(not (a[0] < b[0] and a[1] < b[1]) for a, b in pairwise(entries)):

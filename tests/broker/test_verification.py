@@ -357,6 +357,23 @@ def test_leader_epochs_fit_their_batches(replicated: Path) -> None:
     assert (problem.environment, problem.topic, problem.partition) == ("broker-0", "t", 0)
 
 
+def test_what_waits_to_be_trimmed_has_no_epoch_any_more(replicated: Path) -> None:
+    """A process may be killed between the deletion of a log's head and its trimming."""
+    environment = Environment.open(replicated / "broker-0")
+    [(log_id, entries)] = [item for item in epochs_of(environment).items() if len(item[1]) > 2]
+    with environment.snapshot() as snapshot:
+        checkpoint = log.load_checkpoint(snapshot, log_id)
+    assert checkpoint is not None and entries[-1][1] > 0
+    transaction = environment.write()
+    log.put_checkpoint(
+        transaction, log_id, msgspec.structs.replace(checkpoint, log_start_offset=entries[-1][1])
+    )
+    log.put_extra(transaction, log_id, CheckpointKind.LEADER_EPOCHS, msgspec.msgpack.encode(entries[-1:]))
+    transaction.commit()
+    environment.close()
+    assert verify_directory(replicated).problems == []
+
+
 def epochs_of(environment: Environment) -> dict[int, list[tuple[int, int]]]:
     with environment.snapshot() as snapshot:
         return {
