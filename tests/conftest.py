@@ -15,6 +15,12 @@ import sys
 import tempfile
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile(
+    "streamlog", deadline=None
+)  # how long an example takes says what else the machine does
+settings.load_profile("streamlog")
 
 WORKERS_MAX = 4
 """Some tests measure their own process's time: more would only disturb each other."""
