@@ -69,20 +69,13 @@ def hunt(
     counts: Counter[str] = Counter()
     failed: list[int] = []
     begun = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        runs: Iterator[Run] = map(run_one, seeds)
-        if jobs > 1:
-            # Spawned, not forked: a simulation is made of threads.
-            context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(jobs, context))
-            runs = pool.map(run_one, seeds, chunksize=SEEDS_AT_ONCE)
-        for each in runs:
-            counts.update(each.counts)
-            if each.failure:
-                failed.append(each.seed)
-                _say(f"seed {each.seed}: {each.failure}")
-            if verbose:
-                _say(each.trace or f"seed {each.seed}: digest {each.digest:08x}")
+    for each in _runs(seeds, jobs):
+        counts.update(each.counts)
+        if each.failure:
+            failed.append(each.seed)
+            _say(f"seed {each.seed}: {each.failure}")
+        if verbose:
+            _say(each.trace or f"seed {each.seed}: digest {each.digest:08x}")
     took_seconds = time.perf_counter() - begun
     for name in sorted({*counts, *required}):
         _say(f"{counts[name]:>12,} {name}")
@@ -95,6 +88,15 @@ def hunt(
         f"{len(seeds)} seeds in {took_seconds:.1f} s, {len(seeds) / took_seconds:.2f} a second, {len(failed)} failed"
     )
     return len(failed) + len(missing)
+
+
+def _runs(seeds: list[int], jobs: int) -> Iterator[Run]:
+    if jobs <= 1:
+        yield from map(run_one, seeds)
+        return
+    # Spawned, not forked: a simulation is made of threads.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(run_one, seeds, chunksize=SEEDS_AT_ONCE)
 
 
 def run_one(seed: int) -> Run:
