@@ -1,20 +1,17 @@
-"""What a producer has gathered and not yet got an answer for: open batches, sealing, waiting, the thread
-that lingers.
+"""What a producer has gathered and not yet got an answer for: open batches, sealing, waiting, the thread that lingers.
 
-    open batch of its partition --full, lingered, flush, result()--> seal --> inbox of the leader --> answer
-    --> reaped
+    open batch of its partition --full, lingered, flush, result()--> seal --> inbox of the leader --> answer --> reaped
 
 The lower layer of a producer, see `producer`; one object to the user and to the hot path.
 
 Invariants:
  1. Batches of one partition enter the broker's inbox in the order they were opened: sealing and enqueuing
-    happen under
-    the lock, running the turn outside it.
+    happen under the lock, running the turn outside it.
  2. A batch is in its topic's buffer, or in flight, or settled; an interrupted sealing leaves it in the
-    buffer.
+    buffer, an interrupted hand-over in `_handing`, which the next sealing ends first.
  3. `_inside` is true exactly while the holder of the lock is between two steps. The lock can be taken again
-    by the
-    thread that holds it: who finds `_inside` true then is a signal handler or `__del__` of that very thread.
+    by the thread that holds it: who finds `_inside` true then is a signal handler or `__del__` of that very
+    thread.
  4. A failed batch is remembered until somebody was told of each of its records.
 
 Source: Kafka RecordAccumulator.
@@ -71,6 +68,7 @@ class Accumulator:
         self._lock = runtime.turn_lock()  # an interrupt of the thread that holds it may take it again
         self._topics: dict[str, TopicBuffer] = {}
         self._in_flight: deque[OpenBatch] = deque()
+        self._handing: tuple[Pending, list[OpenBatch]] | None = None  # sealed, not surely in the inbox yet
         self._failed: list[OpenBatch] = []
         self._buffered_bytes = 0
         self._codec = CODECS[config.compression] or Codec.NONE
@@ -83,8 +81,7 @@ class Accumulator:
             config.retry_backoff_max_ms,
         )
         self._closed = False
-        # Between two steps of the thread that holds the lock: whoever gets in then is an interrupt of that
-        # thread.
+        # Between two steps of the thread that holds the lock: who gets in then is an interrupt of that thread.
         self._inside = False
         self._aside: deque[OpenBatch] = deque()
         self._service = Service(runtime, "streamlog-producer", self._serve)
@@ -122,8 +119,7 @@ class Accumulator:
                 fresh = self._new_buffer(image)
                 if buffer is not None:
                     # Partitions were added, options changed, or the topic was made anew: what is gathered
-                    # travels
-                    # first.
+                    # travels first.
                     self._seal(buffer.open_batches())
                     buffer.retire()
                 self._topics[topic] = fresh
@@ -195,6 +191,8 @@ class Accumulator:
 
     def _seal(self, batches: list[OpenBatch]) -> None:
         """Encode batches and put them into the inbox, as one request. Called with the lock held."""
+        if self._handing is not None:
+            self._hand_over(again=True)
         entries: list[tuple[str, int, Batch]] = []
         sealed: list[OpenBatch] = []
         cost_bytes = 0
@@ -227,22 +225,22 @@ class Accumulator:
         self._backend.admit_produce()
         pending = Pending(api.Produce(entries, self.config.acks, retrying=self._retrying), cost_bytes)
         pending.on_retry = self._traffic.retried
+        self._handing = pending, sealed
         try:
-            self._hand_over(pending, sealed)
+            self._hand_over()
         except BaseException:
             # Interrupted half way: a batch both sent and still open would be sent twice, or take records
-            # that never travel.
-            self._hand_over(pending, sealed, again=True)
+            # that never travel. A second interrupt leaves it to the next sealing.
+            self._hand_over(again=True)
             raise
-        self._batches_sent += len(sealed)
-        self._traffic.requests += 1
         if self._buffered_bytes > self.config.buffer_memory:
             self._gate.record_bytes_max = -1  # sends take the slow way, `_admit`: they wait for room first
 
-    def _hand_over(self, pending: Pending, sealed: list[OpenBatch], again: bool = False) -> None:
-        """From the buffers to those in flight and into the inbox. `again`: what is done already is left as
-        it is.
-        """
+    def _hand_over(self, again: bool = False) -> None:
+        """From the buffers to those in flight and into the inbox. `again`: what is done already is left as it is."""
+        if self._handing is None:
+            return
+        pending, sealed = self._handing
         for batch in sealed:
             batch.pending = pending
             if not again or not (batch.settled or batch in self._in_flight):
@@ -254,6 +252,9 @@ class Accumulator:
                 pending.on_done = self._callbacks.wake
             self._detach(batch)
         self._backend.put_produce(pending, again)
+        self._handing = None
+        self._batches_sent += len(sealed)
+        self._traffic.requests += 1
 
     def _detach(self, batch: OpenBatch) -> None:
         buffer = self._topics.get(batch.topic)
@@ -285,7 +286,7 @@ class Accumulator:
             try:
                 # In this order: a record sent aside from now on asks for another look.
                 self._gate.record_bytes_max = self._usual_bytes_max
-                if self._aside:
+                if self._aside or self._handing is not None:
                     self._seal(self._open_batches())
             finally:
                 self._inside = False
@@ -393,7 +394,7 @@ class Accumulator:
     def _await(self, batch: OpenBatch, timeout: float | None) -> None:
         """Send a batch at once if it is still open, and wait for it."""
         self._backend.check_usable()
-        if batch.pending is None:
+        if batch.pending is None or self._handing is not None:
             with self._lock:
                 self._enter()
                 self._inside = True
@@ -416,7 +417,7 @@ class Accumulator:
         """Send those of the batches that are still open, as one request, and wait for all of them."""
         self._backend.check_usable()
         timeout_ms = milliseconds("result", timeout, self.config.delivery_timeout_ms)
-        if any(batch.pending is None for batch in batches):
+        if any(batch.pending is None for batch in batches) or self._handing is not None:
             with self._lock:
                 self._enter()
                 self._inside = True
@@ -485,8 +486,7 @@ class Accumulator:
             if self._callbacks.waiting:
                 deadlines.append(now_ms + _STRANDED_CALLBACK_MS)
             # While batches keep being opened the thread looks again by itself: a wake-up per batch would
-            # cost its opener
-            # more than the batch.
+            # cost its opener more than the batch.
             if not deadlines and self._batches_opened != self._batches_opened_before:
                 deadlines.append(now_ms + self.config.linger_ms)
             self._batches_opened_before = self._batches_opened

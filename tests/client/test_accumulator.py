@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 
 from streamlog import Cluster, Topic
+from streamlog.broker.turn import Pending
 from streamlog.errors import ClosedError, ReentrantCallError
 
 
@@ -34,6 +35,36 @@ def test_an_interrupted_sealing_leaves_the_batch_where_flush_finds_it(
         producer.flush()
         assert [future.result().offset for future in futures] == [0, 0]
     assert [partition.high_watermark for partition in orders] == [1, 1]
+
+
+@pytest.mark.parametrize("asked", ["flush", "result", "result of a later one", "results of many"])
+def test_a_hand_over_that_was_interrupted_twice_is_ended_by_the_next_call(
+    cluster: Cluster, single: Topic, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    put = cluster._backend.put_produce
+    interrupts = [KeyboardInterrupt(), KeyboardInterrupt()]
+
+    def interrupted(pending: Pending, again: bool = False) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        put(pending, again)
+
+    monkeypatch.setattr(cluster._backend, "put_produce", interrupted)
+    with cluster.producer(linger_ms=10_000) as producer:
+        first = producer.send(single.name, b"first")
+        with pytest.raises(KeyboardInterrupt):
+            first.result(0)
+        if asked == "flush":
+            producer.flush(5)
+        elif asked == "result":
+            first.result(5)
+        elif asked == "result of a later one":
+            producer.send(single.name, b"second").result(5)
+        else:
+            producer.send_many(single.name, [(None, b"second")] * 2).result(5)
+        assert first.result(5).offset == 0
+    written = [record.value for record in single[0].read()]
+    assert written[0] == b"first" and written.count(b"first") == 1
 
 
 def test_blocking_calls_inside_a_gathering_of_the_same_thread_are_refused(
