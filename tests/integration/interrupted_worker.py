@@ -26,6 +26,7 @@ class Worker:
         self.interrupts = 0
         self.lost: list[Any] = []
         self.steps = 0
+        self.is_working = False
         cluster.create_topic("data", partitions=2)
         self.producer = cluster.producer(linger_ms=2)
         self.group = cluster.consumer_group("g", ["data"], enable_auto_commit=False)
@@ -50,12 +51,20 @@ class Worker:
     def work(self, stopping: threading.Event, tells: bool) -> None:
         while not stopping.is_set():
             try:
+                self.is_working = True
                 while not stopping.is_set():
                     self.step()
+                self.is_working = False
             except KeyboardInterrupt:
+                self.is_working = False
                 self.interrupts += 1
                 if tells:
                     os.write(1, b"\n")
+
+    def struck(self, number: int, frame: Any) -> None:
+        """Nothing may strike between one KeyboardInterrupt and the work that goes on."""
+        if self.is_working:
+            signal.default_int_handler(number, frame)
 
 
 def main(path: str, tells: bool) -> None:
@@ -70,11 +79,8 @@ def main(path: str, tells: bool) -> None:
     with streamlog.open(path, sync="off") as cluster:
         worker = Worker(cluster)
         print("ready", flush=True)
-        try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            worker.work(stopping, tells)
-        except KeyboardInterrupt:
-            pass
+        signal.signal(signal.SIGINT, worker.struck)
+        worker.work(stopping, tells)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         members, generation = len(worker.group.members()), worker.consumer._membership.generation
         worker.producer.close()
