@@ -59,7 +59,7 @@ def kafka_many(cell: Cell) -> Metrics:
     with kafka_brokers(cell.directory) as bootstrap:
         create_kafka_topic(bootstrap, ours.TOPIC, PARTITIONS)
         producer = _kafka_producer(bootstrap, linger_ms=5)
-        for number in range(WARM_RECORDS):
+        for number in range(cell.scaled(WARM_RECORDS, 1_000)):
             producer.produce(ours.TOPIC, VALUE, partition=number % PARTITIONS)
         producer.flush(60)
         started = time.perf_counter()

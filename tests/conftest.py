@@ -17,9 +17,8 @@ import tempfile
 import pytest
 from hypothesis import settings
 
-settings.register_profile(
-    "streamlog", deadline=None
-)  # how long an example takes says what else the machine does
+# How long an example takes says what else the machine does.
+settings.register_profile("streamlog", deadline=None)
 settings.load_profile("streamlog")
 
 WORKERS_MAX = 4

@@ -48,6 +48,10 @@ class DelayedDeletes:
         return f"DelayedDeletes({self.count} parked)"
 
     @property
+    def is_empty(self) -> bool:
+        return not self._parked
+
+    @property
     def count(self) -> int:
         """Requests that wait (Kafka's PurgatorySize)."""
         return len(self._parked)

@@ -215,11 +215,11 @@ class ReplicaFetcher:
                     self.failed[key] = position.leader_epoch
                     continue
                 except OffsetOutOfRangeError as error:
-                    parts += filter(None, [self._on_error(partition, position, error)])
-                    continue
-                bytes_left -= sum([batch.size_bytes for batch in batches])
-                part = self._copied(partition, position, answer, batches)
-                self._marks[key] = None  # what we append now is acknowledged by the next fetch
+                    part = self._on_error(partition, position, error)
+                else:
+                    bytes_left -= sum([batch.size_bytes for batch in batches])
+                    part = self._copied(partition, position, answer, batches)
+                    self._marks[key] = None  # what we append now is acknowledged by the next fetch
             elif position.fetch_offset < answer.log_end_offset:
                 self._marks[key] = None
             else:

@@ -56,6 +56,11 @@ class InSyncSets:
             f"InSyncSets(broker {self._broker.id}, {len(self.behind)} behind, {len(self.proposals)} proposed)"
         )
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is something to look after."""
+        return bool(self.behind or self.proposals)
+
     def configure(self, config: ClusterConfig) -> None:
         self.limits = LagLimits(config.replica_lag_time_max_ms, config.replica_lag_max_messages)
         self.next_check_ms = None
@@ -158,7 +163,7 @@ class InSyncSets:
 
     def next_deadline_ms(self, now_ms: int) -> int | None:
         """When `on_tick` has something to do."""
-        if not (self.behind or self.proposals):
+        if not self.is_busy:
             return None
         if self.next_check_ms is None:
             pause_ms = max(1, self.limits.time_max_ms // 2)

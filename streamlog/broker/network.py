@@ -164,6 +164,8 @@ class Network:
 
     def loses(self, source: Node, target: Node) -> bool:
         """Whether a message that would arrive now gets lost: chance decides where some do."""
+        if self.is_perfect:
+            return False
         share = self._drops.get(frozenset((source, target)), 0.0)
         if self.is_cut(source, target) or (share and self._chance.getrandbits(32) < share * 2**32):
             self.messages_lost += 1

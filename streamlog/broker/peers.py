@@ -172,7 +172,7 @@ class Peers:
             except StreamlogError:
                 pass  # closing
 
-        if not self.network.is_cut(broker_id, METADATA):
+        if self.hears_metadata(broker_id):
             self._controller_link(broker_id).send(arrive)
 
     def _controller_link(self, broker_id: int) -> ControllerLink:
@@ -281,7 +281,7 @@ class Peers:
         """A broker's lease thread: renew, and do the controller's watch if that is us, or if nobody has it."""
         if self._closed or self._running.get(broker.id) is not broker:
             return None
-        if not broker.paused and (self.network.is_perfect or not self.network.loses(broker.id, METADATA)):
+        if not broker.paused and not self.network.loses(broker.id, METADATA):
             self.keep_lease(broker, now_ms)
         config = self._cluster.config
         return now_ms + min(

@@ -81,8 +81,8 @@ class Replication:
 
     @property
     def has_deadlines(self) -> bool:
-        sets, parked = self.in_sync_sets, self.deletes.count or not self.acknowledgements.is_empty
-        return bool(sets.behind or self._unsaved or sets.proposals or parked)
+        is_parked = not (self.acknowledgements.is_empty and self.deletes.is_empty)
+        return bool(is_parked or self._unsaved or self.in_sync_sets.is_busy)
 
     def decide(self, turn: Turn, pending: Pending, request: object) -> bool:
         """Decide a request of replication; False if it is another's."""
@@ -120,7 +120,7 @@ class Replication:
         for partition in turn.staged:
             if partition.view is not None:  # not dropped in this very turn
                 self._on_published(turn, partition)
-        if self.deletes.count:
+        if not self.deletes.is_empty:
             self.deletes.release(turn)
 
     # -- roles -------------------------------------------------------------------------------------------------------
@@ -295,9 +295,8 @@ class Replication:
         """
         is_behind = self.dirty and (partition.topic, partition.number) in self.dirty
         if is_behind and self._peers.hears_metadata(self._broker.id):
-            self.take_role(
-                turn, partition
-            )  # before a leader of yesterday writes what waited while it was silent
+            # Before a leader of yesterday writes what waited while it was silent.
+            self.take_role(turn, partition)
         if turn.is_alone(partition):
             return None
         leadership: Leadership | None = turn.leaderships.get(partition, partition.leadership)

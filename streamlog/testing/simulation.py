@@ -335,8 +335,7 @@ class Simulation:
             actor.failure = error
             self.note(f"failed: {type(error).__name__}: {error}")
             if isinstance(error, InvariantViolatedError):
-                self.checks.clear()
-                self._fail(error)  # now, while the trace still ends with what led to it
+                self._end_checks(error)  # now, while the trace still ends with what led to it
         finally:
             actor.is_done = True
             self._progress_ms = self.now_ms
@@ -387,8 +386,11 @@ class Simulation:
             for check in self.checks:
                 check()
         except BaseException as violation:
-            self.checks.clear()  # one is enough; what is left of the run is closing
-            self._fail(violation)
+            self._end_checks(violation)
+
+    def _end_checks(self, violation: BaseException) -> None:
+        self.checks.clear()  # one is enough; what is left of the run is closing
+        self._fail(violation)
 
     def _fail(self, violation: BaseException) -> None:
         """The first actor learns what is wrong, next."""

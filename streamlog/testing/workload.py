@@ -118,6 +118,7 @@ class Workload:
         self.acked: dict[tuple[str, int], dict[int, bytes]] = defaultdict(dict)
         self.seen: dict[tuple[str, int], set[int]] = defaultdict(set)
         self.cluster: Any = None
+        self._deleters: list[Any] = []
         self.last_events: list[str] = []
         self.checks: Checks
 
@@ -185,6 +186,8 @@ class Workload:
         self.adversary.end_all()
         self.is_quiet = True
         for task in (*writers, administrator):
+            task.result()
+        for task in self._deleters:  # the administrator makes no more of them
             task.result()
         self._settle()
         self.is_over = True
@@ -349,9 +352,8 @@ class Workload:
             def delete(_: random.Random) -> None:
                 self._attempt(f"delete below {before}", partition.delete_records, before)
 
-            self._spawn(
-                "deleter", self.operations, delete
-            )  # it waits for the followers; the administrator goes on
+            # It waits for the followers; the administrator goes on.
+            self._deleters.append(self._spawn("deleter", self.operations, delete))
 
     def _a_partition(self, chance: random.Random) -> Any:
         topic = self.cluster.topic("orders")
