@@ -76,6 +76,7 @@ class ClusterConfig(Role, frozen=True, kw_only=True):
         "log.retention.hours": ("log_retention_ms", 3_600_000),
         "auto.create.topics": ("auto_create_topics", 1),
     }
+    ARGUMENTS: ClassVar[tuple[str, ...]] = ("brokers", "sync", "mode", "runtime")
     HABITS: ClassVar[Mapping[str, str]] = {
         "bootstrap_servers": 'this is the cluster; streamlog.connect("kafka://host:9092") reaches a Kafka',
         "sync": "sync is a keyword of streamlog.open, chosen at each opening and not stored",

@@ -49,6 +49,9 @@ class Role(msgspec.Struct, frozen=True):
         Mapping[str, tuple[str, int]]
     ] = {}  # dotted -> (name, factor): the same thing, other spelling
     HABITS: ClassVar[Mapping[str, str]] = {}  # name -> remark: what people bring from elsewhere
+    ARGUMENTS: ClassVar[
+        tuple[str, ...]
+    ] = ()  # beside the options, where those are given: they are misspelt as well
     WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ()  # dotted names, or prefixes ending in "."
 
     @classmethod
@@ -181,6 +184,7 @@ class Role(msgspec.Struct, frozen=True):
         spellings.update(
             {option.dotted.replace(".", "_"): spellings[option.name] for option in table.values()}
         )
+        spellings.update({argument: argument for argument in cls.ARGUMENTS})
         near = closest(key.replace(".", "_").lower(), spellings)
         suggestion = spellings[near] if near else None
         hint = (

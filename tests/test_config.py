@@ -259,6 +259,7 @@ UNKNOWN = [
     ("topic", "cleanup.polcy", "cleanup.policy"),
     ("cluster", "auto_create_topic", "auto_create_topics"),
     ("cluster", "num.partition", "num.partitions"),
+    ("cluster", "broker", "brokers"),
 ]
 
 
