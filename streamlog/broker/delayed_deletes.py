@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from streamlog.broker.partition import Partition
+from streamlog.broker.serving_followers import not_leader
 from streamlog.broker.turn import Pending, Turn
 from streamlog.core.leadership import Leadership, low_watermark
 from streamlog.errors import StreamlogError, StreamlogTimeoutError
@@ -70,7 +71,9 @@ class DelayedDeletes:
             leadership: Leadership | None = partition.leadership
             if parked.pending.done:
                 self._parked.pop(parked, None)
-            elif leadership is not None:
+            elif leadership is None:
+                self._answer(parked, None, not_leader(partition, self._broker.id))
+            else:
                 lowest = low_watermark(leadership, partition.state)
                 if lowest >= parked.log_start_offset:
                     self._answer(parked, lowest, None)

@@ -169,6 +169,7 @@ class Replication:
         of = topic.partitions[partition.number]
         if self._broker.id not in of.replicas:
             self._broker.on_coordinator_moved(turn, partition)
+            turn.leaderships[partition] = None  # whoever comes later in this turn is refused
             turn.effects.append(lambda: self._broker.drop_logs([partition.log_id]))  # reassigned to others
             return
         leadership = turn.leaderships.get(partition, partition.leadership)

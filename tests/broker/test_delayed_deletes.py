@@ -8,7 +8,7 @@ import pytest
 
 import streamlog
 from streamlog.broker.api import DeleteRecords
-from streamlog.errors import NetworkError, StreamlogTimeoutError
+from streamlog.errors import NetworkError, NotLeaderOrFollowerError, StreamlogTimeoutError
 from streamlog.testing import Simulation
 
 PARKED = "kafka.server:type=DelayedOperationPurgatory,name=PurgatorySize,delayedOperation=DeleteRecords"
@@ -88,3 +88,25 @@ def test_a_leader_that_crashes_meanwhile_answers() -> None:
         cluster.brokers[leader].crash()
         with pytest.raises(NetworkError):
             pending.result()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_leader_that_learns_in_the_same_turn_that_others_have_the_partition_refuses(seed: int) -> None:
+    simulation = Simulation(seed)
+    with streamlog.open(":memory:", brokers=4, sync="off", runtime=simulation) as cluster:
+        cluster.create_topic("t", replication_factor=2)
+        partition = cluster.topic("t")[0]
+        with cluster.producer() as producer:
+            producer.send("t", b"0").result(10)
+        first = partition.leader
+        others = sorted({0, 1, 2, 3} - {first})[-2:]
+        cluster.brokers[first].pause()
+        simulation.spawn(lambda: cluster.reassign("t", {0: others}))
+        simulation.sleep(30)
+        pending = cluster._backend.peers.running(first).post(DeleteRecords("t", 0, 1))
+        cluster.brokers[first].resume()
+        simulation.sleep(1)
+        assert partition.replicas == tuple(others)
+        with pytest.raises(NotLeaderOrFollowerError):
+            pending.result()
+        assert cluster.metrics().value(PARKED) == 0
