@@ -3,7 +3,7 @@
     log start raised at the leader --> parked
         low watermark >= what was asked for  --> answered with it
         deadline                             --> REQUEST_TIMED_OUT: deleted here, and sooner or later everywhere
-        leadership lost                      --> NOT_LEADER_OR_FOLLOWER: the next leader may begin earlier
+        leadership lost, topic gone          --> NOT_LEADER_OR_FOLLOWER: the next leader may begin earlier
 
 Invariants:
  1. A request is answered once.
@@ -65,10 +65,11 @@ class DelayedDeletes:
         turn.effects.append(lambda: self._parked.setdefault(parked))
 
     def release(self, turn: Turn) -> None:
-        """After publishing: followers may have told of another log start, or count no longer."""
+        """After publishing: followers may have told of another log start, or count no longer; others may lead now."""
         for parked in list(self._parked):
             partition = parked.partition
-            leadership: Leadership | None = partition.leadership
+            # Without a view its topic, or our replica, is gone, whatever it led.
+            leadership: Leadership | None = None if partition.view is None else partition.leadership
             if parked.pending.done:
                 self._parked.pop(parked, None)
             elif leadership is None:
@@ -79,12 +80,6 @@ class DelayedDeletes:
                     self._answer(parked, lowest, None)
                 elif turn.now_ms >= parked.deadline_ms:
                     self._answer(parked, None, _too_late(parked, leadership))
-
-    def fail(self, partition: Partition, error: StreamlogError) -> None:
-        """The leadership is lost."""
-        for parked in list(self._parked):
-            if parked.partition is partition:
-                self._answer(parked, None, error)
 
     def next_deadline_ms(self) -> int | None:
         """When a turn has something to give up on."""

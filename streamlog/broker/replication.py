@@ -188,14 +188,9 @@ class Replication:
     def forget(self, partition: Partition) -> None:
         """Its topic is gone, or others have it now. Called by the runner; again changes nothing."""
         partition.leadership = None
-        self._fail_parked(partition)
+        self.acknowledgements.fail(partition, not_leader(partition, self._broker.id))
         self.in_sync_sets.forget(partition)
         self._unsaved.pop(partition, None)
-
-    def _fail_parked(self, partition: Partition) -> None:
-        error = not_leader(partition, self._broker.id)
-        self.acknowledgements.fail(partition, error)
-        self.deletes.fail(partition, error)
 
     def _become_leader(self, turn: Turn, partition: Partition, of: PartitionImage) -> None:
         state: ReplicaState = turn.staged.get(partition) or partition.state
@@ -239,7 +234,7 @@ class Replication:
             partition.take_role(of.leader, of.leader_epoch, False, False)
             self.in_sync_sets.forget(partition)
             if was_leader:
-                self._fail_parked(partition)
+                self.acknowledgements.fail(partition, not_leader(partition, self._broker.id))
             self.trace(
                 f"broker {self._broker.id} follows {of.leader} in {partition.name}, epoch {of.leader_epoch}"
             )

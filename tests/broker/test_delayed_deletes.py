@@ -7,8 +7,14 @@ from typing import Any
 import pytest
 
 import streamlog
-from streamlog.broker.api import DeleteRecords
-from streamlog.errors import NetworkError, NotLeaderOrFollowerError, StreamlogTimeoutError
+from streamlog.broker.api import DeleteRecords, DeleteTopic
+from streamlog.broker.upkeep import DropTopic
+from streamlog.errors import (
+    NetworkError,
+    NotLeaderOrFollowerError,
+    StreamlogTimeoutError,
+    UnknownTopicOrPartitionError,
+)
 from streamlog.testing import Simulation
 
 PARKED = "kafka.server:type=DelayedOperationPurgatory,name=PurgatorySize,delayedOperation=DeleteRecords"
@@ -110,3 +116,52 @@ def test_a_leader_that_learns_in_the_same_turn_that_others_have_the_partition_re
         with pytest.raises(NotLeaderOrFollowerError):
             pending.result()
         assert cluster.metrics().value(PARKED) == 0
+
+
+def parked_delete(cluster: Any, simulation: Simulation) -> Any:
+    """A deletion that waits for a follower that cannot fetch."""
+    partition = fill(cluster)
+    cluster.network.drop(0, 1)
+    pending = cluster._backend.peers.running(partition.leader).post(DeleteRecords("t", 0, 2))
+    simulation.sleep(0.1)
+    assert not pending.done
+    return pending
+
+
+def test_a_topic_that_is_deleted_meanwhile_answers_at_once() -> None:
+    simulation = Simulation(1)
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
+        pending = parked_delete(cluster, simulation)
+        cluster.delete_topic("t")
+        with pytest.raises(NotLeaderOrFollowerError):
+            pending.result()
+
+
+def test_also_if_somebody_asked_for_the_topic_before_the_broker_dropped_it() -> None:
+    simulation = Simulation(1)
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
+        pending = parked_delete(cluster, simulation)
+        leader = cluster._backend.peers.running(cluster.topic("t")[0].leader)
+        image = cluster._backend.ask_controller(DeleteTopic("t"))
+        with pytest.raises(UnknownTopicOrPartitionError):
+            leader.partition("t", 0)
+        leader.call(DropTopic(image))
+        with pytest.raises(NotLeaderOrFollowerError):
+            pending.result()
+
+
+def test_a_leader_that_follows_from_now_on_answers_at_once() -> None:
+    simulation = Simulation(1)
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
+        pending = parked_delete(cluster, simulation)
+        partition = cluster.topic("t")[0]
+        first, now_ms = partition.leader, simulation.now_ms
+        cluster.network.partition({first}, {"metadata"})
+        while partition.leader in (first, None, -1):
+            simulation.sleep(0.1)
+        assert not pending.done
+        cluster.network.heal()
+        simulation.sleep(0.5)
+        assert pending.done and simulation.now_ms - now_ms < 20_000
+        with pytest.raises(NotLeaderOrFollowerError):
+            pending.result()
