@@ -63,13 +63,15 @@ class Network:
 
         Raises   ConfigError for fewer than two groups, unknown brokers, or one that is named twice.
         """
-        named = [frozenset(self._checked(node) for node in group) for group in groups]
+        named = [
+            frozenset(map(self._checked, group)) if _is_group(group) else frozenset() for group in groups
+        ]
         if len(named) < 2 or not all(named):
             raise ConfigError(
-                f"partition{tuple(map(set, named))}: allowed: two or more groups of brokers, such as "
+                f"partition({', '.join(map(repr, groups))}): allowed: two or more groups of brokers, such as "
                 "partition({0}, {1, 2})",
                 option="groups",
-                value=named,
+                value=groups,
                 allowed="two or more groups",
             )
         everybody = [node for group in named for node in group]
@@ -206,3 +208,7 @@ def down(broker_id: int) -> NetworkError:
 
 def _name(link: frozenset[Node]) -> str:
     return "-".join(sorted(map(str, link)))
+
+
+def _is_group(group: object) -> bool:
+    return isinstance(group, Iterable) and not isinstance(group, str)  # a name's letters are no brokers

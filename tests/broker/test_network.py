@@ -96,6 +96,8 @@ def test_whoever_waits_is_told_of_changes() -> None:
     [
         (lambda n: n.partition({0}), "two or more groups"),
         (lambda n: n.partition({0}, set()), "two or more groups"),
+        (lambda n: n.partition(0, METADATA), r"partition\(0, 'metadata'\): allowed: two or more groups"),
+        (lambda n: n.partition({0}, METADATA), "two or more groups"),
         (lambda n: n.partition({0}, {0, 1}), "in two groups"),
         (lambda n: n.partition({0}, {7}), "there is no broker 7; there are 0, 1, 2"),
         (lambda n: n.delay(0, 0, 5), "two ends"),
