@@ -17,6 +17,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -40,7 +41,8 @@ EXPECTED: Final = (
 SEEDS_AT_ONCE: Final = 5
 """A process takes so many at a time."""
 SEED_SECONDS_MAX: Final = 120
-"""Of the wall clock: a seed that takes longer runs in circles; all stacks are printed."""
+"""Of the wall clock: a seed that takes longer runs in circles; which one, and all stacks, are
+printed."""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -101,6 +103,11 @@ def _runs(seeds: list[int], jobs: int) -> Iterator[Run]:
 
 def run_one(seed: int) -> Run:
     """One seed, in whatever process this is."""
+    says_which = threading.Timer(
+        SEED_SECONDS_MAX - 1, _say, (f"seed {seed}: not done in {SEED_SECONDS_MAX} s",)
+    )
+    says_which.start()
+    # By C's own clock: it ends also what never lets go of the interpreter's lock.
     faulthandler.dump_traceback_later(SEED_SECONDS_MAX, exit=True, file=2)
     try:
         with faults_unlogged():
@@ -109,6 +116,7 @@ def run_one(seed: int) -> Run:
         return Run(seed, failure=f"{type(error).__name__}: {error}", trace=getattr(error, "trace", ""))
     finally:
         faulthandler.cancel_dump_traceback_later()
+        says_which.cancel()
     counts = {
         **outcome.counts,
         "operations": outcome.operations,
