@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from itertools import accumulate
-from operator import add, sub
 from typing import Any, Final, NamedTuple
 
 from streamlog.broker.runner import Chance
@@ -182,21 +180,25 @@ def column_bytes(column: list[bytes | None]) -> int:
         return sum([len(item) for item in column if item is not None])
 
 
-def running_sizes(keys: list[bytes | None], values: list[bytes | None]) -> list[int]:
-    """For each record, the bytes of all records up to and with it, as a batch's size is estimated."""
-    key_sizes = [RECORD_OVERHEAD_BYTES if key is None else len(key) + RECORD_OVERHEAD_BYTES for key in keys]
-    return list(accumulate(map(add, key_sizes, [0 if value is None else len(value) for value in values])))
-
-
-def largest_record(keys: list[bytes | None], values: list[bytes | None]) -> int:
-    """The size of the largest record."""
-    ends = running_sizes(keys, values)
-    largest: int = max(map(sub, ends, [0, *ends[:-1]]))
-    return largest
+def record_sizes(keys: list[bytes | None], values: list[bytes | None]) -> list[int]:
+    """What each record takes of a batch, as its size is estimated."""
+    try:
+        return [
+            len(key) + len(value) + RECORD_OVERHEAD_BYTES  # type: ignore[arg-type]
+            for key, value in zip(keys, values, strict=True)
+        ]
+    except TypeError:  # some are None: see `column_bytes`
+        return [
+            RECORD_OVERHEAD_BYTES + len(key or b"") + len(value or b"")
+            for key, value in zip(keys, values, strict=True)
+        ]
 
 
 def cut(ends: list[int], start: int, room_bytes: int) -> int:
-    """How far from record `start` records fit into `room_bytes`; at least one does. `ends` are `running_sizes`."""
+    """How far from record `start` records fit into `room_bytes`; at least one does.
+
+    ends:    the running sums of `record_sizes`.
+    """
     before = ends[start - 1] if start else 0
     return max(bisect_right(ends, before + room_bytes, start, len(ends)), start + 1)
 

@@ -26,6 +26,7 @@ says why not).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
@@ -41,8 +42,7 @@ from streamlog.client.gathering import (
     cut,
     gather,
     headers_bytes,
-    largest_record,
-    running_sizes,
+    record_sizes,
     split_items,
 )
 from streamlog.client.habits import KnowsHabits
@@ -310,9 +310,12 @@ class Producer(Accumulator, KnowsHabits):
     ) -> None:
         """Append the records of one partition: into the open batch, into a new one, or cut into several."""
         total_bytes = column_bytes(keys) + column_bytes(values) + RECORD_OVERHEAD_BYTES * len(values)
-        if total_bytes > self._gate.record_bytes_max:
-            self._admit(largest_record(keys, values), buffer.image.name)
-        if total_bytes <= buffer.batch_bytes:
+        is_one_batch = total_bytes <= buffer.batch_bytes
+        is_admitted = total_bytes <= self._gate.record_bytes_max
+        sizes = [] if is_one_batch and is_admitted else record_sizes(keys, values)
+        if not is_admitted:
+            self._admit(max(sizes), buffer.image.name)
+        if is_one_batch:
             with self._lock:
                 self._enter()
                 self._inside = True
@@ -327,7 +330,7 @@ class Producer(Accumulator, KnowsHabits):
                 finally:
                     self._inside = False
             return
-        ends = running_sizes(keys, values)
+        ends = list(accumulate(sizes))
         start, total = 0, len(values)
         while start < total:
             if self._gate.record_bytes_max < 0:

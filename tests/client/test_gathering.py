@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -17,8 +18,7 @@ from streamlog.client.gathering import (
     check_headers,
     cut,
     gather,
-    largest_record,
-    running_sizes,
+    record_sizes,
     split_items,
 )
 from streamlog.config import ProducerConfig
@@ -45,7 +45,7 @@ def test_a_tuple_of_another_length_is_shown() -> None:
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=60), st.integers(0, 1500))
 def test_cutting_takes_what_fits_and_at_least_one(sizes: list[int], room: int) -> None:
     values: list[bytes | None] = [b"x" * size for size in sizes]
-    ends = running_sizes([None] * len(values), values)
+    ends = list(accumulate(record_sizes([None] * len(values), values)))
     start, seen = 0, []
     while start < len(values):
         end = cut(ends, start, room)
@@ -56,7 +56,16 @@ def test_cutting_takes_what_fits_and_at_least_one(sizes: list[int], room: int) -
         seen.append(end - start)
         start = end
     assert sum(seen) == len(values)
-    assert largest_record([None] * len(values), values) == max(sizes) + RECORD_OVERHEAD_BYTES
+
+
+@given(st.lists(st.tuples(st.none() | st.binary(max_size=9), st.none() | st.binary(max_size=9)), min_size=1))
+def test_what_a_record_takes_is_told_also_where_keys_or_values_are_missing(
+    pairs: list[tuple[bytes | None, bytes | None]],
+) -> None:
+    keys, values = [key for key, _ in pairs], [value for _, value in pairs]
+    told = record_sizes(keys, values)
+    assert told == [RECORD_OVERHEAD_BYTES + len(key or b"") + len(value or b"") for key, value in pairs]
+    assert told == [record_sizes([key], [value])[0] for key, value in pairs]
 
 
 @given(st.lists(st.one_of(st.none(), st.binary(max_size=3)), max_size=80), st.integers(1, 40))
