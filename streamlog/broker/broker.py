@@ -138,6 +138,10 @@ class Broker(TurnOwner):
                 # interrupted).
                 partition.stop_serving()
                 self.partitions.pop((name, number), None)
+                if self.replication is not None:
+                    from streamlog.broker.replica_requests import ForgetReplica
+
+                    self.slip_in(ForgetReplica(partition))  # in a turn: who waits for followers is told there
             topic = self.metadata.image.topic(name)
             if not 0 <= number < len(topic.partitions):
                 raise UnknownTopicOrPartitionError(

@@ -28,6 +28,12 @@ class Reconcile(msgspec.Struct, frozen=True):
     """Compare the roles of the partitions marked dirty with the cluster image, and take those it gives."""
 
 
+class ForgetReplica(msgspec.Struct, frozen=True):
+    """This broker does not serve the partition any more: whoever waits for its followers is told."""
+
+    partition: Partition
+
+
 class FetchPosition(msgspec.Struct, frozen=True, gc=False):
     """Where a follower stands in one partition."""
 

@@ -31,6 +31,7 @@ from streamlog.broker.partition import Partition, known_epochs, load_epochs, sav
 from streamlog.broker.replica_requests import (
     AppendAsFollower,
     FollowerFetch,
+    ForgetReplica,
     IsrRefused,
     Reconcile,
     SaveHighWatermarks,
@@ -100,6 +101,9 @@ class Replication:
             case MoveHighWatermarks():
                 for partition in list(self._broker.partitions.values()):
                     self.move_high_watermark(turn, partition)
+                turn.reply(pending, None)
+            case ForgetReplica():
+                turn.effects.append(lambda: self.forget(request.partition))
                 turn.reply(pending, None)
             case SaveHighWatermarks():
                 if self._unsaved:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 import streamlog
+from streamlog.broker.api import DeleteTopic
+from streamlog.broker.upkeep import DropTopic
+from streamlog.errors import NotLeaderOrFollowerError, UnknownTopicOrPartitionError
 from streamlog.testing import Simulation
+from tests.spec.replicas import replicated
 
 
 def replica(cluster: Any, broker_id: int, topic: str = "t") -> Any:
@@ -133,3 +139,18 @@ def test_who_ceases_to_lead_a_lone_replica_takes_no_record_in_that_turn() -> Non
         broker.advance()
         assert isinstance(produce.reply[0].error, NotLeaderOrFollowerError)
         assert hosted.state.log_end_offset == 1
+
+
+def test_who_waits_for_followers_of_a_deleted_topic_is_told_at_once() -> None:
+    """Somebody asks for the topic after its deletion is committed, before the broker's DropTopic has come."""
+    with replicated() as replicas:
+        replicas.cluster.network.drop(0, 1)
+        pending = replicas.post(b"a")
+        replicas.sleep(0.1)
+        assert not pending.done
+        leader = replicas.broker(0)
+        image = replicas.cluster._backend.ask_controller(DeleteTopic("t"))
+        with pytest.raises(UnknownTopicOrPartitionError):
+            leader.partition("t", 0)
+        leader.call(DropTopic(image))
+        assert isinstance(replicas.outcome(pending).error, NotLeaderOrFollowerError)
