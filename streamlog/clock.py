@@ -11,12 +11,20 @@ Source: TigerBeetle's time.zig; aioquic's `now` arguments.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from typing import Protocol
 else:
     Protocol = object  # real ones cost import time, and nobody asks isinstance of them
+
+GIVE_WAY_S: Final = 50e-6
+_sleep = time.sleep  # the real one: a simulation elsewhere in the process may replace it
+
+
+def give_way() -> None:
+    """Let go of the interpreter for a moment. Just letting go is not enough: who waits for it must be awake first."""
+    _sleep(GIVE_WAY_S)
 
 
 class Clock(Protocol):

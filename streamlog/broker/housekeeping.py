@@ -245,7 +245,7 @@ class Housekeeping:
             return None
         from streamlog.storage import cleaner
 
-        now_ms = self._cluster.runtime.clock.wall_ms()
+        now_ms, give_way = self._cluster.runtime.clock.wall_ms(), self._cluster.runtime.give_way
         with broker.environment.snapshot() as snapshot:
             checkpoint = cleaner.load_cleaner_checkpoint(snapshot, partition.log_id)
             first_dirty = cleaner.first_dirty_offset(checkpoint, view.log_start_offset, view.log_end_offset)
@@ -258,7 +258,7 @@ class Housekeeping:
                 config.min_compaction_lag_ms,
             )
             dirtiness = cleaner.measure_dirty(
-                snapshot, partition.log_id, first_dirty, end_offset, view.size_bytes
+                snapshot, partition.log_id, first_dirty, end_offset, view.size_bytes, give_way
             )
         if not cleaner.needs_compaction(
             dirtiness,
@@ -271,7 +271,7 @@ class Housekeeping:
         work = cleaner.CompactionWork(
             view.log_start_offset, first_dirty, end_offset, now_ms, config.delete_retention_ms
         )
-        compaction = cleaner.Compaction(broker.environment, partition.log_id, work)
+        compaction = cleaner.Compaction(broker.environment, partition.log_id, work, give_way)
         change = 0
         for plan in compaction.plans():
             if self._stopped:

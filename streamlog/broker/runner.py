@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from streamlog.clock import Clock, SystemClock
+from streamlog.clock import Clock, SystemClock, give_way
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -100,6 +100,9 @@ class Runtime(Protocol):
 
     def may_help(self) -> bool:
         """Whether a caller that waits for other brokers may do their work itself."""
+
+    def give_way(self) -> None:
+        """Between two pieces of long work in the background: let others run."""
 
 
 class ThreadWaiter:
@@ -191,6 +194,9 @@ class ThreadedRuntime:
 
     def may_help(self) -> bool:
         return True
+
+    def give_way(self) -> None:
+        give_way()
 
 
 def new_lock() -> Lock:

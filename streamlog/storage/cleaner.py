@@ -27,7 +27,7 @@ Not implemented: merging small batches into larger ones; legacy message formats'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -57,6 +57,7 @@ from streamlog.storage.log import (
 MAP_ENTRY_BYTES: Final = 192
 """One key of the offset map: key or digest (about 56 bytes), offset (32), dict slot (about 100)."""
 SLICE_REPLACEMENTS_MAX: Final = 1000
+HEADERS_AT_ONCE: Final = 64
 DELETE_HORIZON_MS_MAX: Final = 1 << 62
 """Later is never: a horizon is an i64, and so are the timestamps against it."""
 _DIGEST_BYTES: Final = 16
@@ -159,12 +160,22 @@ def cleanable_end_offset(
 
 
 def measure_dirty(
-    reader: Reader, log_id: int, first_dirty: int, end_offset: int, size_bytes: int
+    reader: Reader,
+    log_id: int,
+    first_dirty: int,
+    end_offset: int,
+    size_bytes: int,
+    give_way: Callable[[], object] = bool,
 ) -> Dirtiness:
-    """Sizes of the clean and the cleanable dirty range; `size_bytes` is the whole log's."""
+    """Sizes of the clean and the cleanable dirty range; `size_bytes` is the whole log's.
+
+    give_way: called between pieces of the work, so that others come to run.
+    """
     dirty_bytes = head_bytes = 0
     earliest = -1
-    for stored in iterate_headers(reader, log_id, first_dirty):
+    for count, stored in enumerate(iterate_headers(reader, log_id, first_dirty), 1):
+        if not count % HEADERS_AT_ONCE:
+            give_way()
         header = stored.header
         if header.last_offset >= end_offset:
             head_bytes += header.size_bytes
@@ -226,8 +237,16 @@ def save_cleaner_checkpoint(
 class Compaction:
     """One pass over one log. Take its `plans` one by one, apply each; then read what it found."""
 
-    def __init__(self, environment: Environment, log_id: int, work: CompactionWork) -> None:
+    def __init__(
+        self,
+        environment: Environment,
+        log_id: int,
+        work: CompactionWork,
+        give_way: Callable[[], object] = bool,
+    ) -> None:
+        """give_way: called after each batch, so that others come to run."""
         self.environment = environment
+        self._give_way = give_way
         self.log_id = log_id
         self.work = work
         self.cleaned_end_offset = work.first_dirty_offset  # the next pass's first dirty offset
@@ -262,6 +281,7 @@ class Compaction:
                 if len(replacements) >= SLICE_REPLACEMENTS_MAX:
                     yield CompactionPlan(tuple(replacements))
                     replacements.clear()
+                self._give_way()
             if replacements:
                 yield CompactionPlan(tuple(replacements))
                 replacements.clear()
@@ -273,6 +293,7 @@ class Compaction:
                 batches = read(snapshot, self.log_id, offset, end_offset, self.work.slice_bytes_max)
             if not batches:
                 return
+            self._give_way()
             yield batches
             offset = batches[-1].next_offset
 
@@ -295,6 +316,7 @@ class Compaction:
                 for delta, key in zip(columns.offsets, columns.keys, strict=True):
                     if key is not None:
                         latest[_fingerprint(key)] = batch.base_offset + delta
+                self._give_way()
         return work.end_offset
 
     def _clean(self, batch: Batch, transactions: CleanedTransactions) -> Batch | None:

@@ -311,6 +311,9 @@ class Simulation:
         """Whether a caller that waits runs others' work itself: both ways must be right, so chance decides."""
         return self._chance.random() < 0.5
 
+    def give_way(self) -> None:
+        """Nobody else runs at the same time."""
+
     # -- the scheduler -------------------------------------------------------------------------------------------------
 
     def _running(self) -> Actor:

@@ -78,6 +78,22 @@ def test_a_pass_comes_in_slices_and_holds_no_snapshot_meanwhile(owned: OwnedLog)
     assert (compaction.records_read, compaction.records_kept) == (40, 1)
 
 
+def test_others_come_to_run_after_every_batch(owned: OwnedLog) -> None:
+    """One batch is a megabyte at most; the interpreter alone would let nobody in for five milliseconds."""
+    for number in range(40):
+        owned.append((b"a", b"%d" % number, 0))
+    ways: list[int] = []
+    with owned.environment.snapshot() as snapshot:
+        cleaner.measure_dirty(snapshot, 7, 0, 40, 0, lambda: ways.append(0))
+        assert not ways  # so few headers are one piece
+    compaction = Compaction(
+        owned.environment, 7, work(40), lambda: ways.append(owned.environment.stats().snapshots)
+    )
+    plans = list(compaction.plans())
+    assert plans and len(ways) >= 2 * 40, "once where keys are collected, once where records are filtered"
+    assert not any(ways), "with no snapshot open meanwhile"
+
+
 def test_a_pass_that_is_dropped_half_way_has_lost_nothing(owned: OwnedLog) -> None:
     for number in range(40):
         owned.append((b"%d" % (number % 5), b"%d" % number, 0))
