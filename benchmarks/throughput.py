@@ -173,13 +173,16 @@ def _timed_each(items: list[tuple[bytes, bytes]], one: Any) -> Metrics:
 # ---------------------------------------------------------------- reading
 
 
-def consume(cell: Cell) -> Metrics:
-    """`poll(max_records=1000)` to Record objects, from the first to the last; filling is not timed."""
+def consume(cell: Cell, check_crcs: bool = True) -> Metrics:
+    """`poll(max_records=1000)` to Record objects, from the first to the last; filling is not timed.
+
+    check_crcs: Kafka's default is True, librdkafka's (the rival's) False.
+    """
     count, value_bytes = _amount(cell)
     with ours.opened(cell.directory) as cluster:
         cluster.create_topic(ours.TOPIC, partitions=1)
         ours.fill(cluster, pairs(count, value_bytes))
-        with ours.reader(cluster) as consumer:
+        with ours.reader(cluster, check_crcs=check_crcs) as consumer:
             started = time.perf_counter()
             ours.read_all(consumer, count)
             return _rate(count, started)
@@ -358,6 +361,7 @@ def _benches(value_bytes: int, label: str) -> list[Bench]:
             "consume",
             [
                 Contestant("streamlog", consume),
+                Contestant("streamlog, CRCs unchecked", partial(consume, check_crcs=False)),
                 Contestant("streamlog, iterating", iterate),
                 Contestant("streamlog, single-record batches", consume_single_record_batches),
                 Contestant("raw LMDB", raw_lmdb_read),
