@@ -74,6 +74,7 @@ MAGIC_COLUMNAR = 0x53
 NO_PRODUCER_ID = -1
 NO_PRODUCER_EPOCH = -1
 NO_SEQUENCE = -1
+SEQUENCE_MASK = 0x7FFFFFFF  # sequences count records, and wrap
 NO_TIMESTAMP = -1
 NO_LEADER_EPOCH = -1
 
@@ -143,7 +144,7 @@ class BatchHeader(msgspec.Struct, frozen=True, gc=False):
         """Sequence number of the last record; sequences wrap from 2**31 - 1 to 0. -1 without one."""
         if self.base_sequence < 0:
             return NO_SEQUENCE
-        return (self.base_sequence + self.last_offset_delta) & 0x7FFFFFFF
+        return (self.base_sequence + self.last_offset_delta) & SEQUENCE_MASK
 
     def __repr__(self) -> str:
         layout = "v2" if self.magic == MAGIC_V2 else "columnar"
