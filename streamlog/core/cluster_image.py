@@ -205,6 +205,12 @@ class ConfigChanged(msgspec.Struct, frozen=True, tag="broker-config", array_like
     config: dict[str, str]
 
 
+class ProducerIdsAllocated(msgspec.Struct, frozen=True, tag="producer-ids", array_like=True):
+    """Producer ids below this one are given away (KIP-730)."""
+
+    next_producer_id: int
+
+
 class ImageCheckpoint(msgspec.Struct, frozen=True, tag="image", array_like=True):
     """The whole image at one offset: what a new replay may start from."""
 
@@ -215,6 +221,7 @@ class ImageCheckpoint(msgspec.Struct, frozen=True, tag="image", array_like=True)
     """The incarnation alone is how it was stored before brokers could be fenced."""
     topics: list[tuple[str, str, dict[str, str], list[PartitionImage]]]
     broker_configs: dict[str, dict[str, str]] = {}
+    next_producer_id: int = 0
 
 
 MetadataRecord = Union[  # noqa: UP007
@@ -229,6 +236,7 @@ MetadataRecord = Union[  # noqa: UP007
     TopicDeleted,
     TopicConfigChanged,
     ConfigChanged,
+    ProducerIdsAllocated,
     ImageCheckpoint,
 ]
 
@@ -247,6 +255,7 @@ class ClusterImage:
         self.controller_id = -1
         self.controller_epoch = 0
         self.next_log_id = FIRST_LOG_ID
+        self.next_producer_id = 0
 
     def __repr__(self) -> str:
         return f"ClusterImage(brokers={sorted(self.brokers)}, topics={len(self.topics)}, controller={self.controller_id})"
@@ -326,6 +335,8 @@ class ClusterImage:
                     self.broker_configs.pop(record.broker_id, None)
             case ControllerElected():
                 self.controller_id, self.controller_epoch = record.broker_id, record.controller_epoch
+            case ProducerIdsAllocated():
+                self.next_producer_id = max(self.next_producer_id, record.next_producer_id)
             case ImageCheckpoint():
                 self._apply_checkpoint(record)
             case _:
@@ -393,6 +404,7 @@ class ClusterImage:
             for broker_id, broker in record.brokers.items()
         }
         self.broker_configs = dict(record.broker_configs)
+        self.next_producer_id = record.next_producer_id
         self.topics, self.topic_names = {}, {}
         for name, topic_id, config, partitions in record.topics:
             self._put_topic(TopicImage(name, topic_id, config, tuple(partitions)))
@@ -409,6 +421,7 @@ class ClusterImage:
                 for topic in self.topics.values()
             ],
             dict(self.broker_configs),
+            self.next_producer_id,
         )
 
     # -- checking ----------------------------------------------------------------------------------------------------

@@ -25,7 +25,9 @@ from streamlog.core.cluster_image import (
     FIRST_LOG_ID,
     ClusterImage,
     ConfigChanged,
+    MetadataRecord,
     PartitionsAdded,
+    ProducerIdsAllocated,
     TopicConfigChanged,
     TopicCreated,
     TopicDeleted,
@@ -41,6 +43,7 @@ from streamlog.errors import (
 )
 
 LOG_ID_MAX: Final = 2**32 - 2
+PRODUCER_IDS_AT_ONCE: Final = 1_000
 TOPIC_NAME_CHARACTERS_MAX: Final = 249
 PARTITIONS_PER_TOPIC_MAX: Final = 200_000
 NOT_GIVEN: Final = -1
@@ -167,6 +170,12 @@ def decide_change_config(
     """Set (value) or reset (None) overrides of a topic; `replace` drops those not named."""
     topic = image.topic(name)
     return TopicConfigChanged(topic.topic_id, name, _changed({} if replace else topic.config, changes))
+
+
+def decide_producer_ids(image: ClusterImage) -> tuple[list[MetadataRecord], range]:
+    """Give producer ids away, many at once. Source: KIP-730, Kafka ProducerIdControlManager."""
+    ids = range(image.next_producer_id, image.next_producer_id + PRODUCER_IDS_AT_ONCE)
+    return [ProducerIdsAllocated(ids.stop)], ids
 
 
 def decide_change_broker_config(

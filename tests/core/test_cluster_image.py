@@ -21,6 +21,7 @@ from streamlog.core.cluster_image import (
     PartitionImage,
     PartitionsAdded,
     PartitionsChanged,
+    ProducerIdsAllocated,
     TopicConfigChanged,
     TopicCreated,
     TopicDeleted,
@@ -88,6 +89,7 @@ EFFECTS: list[tuple[MetadataRecord, str, object]] = [
     (ConfigChanged(CLUSTER_DEFAULT, {"a": "1"}), "image.broker_configs", {"": {"a": "1"}}),
     (ConfigChanged("2", {"a": "1"}), "image.broker_configs", {"2": {"a": "1"}}),
     (ConfigChanged("2", {}), "image.broker_configs", {}),
+    (ProducerIdsAllocated(1_000), "image.next_producer_id", 1_000),
     (TopicCreated("u", "id-u", 18, [[1, 0]], {}, [1]), "image.partition('u', 0).leader", 0),
     (TopicCreated("u", "id-u", 18, [[1, 0]], {}, [1]), "image.next_log_id", 19),
 ]

@@ -30,6 +30,7 @@ from streamlog.core.controller import (
     decide_change_config,
     decide_create_topic,
     decide_delete_topic,
+    decide_producer_ids,
     validate_topic_name,
 )
 from streamlog.errors import (
@@ -353,3 +354,13 @@ def test_replay_and_checkpoint_give_the_image_that_decisions_gave(
     assert replayed.topics == image.topics == restored.topics
     assert replayed.next_log_id == image.next_log_id == restored.next_log_id
     restored._check()
+
+
+def test_producer_ids_are_given_away_once() -> None:
+    image = ClusterImage()
+    records, first = decide_producer_ids(image)
+    assert image.next_producer_id == 0, "a decision changes nothing"
+    for record in records:
+        image.apply(record)
+    _, second = decide_producer_ids(image)
+    assert first == range(1_000) and second == range(1_000, 2_000)
