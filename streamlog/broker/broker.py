@@ -23,7 +23,7 @@ from streamlog.broker.api import GroupRequest
 from streamlog.broker.deletion import FAILED_PAUSE_MS, Deletions
 from streamlog.broker.flushing import Flushing
 from streamlog.broker.metadata import MetadataLog
-from streamlog.broker.partition import Partition, TopicMeters, load_state
+from streamlog.broker.partition import Partition, TopicMeters, load_producers, load_state
 from streamlog.broker.reading import LogReader
 from streamlog.broker.runner import Runtime, Service
 from streamlog.broker.turn import DEFER, Pending, Tick, Turn, TurnOwner
@@ -157,10 +157,11 @@ class Broker(TurnOwner):
                     partition=number,
                 )
             state, is_untrimmed = load_state(self.environment, image.log_id, image.leader_epoch)
+            producers = load_producers(self.environment, image.log_id, state)
             partition = Partition(
                 topic, number, image, self.topic_config(topic), state, self.topic_meters(name)
             )
-            partition.home = self
+            partition.home, partition.producers = self, producers
             if self.replication is not None:
                 self.replication.on_loaded(partition, image)
             loaded = self.partitions.setdefault((name, number), partition)
@@ -301,6 +302,8 @@ class Broker(TurnOwner):
             if 0 <= retention_bytes < state.size_bytes and partition.config.deletes:
                 state = self.deletions.trim_to_size(turn, partition, state, retention_bytes)
             log.put_checkpoint(turn.transaction or self.transaction(turn), partition.log_id, state)
+            if partition.producers is not None or partition in turn.producers:
+                producing.save_producers(self, turn, partition, state)
         if marks and turn.transaction is not None:
             for partition, state in marks:
                 log.put_checkpoint(turn.transaction, partition.log_id, state)
@@ -310,6 +313,8 @@ class Broker(TurnOwner):
         is_unsynced = turn.transaction is not None and flushing.is_needed
         if is_unsynced and flushing.has_topic_rules:
             flushing.flush_full(turn)  # first: who reads a record of such a topic may rely on it
+        for partition, producers in turn.producers.items():
+            partition.producers.take(producers, turn.wall_ms)
         if self.replication is None:
             for partition, state in turn.staged.items():
                 partition.publish(state)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from streamlog.broker.producer_states import observe, stage_cut
 from streamlog.broker.replica_requests import AppendAsFollower, CopiedPart, FetchPosition
 from streamlog.broker.turn import Pending, Turn
 from streamlog.core.leader_epochs import EpochHistory, truncation_target
@@ -94,6 +95,7 @@ def _cut(broker: Broker, replication: Replication, turn: Turn, part: CopiedPart)
             # What is folded from the old tail must not be believed by whoever leads here next.
             broker.transaction(turn).delete(checkpoint_key(partition.log_id, CheckpointKind.FOLD))
         turn.staged[partition] = state
+        stage_cut(broker.transaction(turn), turn, partition, state)
         replication.stage_epochs(turn, partition, epochs)
         generation = partition.generation + 1
         turn.effects.append(lambda: setattr(partition, "generation", generation))
@@ -122,6 +124,10 @@ def _append(broker: Broker, replication: Replication, turn: Turn, part: CopiedPa
             batch.leader_epoch,
             running_max,
         )
+        if batch.producer_id >= 0:
+            observe(turn, partition, batch, batch.base_offset)
+        elif partition.producers is not None:
+            partition.producers.unsaved_batches += 1
         # An epoch we led without writing anything in it has left no record; the leader's log goes on with an older one.
         epochs = epochs.truncated(state.log_end_offset)
         epochs = epochs.entered(batch.leader_epoch, max(batch.base_offset, state.log_start_offset))

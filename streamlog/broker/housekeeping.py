@@ -31,6 +31,7 @@ from streamlog.errors import ClosedError, StreamlogError, UnknownTopicOrPartitio
 
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
+    from streamlog.storage.cleaner import ProducerTail
 
 
 ResultT = TypeVar("ResultT")
@@ -269,7 +270,12 @@ class Housekeeping:
         ):
             return None
         work = cleaner.CompactionWork(
-            view.log_start_offset, first_dirty, end_offset, now_ms, config.delete_retention_ms
+            view.log_start_offset,
+            first_dirty,
+            end_offset,
+            now_ms,
+            config.delete_retention_ms,
+            producers=_tails(partition),
         )
         compaction = cleaner.Compaction(broker.environment, partition.log_id, work, give_way)
         change = 0
@@ -282,6 +288,19 @@ class Housekeeping:
             change += swapped
         broker.call(SaveCleanerCheckpoint(partition, generation, compaction.checkpoint), TOLD_WAIT_MS)
         return change
+
+
+def _tails(partition: Partition) -> dict[int, ProducerTail]:
+    """Which batches stay for the sake of their producers, even empty (SEMANTICS 3.7.6)."""
+    table = partition.producers
+    if table is None:
+        return {}
+    from streamlog.storage.cleaner import ProducerTail
+
+    return {
+        producer_id: ProducerTail(state.last_offset, state.producer_epoch)
+        for producer_id, state in dict(table.states).items()
+    }
 
 
 def _log_failure(error: StreamlogError) -> None:

@@ -224,6 +224,7 @@ def _catch_up(cluster: BrokerCluster, broker: Broker) -> None:
 def _cut_tails(broker: Broker, tails: dict[int, int]) -> None:
     """Take off what a loss of power would have taken: everything behind the last sync."""
     from streamlog.broker.partition import load_epochs, load_state, save_epochs
+    from streamlog.broker.producer_states import cut as cut_producers
     from streamlog.core.replica import truncated
     from streamlog.storage import log
     from streamlog.storage.keys import CheckpointKind, checkpoint_key
@@ -239,6 +240,7 @@ def _cut_tails(broker: Broker, tails: dict[int, int]) -> None:
                 state = truncated(state, cut.log_end_offset, cut.bytes, cut.max_timestamp)
                 log.put_checkpoint(transaction, log_id, state)
                 transaction.delete(checkpoint_key(log_id, CheckpointKind.FOLD))
+                cut_producers(transaction, log_id, state.log_start_offset, state.log_end_offset)
                 save_epochs(transaction, log_id, epochs.truncated(state.log_end_offset))
             transaction.commit()
         except BaseException:

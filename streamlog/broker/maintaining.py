@@ -130,9 +130,13 @@ def _truncate(broker: Broker, turn: Turn, pending: Pending, request: api.Truncat
     cut = log.truncate_tail(broker.transaction(turn, reclaiming=True), partition.log_id, request.from_offset)
     if cut.batches:
         partition.is_cutting = True
-        turn.staged[partition] = truncated(
+        from streamlog.broker.producer_states import stage_cut
+
+        state = truncated(
             state, max(cut.log_end_offset, state.log_start_offset), cut.bytes, cut.max_timestamp
         )
+        turn.staged[partition] = state
+        stage_cut(broker.transaction(turn), turn, partition, state)
         generation = partition.generation + 1
         turn.effects.append(lambda: setattr(partition, "generation", generation))
     turn.reply(pending, None)

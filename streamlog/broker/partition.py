@@ -42,6 +42,7 @@ from streamlog.storage.keys import CheckpointKind
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
     from streamlog.broker.measuring import RequestTimes
+    from streamlog.broker.producer_states import ProducerTable
     from streamlog.core.leadership import Leadership
 
 
@@ -169,6 +170,7 @@ class Partition(Source):
         "meters",
         "leadership",
         "epochs",
+        "producers",
         "leader_id",
         "role_epoch",
         "serves",
@@ -197,6 +199,7 @@ class Partition(Source):
         self.serves = True  # to clients
         self.leadership: Leadership | None = None
         self.epochs = NO_EPOCHS
+        self.producers: ProducerTable | None = None  # None: no batch with a producer id was ever written
         self.home: Broker | None = None
         self.leader_id = -1
         self.role_epoch = -1
@@ -355,6 +358,16 @@ def known_epochs(epochs: EpochHistory, state: ReplicaState) -> EpochHistory:
     if epochs.entries or state.log_end_offset == state.log_start_offset:
         return epochs
     return epochs.entered(state.leader_epoch, state.log_start_offset)
+
+
+def load_producers(environment: Environment, log_id: int, state: ReplicaState) -> ProducerTable | None:
+    """The producers a log knows; None, as nearly always, if it never had one."""
+    with environment.snapshot() as snapshot:
+        if log.get_extra(snapshot, log_id, CheckpointKind.PRODUCER_STATE) is None:
+            return None
+        from streamlog.broker import producer_states
+
+        return producer_states.load(snapshot, log_id, state.log_start_offset, state.log_end_offset)
 
 
 def load_state(environment: Environment, log_id: int, leader_epoch: int) -> tuple[ReplicaState, bool]:

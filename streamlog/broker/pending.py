@@ -83,6 +83,7 @@ class Turn(msgspec.Struct, eq=False):
     applications: int = 0
     leaderships: dict[Any, Any] = {}  # partition -> Leadership, None: follows
     epochs: dict[Any, Any] = {}  # partition -> EpochHistory
+    producers: dict[Any, dict[int, Any]] = {}  # partition -> producer id -> ProducerState, None: forgotten
     parked: list[
         tuple[Pending, Any]
     ] = []  # written, and answered when replicated: (request, its answer then)

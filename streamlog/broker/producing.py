@@ -23,8 +23,10 @@ from streamlog.errors import InvalidTopicError, StreamlogError
 from streamlog.storage import log
 
 if TYPE_CHECKING:
+    from streamlog.batch import Batch
     from streamlog.broker.broker import Broker
     from streamlog.broker.partition import Partition
+    from streamlog.core.producer_state import KnownBatch, ProducerState
 
 
 def decide(broker: Broker, turn: Turn, pending: Pending, request: Produce) -> None:
@@ -39,14 +41,22 @@ def decide(broker: Broker, turn: Turn, pending: Pending, request: Produce) -> No
             if broker.replication is not None:
                 broker.replication.check_leads(turn, partition, request.acks)
             batch = partition.admit(batch, turn.wall_ms)
+            known = None if batch.producer_id < 0 else _known(turn, partition, batch)
         except StreamlogError as error:
             results.append(Produced(-1, -1, -1, error))
             continue
-        results.append(broker.append(turn, partition, batch))
+        if known is None:
+            results.append(_append(broker, turn, partition, batch))
+            end_offset = turn.staged[partition].log_end_offset
+        else:
+            append_time = known.max_timestamp if batch.is_log_append_time else -1
+            start_offset = (turn.staged.get(partition) or partition.state).log_start_offset
+            results.append(Produced(known.base_offset, append_time, start_offset))
+            end_offset = known.last_offset + 1
         if request.acks == -1 and not turn.is_alone(partition):
-            state = turn.staged[partition]
-            if state.high_watermark < state.log_end_offset:
-                waiting.append((partition, state.log_end_offset, len(results) - 1))
+            state = turn.staged.get(partition) or partition.state
+            if state.high_watermark < end_offset:
+                waiting.append((partition, end_offset, len(results) - 1))
     if waiting and broker.replication is not None:
         broker.replication.acknowledgements.park(turn, pending, results, waiting, request.timeout_ms)
         turn.parked.append((pending, list(results)))
@@ -54,6 +64,34 @@ def decide(broker: Broker, turn: Turn, pending: Pending, request: Produce) -> No
     if not request.acks:  # Kafka answers nothing: nobody is told an offset, but failures are not kept quiet
         results = [Produced(-1, -1, -1, result.error) for result in results]
     turn.reply(pending, results)
+
+
+def _known(turn: Turn, partition: Partition, batch: Batch) -> KnownBatch | None:
+    """What a producer's batch is a retry of. Raises InvalidProducerEpochError, OutOfOrderSequenceError."""
+    from streamlog.broker.producer_states import state_of
+    from streamlog.core.producer_state import admit
+
+    return admit(state_of(turn, partition, batch.producer_id), batch, partition.topic, partition.number)
+
+
+def _append(broker: Broker, turn: Turn, partition: Partition, batch: Batch) -> Produced:
+    produced = broker.append(turn, partition, batch)
+    if batch.producer_id >= 0:
+        from streamlog.broker.producer_states import observe
+
+        observe(turn, partition, batch, produced.base_offset)
+    elif partition.producers is not None:
+        partition.producers.unsaved_batches += 1
+    return produced
+
+
+def save_producers(broker: Broker, turn: Turn, partition: Partition, state: ReplicaState) -> None:
+    """Before the commit: write a checkpoint of a partition's producers, if one is due."""
+    from streamlog.broker import producer_states
+
+    producer_states.save_if_due(
+        broker.transaction(turn), turn, partition, state, broker.config.producer_id_expiration_ms
+    )
 
 
 def run_alone(broker: Broker, pending: Pending) -> bool:
@@ -81,6 +119,10 @@ def run_alone(broker: Broker, pending: Pending) -> bool:
     state = partition.state
     base_offset = state.log_end_offset
     end_offset = base_offset + records
+    knows = batch.producer_id >= 0 or partition.producers is not None
+    producers = _follows(partition, batch, base_offset) if knows else {}
+    if producers is None:
+        return False
     if state.max_timestamp > timestamp:
         timestamp = state.max_timestamp
     staged = ReplicaState(
@@ -91,6 +133,7 @@ def run_alone(broker: Broker, pending: Pending) -> bool:
     turn = broker._unfinished = Turn(
         broker._monotonic_ns() // 1_000_000, wall_ms, [pending], {partition: staged}, [(pending, reply, None)]
     )
+    turn.producers = producers
     try:
         transaction = turn.transaction = broker.environment.write()
         turn.transaction_id = transaction.id
@@ -121,3 +164,28 @@ def run_alone(broker: Broker, pending: Pending) -> bool:
     broker._inbox.popleft()
     broker._unfinished = None
     return True
+
+
+def _follows(
+    partition: Partition, batch: Batch, base_offset: int
+) -> dict[Partition, dict[int, ProducerState | None]] | None:
+    """What a lone batch makes of its producer's state (`Turn.producers`), if it simply comes next and no checkpoint
+    is due; else None.
+    """
+    table = partition.producers
+    if table is None or table.is_due:
+        return None
+    if batch.producer_id < 0:
+        table.unsaved_batches += 1
+        return {}
+    from streamlog.core.producer_state import next_sequence, observed
+
+    state = table.states.get(batch.producer_id)
+    if (
+        state is None
+        or state.producer_epoch != batch.producer_epoch
+        or batch.base_sequence != next_sequence(state.last_sequence)
+    ):
+        return None
+    table.unsaved_batches += 1
+    return {partition: {batch.producer_id: observed(state, batch, base_offset)}}

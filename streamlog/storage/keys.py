@@ -86,6 +86,7 @@ class CheckpointKind(IntEnum):
     LEADER_EPOCHS = 3
     ABORTED_TRANSACTIONS = 4
     FOLD = 5  # the value itself, or FOLD_HEAD_LAYOUT where it is in pieces
+    PRODUCER_STATE_BEFORE = 6  # what PRODUCER_STATE was before: for a tail that is cut below what that covers
 
 
 FOLD_PIECES: Final = 1 << 16

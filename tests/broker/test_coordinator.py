@@ -488,6 +488,8 @@ def test_a_signal_handler_that_needs_what_its_thread_is_loading_is_told(
 ) -> None:
     """It would wait for itself for ever."""
     cluster.ensure_offsets_topic()
+    for number in range(len(cluster.topics["__consumer_offsets"].partitions)):
+        cluster.broker.partition("__consumer_offsets", number)
     replay = log.get_extra
 
     def struck(*given: Any) -> Any:
