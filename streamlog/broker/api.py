@@ -19,6 +19,7 @@ from streamlog.batch import Batch
 from streamlog.errors import StreamlogError
 
 if TYPE_CHECKING:
+    from streamlog.broker.producer_identity import ProducerIdentity
     from streamlog.core.group_events import GroupEvent
 
 LATEST: Final = -1
@@ -48,6 +49,8 @@ class Produce(msgspec.Struct, frozen=True):
     timeout_ms: int = 30_000
     """How long acks=all may take: then REQUEST_TIMED_OUT, and the records may still become readable."""
     retrying: Retrying | None = None
+    identity: ProducerIdentity | None = None
+    """Of an idempotent producer of this process; no part of Kafka's request, whose batches are stamped already."""
 
 
 class Produced(msgspec.Struct, frozen=True, gc=False):

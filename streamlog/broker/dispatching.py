@@ -16,6 +16,7 @@ Invariants:
 
 Source: Kafka Sender, RecordAccumulator (muted partitions), KIP-91 (delivery.timeout.ms), KIP-580 (exponential backoff).
 Not implemented: more than one request in flight a partition (with idempotence, KIP-98, order could be kept among them).
+Retries of idempotent producers are told from new batches by sequences, see `producer_identity`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from streamlog.errors import (
     LeaderNotAvailableError,
     NetworkError,
     NotLeaderOrFollowerError,
+    OutOfOrderSequenceError,
     StreamlogError,
     StreamlogTimeoutError,
 )
@@ -39,9 +41,12 @@ if TYPE_CHECKING:
     from streamlog.batch import Batch
     from streamlog.broker.broker import Broker
     from streamlog.broker.cluster import BrokerCluster
+    from streamlog.broker.producer_identity import ProducerIdentity
 
 Key = tuple[str, int]
 
+WINDOW_BATCHES: Final = 5
+"""Batches of one producer and partition in one request; `core.producer_state` recognises as many."""
 REQUEST_BYTES_MAX: Final = 8 * 1024 * 1024
 WAIT_LOOK_MS: Final = 50
 """A waiter looks up this often: a wake-up may have been lost to an interrupt."""
@@ -67,7 +72,8 @@ class Item:
     """One batch on its way to its leader."""
 
     __slots__ = (
-        "attempts", "batch", "delivery", "error", "index", "leader", "not_before_ms", "request", "sent_ms",
+        "attempts", "batch", "delivery", "error", "index", "is_doubtful", "is_stamped", "leader", "not_before_ms",
+        "request", "sent_ms",
     )  # fmt: skip
 
     def __init__(self, delivery: Delivery, index: int, batch: Batch) -> None:
@@ -80,6 +86,8 @@ class Item:
         self.request: Pending | None = None  # under way
         self.leader: Broker | None = None  # to whom
         self.error: StreamlogError | None = None  # of the last attempt
+        self.is_stamped = False  # it has its sequence, see `producer_identity`
+        self.is_doubtful = False  # an attempt ended so that it may be in the log
 
     @property
     def key(self) -> Key:
@@ -234,6 +242,8 @@ class Dispatcher:
     ) -> Pending:
         """One Produce for one leader. Called with the lock held."""
         items = [item for _, some in parts for item in some]
+        for key, some in parts:
+            _stamp(key, some)
         entries = [(*key, item.batch) for key, some in parts for item in some]
         timeout_ms = min(
             min(item.delivery.retrying.request_timeout_ms, max(1, item.delivery.deadline_ms - now_ms))
@@ -301,6 +311,7 @@ class Dispatcher:
                 else:
                     if error is not None and self._expires(item, error, now_ms):
                         produced = Produced(-1, -1, -1, _expired(item, key, now_ms))
+                    _note_sequences(item, error)
                     _decide(item, produced)
                     queue = self._queues.get(key)
                     if queue is not None and item in queue:
@@ -318,14 +329,35 @@ class Dispatcher:
     def _goes_again(self, item: Item, error: StreamlogError, now_ms: int) -> bool:
         retrying = item.delivery.retrying
         item.error = error
-        if not error.retriable or item.attempts > retrying.retries or not item.delivery.produce.acks:
+        item.is_doubtful |= error.retriable and item.request is not None
+        is_retriable = error.retriable or self._gets_another_sequence(item, error)
+        if not is_retriable or item.attempts > retrying.retries or not item.delivery.produce.acks:
             return False
         if now_ms >= item.delivery.deadline_ms:
             return False
         # A leader that changes is found within milliseconds; other troubles take the time they take.
-        first_ms = min(LEADER_LOOK_MS, retrying.backoff_ms) if _is_leader_news(error) else retrying.backoff_ms
+        is_soon = _is_leader_news(error) or isinstance(error, OutOfOrderSequenceError)
+        first_ms = min(LEADER_LOOK_MS, retrying.backoff_ms) if is_soon else retrying.backoff_ms
         pause_ms = min(first_ms << min(max(item.attempts - 1, 0), 20), retrying.backoff_max_ms)
         item.not_before_ms = min(now_ms + pause_ms, item.delivery.deadline_ms)
+        return True
+
+    def _gets_another_sequence(self, item: Item, error: StreamlogError) -> bool:
+        """A leader misses what is before a batch: whether the batch goes again. Called with the lock held.
+
+        Source: Kafka TransactionManager.canRetry.
+        """
+        identity = item.delivery.produce.identity
+        if identity is None or not isinstance(error, OutOfOrderSequenceError):
+            return False
+        for before in self._queues.get(item.key, ()):
+            if before is item:
+                break
+            if before.delivery.produce.identity is identity and not before.is_decided:
+                return True  # what is missing goes again before it
+        if identity.expects(item.key, item.batch):
+            identity.in_doubt()  # the leader has lost what it acknowledged, or forgotten us
+        item.is_stamped = False
         return True
 
     @staticmethod
@@ -360,6 +392,34 @@ class Dispatcher:
         return min(deadlines, default=None)
 
 
+def _stamp(key: Key, items: list[Item]) -> None:
+    """Give their sequences to those batches of one partition that are sent for the first time, and to those behind one
+    that gets another: what a leader misses before them is not in the log, so neither are they.
+    """
+    before: dict[ProducerIdentity, Batch] = {}
+    stamping: set[ProducerIdentity] = set()
+    for item in items:
+        identity = item.delivery.produce.identity
+        if identity is None:
+            continue
+        if not item.is_stamped or identity in stamping:
+            item.batch = identity.stamped(key, item.batch, before.get(identity))
+            item.is_stamped = True
+            stamping.add(identity)
+        before[identity] = item.batch
+
+
+def _note_sequences(item: Item, error: StreamlogError | None) -> None:
+    """What the end of a batch means for the sequences of those behind it."""
+    identity = item.delivery.produce.identity
+    if identity is None or not item.is_stamped:
+        return
+    if error is None:
+        identity.written(item.key, item.batch)
+    elif item.is_doubtful:
+        identity.in_doubt()
+
+
 def _decide(item: Item, produced: Produced) -> None:
     """Write a result down; with the last one the producer has its answer. Again changes nothing."""
     delivery = item.delivery
@@ -381,10 +441,21 @@ def _together(queue: deque[Item]) -> list[Item]:
     acks = queue[0].delivery.produce.acks
     items: list[Item] = []
     total = 0
+    former: set[ProducerIdentity] = set()
+    batches: dict[ProducerIdentity, int] = {}
     for item in queue:
         total += item.batch.size_bytes
         if items and (total > REQUEST_BYTES_MAX or item.delivery.produce.acks != acks):
             break
+        identity = item.delivery.produce.identity
+        if identity is not None:
+            if item.is_stamped and identity.is_of_former_epoch(item.batch):
+                former.add(identity)  # it may be refused, and go again behind what would travel with it
+            elif identity in former:
+                break
+            batches[identity] = batches.get(identity, 0) + 1
+            if batches[identity] > WINDOW_BATCHES:
+                break  # a leader knows no more of them again
         items.append(item)
     return items
 

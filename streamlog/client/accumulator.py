@@ -27,7 +27,7 @@ from streamlog.broker import api
 from streamlog.broker.pending import Pending
 from streamlog.broker.runner import Service
 from streamlog.client.callbacks import DeliveryCallbacks
-from streamlog.client.delivery import OpenBatch
+from streamlog.client.delivery import OpenBatch, raise_unknown
 from streamlog.client.gathering import Gate, TopicBuffer, check_size
 from streamlog.client.measuring import ProducerTraffic
 from streamlog.client.timeouts import milliseconds
@@ -37,14 +37,13 @@ from streamlog.core.controller import validate_topic_name
 from streamlog.errors import (
     BufferExhaustedError,
     ClosedError,
-    DeliveryError,
     ReentrantCallError,
     StreamlogTimeoutError,
 )
-from streamlog.record import Record
 
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
+    from streamlog.broker.producer_identity import ProducerIdentity
     from streamlog.core.cluster_image import TopicImage
 
 FAILED_BATCHES_LOOK: Final = 64
@@ -80,6 +79,7 @@ class Accumulator:
             config.retry_backoff_ms,
             config.retry_backoff_max_ms,
         )
+        self._identity: ProducerIdentity | None = None
         self._closed = False
         # Between two steps of the thread that holds the lock: who gets in then is an interrupt of that thread.
         self._inside = False
@@ -193,6 +193,9 @@ class Accumulator:
         """Encode batches and put them into the inbox, as one request. Called with the lock held."""
         if self._handing is not None:
             self._hand_over(again=True)
+        identity = self._identity
+        if identity is None and self._backend.is_replicated:
+            identity = self._identify()
         entries: list[tuple[str, int, Batch]] = []
         sealed: list[OpenBatch] = []
         cost_bytes = 0
@@ -207,7 +210,8 @@ class Accumulator:
                 continue
             try:
                 codec = self._topic_codecs.get(batch.topic, self._codec)
-                parts = batch.encode(codec, self.config.compression_level if codec is self._codec else None)
+                level = self.config.compression_level if codec is self._codec else None
+                parts = batch.encode(codec, level, identity)
             except Exception as error:  # no memory, a codec that fails: the others of this round still travel
                 batch.fail(error)
                 self._failed.append(batch)
@@ -223,7 +227,8 @@ class Accumulator:
         if not entries:
             return
         self._backend.admit_produce()
-        pending = Pending(api.Produce(entries, self.config.acks, retrying=self._retrying), cost_bytes)
+        produce = api.Produce(entries, self.config.acks, retrying=self._retrying, identity=identity)
+        pending = Pending(produce, cost_bytes)
         pending.on_retry = self._traffic.retried
         self._handing = pending, sealed
         try:
@@ -235,6 +240,17 @@ class Accumulator:
             raise
         if self._buffered_bytes > self.config.buffer_memory:
             self._gate.record_bytes_max = -1  # sends take the slow way, `_admit`: they wait for room first
+
+    def _identify(self) -> ProducerIdentity | None:
+        """Be known again where batches may be sent twice: with one broker nothing ever is."""
+        if self.config.enable_idempotence:
+            from streamlog.broker.producer_identity import ProducerIdentity
+
+            try:
+                self._identity = ProducerIdentity(self._backend.metadata.new_producer_id)
+            except ReentrantCallError:
+                pass  # inside a turn of the metadata log: the next batch asks again
+        return self._identity
 
     def _hand_over(self, again: bool = False) -> None:
         """From the buffers to those in flight and into the inbox. `again`: what is done already is left as it is."""
@@ -381,14 +397,7 @@ class Accumulator:
         try:
             self._backend.wait(batch.pending, max(left_ms, 0))
         except StreamlogTimeoutError as error:
-            raise StreamlogTimeoutError(
-                f"{batch.record_count} records for {batch.topic}-{batch.partition} were not written "
-                f"within {timeout_ms} ms; "
-                "they may still be",
-                topic=batch.topic,
-                partition=batch.partition,
-                timeout_ms=timeout_ms,
-            ) from error
+            raise batch.not_written_within(timeout_ms) from error
         batch.settle()
 
     def _await(self, batch: OpenBatch, timeout: float | None) -> None:
@@ -442,18 +451,7 @@ class Accumulator:
         with self._lock:
             self._enter()
             failed, self._failed = self._failed, []
-        unread = [(batch, batch.unknown_failures()) for batch in failed]
-        count = sum(len(records) for _, records in unread)
-        if not count:
-            return
-        first = next(batch for batch, records in unread if records)
-        records: list[Record] = [record for _, some in unread for record in some]
-        raise DeliveryError(
-            f"{count} records could not be written; the first, for {first.topic}-{first.partition}: "
-            f"{first.error}",
-            count=count,
-            failed=records,
-        ) from first.error
+        raise_unknown(failed)
 
     def _let_go(self) -> None:
         """Closed: batches that could not be sent keep their records, but no futures (OpenBatch, invariant 4)."""

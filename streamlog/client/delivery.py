@@ -29,13 +29,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streamlog.batch import Batch, seal_columnar
+from streamlog.batch_header import NO_PRODUCER_EPOCH, NO_PRODUCER_ID, NO_SEQUENCE, SEQUENCE_MASK
 from streamlog.broker import api
 from streamlog.broker.turn import Pending
 from streamlog.client.awaiting import all_settled, settled
 from streamlog.compression import Codec
+from streamlog.errors import DeliveryError, StreamlogTimeoutError
 from streamlog.record import Headers, Record, RecordMetadata
 
 if TYPE_CHECKING:
+    from streamlog.broker.producer_identity import ProducerIdentity
     from streamlog.client.accumulator import Accumulator
     from streamlog.client.awaiting import Arrivals
 
@@ -184,12 +187,16 @@ class OpenBatch:
         if len(self.timestamps) > count:
             del self.timestamps[count:]
 
-    def encode(self, codec: Codec, level: int | None) -> list[Batch]:
+    def encode(
+        self, codec: Codec, level: int | None, identity: ProducerIdentity | None = None
+    ) -> list[Batch]:
         """What was taken, in bytes. In several parts, should it be more than the topic allows: sizes are counted
         without the lock, and a thread stopped in the middle of counting undoes what others counted.
+
+        identity: of an idempotent producer; the sequences are those it will have if nothing before it fails.
         """
         values = self.values
-        if len(values) == 1:  # nothing to divide
+        if identity is None and len(values) == 1:  # nothing to divide
             headers = None if self.headers is None else self.header_column()
             timestamps = self.timestamps
             return [
@@ -197,22 +204,40 @@ class OpenBatch:
                     self.keys, values, headers=headers, timestamps=timestamps, codec=codec, level=level
                 )
             ]
-        parts = self._encoded(codec, level, 0, len(values))
+        stamp = (NO_PRODUCER_ID, NO_PRODUCER_EPOCH, NO_SEQUENCE)
+        if identity is not None:
+            first = identity.guess((self.topic, self.partition), len(values))
+            stamp = (identity.producer_id, identity.producer_epoch, first)
+        parts = self._encoded(codec, level, 0, len(values), stamp)
         if len(parts) > 1:
             self.starts = [0, *accumulate([part.record_count for part in parts[:-1]])]
         return parts
 
-    def _encoded(self, codec: Codec, level: int | None, start: int, end: int) -> list[Batch]:
+    def _encoded(
+        self, codec: Codec, level: int | None, start: int, end: int, stamp: tuple[int, int, int]
+    ) -> list[Batch]:
+        producer_id, producer_epoch, first = stamp
         keys, values, timestamps, headers = self.keys, self.values, self.timestamps, self.header_column()
         if end - start < len(values):
             keys, values, timestamps = keys[start:end], values[start:end], timestamps[start:end]
             headers = headers and headers[start:end]
         encoded = seal_columnar(
-            keys, values, headers=headers, timestamps=timestamps, codec=codec, level=level
+            keys,
+            values,
+            headers=headers,
+            timestamps=timestamps,
+            codec=codec,
+            level=level,
+            producer_id=producer_id,
+            producer_epoch=producer_epoch,
+            base_sequence=first if first < 0 else (first + start) & SEQUENCE_MASK,
         )
         if 0 < self.bytes_max < encoded.size_bytes and end - start > 1:
             middle = (start + end) // 2
-            return self._encoded(codec, level, start, middle) + self._encoded(codec, level, middle, end)
+            return [
+                *self._encoded(codec, level, start, middle, stamp),
+                *self._encoded(codec, level, middle, end, stamp),
+            ]
         return [encoded]
 
     def has_taken(self, future: SendFuture, tail: list[SendFuture]) -> bool:
@@ -260,6 +285,16 @@ class OpenBatch:
             self.error = next((part.error for part in self.produced if part.error is not None), None)
         self.settled = True
         return True
+
+    def not_written_within(self, timeout_ms: int) -> StreamlogTimeoutError:
+        """What is told to who has waited for so long."""
+        return StreamlogTimeoutError(
+            f"{self.record_count} records for {self.topic}-{self.partition} were not written within {timeout_ms} ms; "
+            "they may still be",
+            topic=self.topic,
+            partition=self.partition,
+            timeout_ms=timeout_ms,
+        )
 
     def metadata(self, index: int) -> RecordMetadata:
         """Where record `index` is; raises what kept it from being written."""
@@ -312,6 +347,20 @@ class OpenBatch:
             for i in range(len(self.values))
             if i not in known
         ]
+
+
+def raise_unknown(failed: list[OpenBatch]) -> None:
+    """Raise a DeliveryError if there are failed records nobody has been told about."""
+    unread = [(batch, batch.unknown_failures()) for batch in failed]
+    records: list[Record] = [record for _, some in unread for record in some]
+    if not records:
+        return
+    first = next(batch for batch, some in unread if some)
+    raise DeliveryError(
+        f"{len(records)} records could not be written; the first, for {first.topic}-{first.partition}: {first.error}",
+        count=len(records),
+        failed=records,
+    ) from first.error
 
 
 class SendFuture(msgspec.Struct, eq=False, gc=False):

@@ -12,7 +12,7 @@ from streamlog.errors import (
     NotLeaderOrFollowerError,
     StreamlogTimeoutError,
 )
-from tests.spec.replicas import replicated
+from tests.spec.replicas import Replicas, replicated
 
 SEEDS = pytest.mark.parametrize("seed", [1, 2, 3])
 
@@ -128,16 +128,28 @@ def test_high_watermark_reached_and_the_isr_drops_before_the_check(seed: int) ->
 def test_a_retry_after_that_without_idempotence_duplicates(seed: int) -> None:
     """Retry after timeout without idempotence duplicates."""
     with replicated(seed, brokers=2, config={"min.insync.replicas": 2}) as replicas:
-        with replicas.cluster.producer(request_timeout_ms=1_000) as producer:
-            future = producer.send("t", b"a")
-            replicas.cluster.network.drop(0, 1)
-            producer._hurry(future.batch)
-            replicas.sleep(1.5)
-            replicas.cluster.network.heal()
-            metadata = future.result(30)
-        replicas.sleep(1)
+        offset = _retried_after_a_timeout(replicas, enable_idempotence=False)
         assert replicas.values() == [b"a"] * len(replicas.values()) and len(replicas.values()) > 1
-        assert metadata.offset > 0, "the offset of the one that was acknowledged"
+        assert offset > 0, "the offset of the one that was acknowledged"
+
+
+@SEEDS
+def test_a_retry_after_that_with_idempotence_does_not(seed: int) -> None:
+    with replicated(seed, brokers=2, config={"min.insync.replicas": 2}) as replicas:
+        assert _retried_after_a_timeout(replicas) == 0
+        assert replicas.values() == [b"a"]
+
+
+def _retried_after_a_timeout(replicas: Replicas, **options: object) -> int:
+    with replicas.cluster.producer(request_timeout_ms=1_000, **options) as producer:
+        future = producer.send("t", b"a")
+        replicas.cluster.network.drop(0, 1)
+        producer._hurry(future.batch)
+        replicas.sleep(1.5)
+        replicas.cluster.network.heal()
+        offset: int = future.result(30).offset
+    replicas.sleep(1)
+    return offset
 
 
 @SEEDS
