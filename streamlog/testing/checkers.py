@@ -12,6 +12,7 @@ Not implemented: the bytes of compacted topics.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -127,8 +128,8 @@ class Checker:
     def on_batches(self, change: ReplicaChange, batches: list[CommittedBatch], from_offset: int) -> None:
         """Batches of a replica below its high watermark were read, for the first time or (a new leader's) again."""
 
-    def on_acked(self, committed: CommittedLog, offset: int) -> None:
-        """A producer with acks=all was told that this record is written."""
+    def on_acked(self, committed: CommittedLog, offset: int, value: bytes | None) -> None:
+        """A producer with acks=all was told that this record is written there."""
 
     def on_read(self, committed: CommittedLog, records: Iterable[Record]) -> None:
         """A consumer was given these records."""
@@ -302,7 +303,7 @@ class EpochsMatchLog(Checker):
 class AckedSurvives(Checker):
     """What acks=all was told is committed when it is told, and so stays; a hunt reads all of it again at its end."""
 
-    def on_acked(self, committed: CommittedLog, offset: int) -> None:
+    def on_acked(self, committed: CommittedLog, offset: int, value: bytes | None) -> None:
         if offset >= committed.end_offset and not committed.is_exempt:
             self.fail(
                 f"{committed.name}: offset {offset} was acknowledged to acks=all; committed is everything below "
@@ -328,6 +329,42 @@ class NoUncommittedRead(Checker):
                 self.fail(f"{where} was {seen!r} and is {record.value!r}")
 
 
+class EachOnceInOrder(Checker):
+    """What an idempotent producer sent is in its partition's log at most once, in the order it was sent in, and where it
+    was told to be. Looks at values `<producer>-<number>`, numbers rising; others are of producers that promise less.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[CommittedLog, bytes], list[tuple[int, int]]] = {}
+
+    def on_acked(self, committed: CommittedLog, offset: int, value: bytes | None) -> None:
+        self._note(committed, offset, value)
+
+    def on_read(self, committed: CommittedLog, records: Iterable[Record]) -> None:
+        for record in records:
+            self._note(committed, record.offset, record.value)
+
+    def _note(self, committed: CommittedLog, offset: int, value: bytes | None) -> None:
+        producer, is_numbered, number = (value or b"").partition(b"-")
+        if committed.is_exempt or not is_numbered or not number.isdigit():
+            return
+        found = self._found.setdefault((committed, producer), [])
+        place = (int(number), offset)
+        at = bisect_left(found, place)
+        if at < len(found) and found[at] == place:
+            return
+        around = found[max(0, at - 1) : at + 1]
+        for other_number, other_offset in around:
+            if other_number == place[0]:
+                self.fail(f"{committed.name}: {value!r} is at offset {offset}, and at {other_offset}")
+            if (other_number < place[0]) != (other_offset < offset):
+                self.fail(
+                    f"{committed.name}: {value!r} is at offset {offset}, number {other_number} of the same producer at "
+                    f"{other_offset}"
+                )
+        found.insert(at, place)
+
+
 CHECKERS: Final = (
     HighWatermarkMonotonic,
     CommittedNeverLost,
@@ -340,6 +377,7 @@ CHECKERS: Final = (
     EpochsMatchLog,
     AckedSurvives,
     NoUncommittedRead,
+    EachOnceInOrder,
 )
 
 

@@ -70,12 +70,12 @@ class Checks:
 
     # -- what clients tell -------------------------------------------------------------------------------------------
 
-    def acked(self, topic: str, number: int, offset: int) -> None:
+    def acked(self, topic: str, number: int, offset: int, value: bytes | None = None) -> None:
         """acks=all was told that this record is written."""
         self.look()
         committed = self._log(topic, number)
         for checker in self.checkers:
-            checker.on_acked(committed, offset)
+            checker.on_acked(committed, offset, value)
 
     def read(self, records: Iterable[Record]) -> None:
         """A consumer was given these."""

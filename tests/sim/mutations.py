@@ -16,11 +16,20 @@ from unittest.mock import patch
 
 import msgspec
 
-from streamlog.broker import copying, reading, replication, serving_followers
+from streamlog.broker import copying, producing, reading, replication, serving_followers
 from streamlog.broker.acknowledgements import Acknowledgements
 from streamlog.broker.controlling import Controlling
+from streamlog.broker.producer_identity import ProducerIdentity
 from streamlog.client import fetching
-from streamlog.core import broker_states, elections, isr_changes, leadership, partition_changes, reassignment
+from streamlog.core import (
+    broker_states,
+    elections,
+    isr_changes,
+    leadership,
+    partition_changes,
+    producer_state,
+    reassignment,
+)
 from streamlog.core.leadership import FollowerProgress, Leadership
 from streamlog.core.replica import truncated
 from streamlog.storage import log
@@ -141,6 +150,34 @@ def trust_former_lives() -> list[Patch]:
     ]
 
 
+def retries_are_new_batches() -> list[Patch]:
+    """Leaders take whatever comes: nobody knows a batch again."""
+    return [(producing, "_known", lambda *_: None)]
+
+
+def remember_the_last_sequence_only() -> list[Patch]:
+    """A window of one batch: what is not the newest one's retry is taken for new if nothing of it is known."""
+
+    def mutated(state: Any, header: Any, *_: Any) -> Any:
+        return (
+            None
+            if state is None or header.base_sequence != state.batches[-1].first_sequence
+            else state.batches[-1]
+        )
+
+    return [(producer_state, "admit", mutated)]
+
+
+def forget_producers_at_failover() -> list[Patch]:
+    """Followers copy batches, and note nothing of their producers."""
+    return [(copying, "observe", lambda *_: None)]
+
+
+def doubt_without_a_new_epoch() -> list[Patch]:
+    """A batch has failed that may be in the log, and its sequences are given to the next one."""
+    return [(ProducerIdentity, "in_doubt", lambda self: None)]
+
+
 MUTATIONS: tuple[Callable[[], list[Patch]], ...] = (
     truncate_to_the_high_watermark,
     high_watermark_ignores_the_slowest,
@@ -152,6 +189,10 @@ MUTATIONS: tuple[Callable[[], list[Patch]], ...] = (
     read_past_the_high_watermark,
     elect_without_a_new_epoch,
     trust_former_lives,
+    retries_are_new_batches,
+    remember_the_last_sequence_only,
+    forget_producers_at_failover,
+    doubt_without_a_new_epoch,
 )
 
 

@@ -13,7 +13,7 @@ import streamlog
 from streamlog.core.leader_epochs import EpochEntry, EpochHistory
 from streamlog.record import Record
 from streamlog.testing import Simulation
-from streamlog.testing.checkers import CHECKERS, InvariantViolatedError
+from streamlog.testing.checkers import CHECKERS, EachOnceInOrder, InvariantViolatedError
 from streamlog.testing.checks import Checks
 
 Opened = tuple[Any, Simulation, Checks]
@@ -172,6 +172,40 @@ def test_another_record_at_an_offset_that_was_read(opened: Opened) -> None:
     checks.read([Record("t", 0, 1, 0, None, b"1", ())])
     with pytest.raises(InvariantViolatedError, match="NoUncommittedRead"):
         checks.read([Record("t", 0, 1, 0, None, b"x", ())])
+
+
+@pytest.mark.parametrize(
+    ("offsets", "what"),
+    [
+        ({5: b"0-7", 6: b"0-7"}, "twice"),
+        ({5: b"0-7", 6: b"0-6"}, "reordered"),
+        ({6: b"0-6", 5: b"0-7"}, "reordered"),
+    ],
+)
+def test_what_an_idempotent_producer_sent_is_there_once_and_in_order(
+    opened: Opened, offsets: dict[int, bytes], what: str
+) -> None:
+    cluster, _, checks = opened
+    checker, committed = checks[EachOnceInOrder], checks.logs[cluster.topic("t").topic_id, 0]
+    records = [Record("t", 0, offset, 0, None, value, ()) for offset, value in offsets.items()]
+    checker.on_read(committed, records[:1])
+    checker.on_read(committed, records[:1])  # the same again is no news
+    checker.on_read(
+        committed, [Record("t", 0, 9, 0, None, b"1-3", ()), Record("t", 0, 1, 0, None, b"other", ())]
+    )
+    checker.on_read(
+        committed, [Record("t", 0, 2, 0, None, b"loose-1-3", ()), Record("t", 0, 3, 0, None, None, ())]
+    )
+    with pytest.raises(InvariantViolatedError, match="EachOnceInOrder"):
+        checker.on_read(committed, records[1:])
+
+
+def test_what_was_acknowledged_is_where_it_was_told_to_be(opened: Opened) -> None:
+    cluster, _, checks = opened
+    checker, committed = checks[EachOnceInOrder], checks.logs[cluster.topic("t").topic_id, 0]
+    checker.on_acked(committed, 2, b"0-7")
+    with pytest.raises(InvariantViolatedError, match="EachOnceInOrder"):
+        checker.on_read(committed, [Record("t", 0, 3, 0, None, b"0-7", ())])
 
 
 def test_a_cluster_that_has_not_converged(opened: Opened) -> None:
