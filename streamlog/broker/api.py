@@ -62,6 +62,18 @@ class Produced(msgspec.Struct, frozen=True, gc=False):
     error: StreamlogError | None = None
 
 
+class WriteMarkers(msgspec.Struct, frozen=True):
+    """End one producer's transaction in some partitions. Answered with a `Produced` each, once replicated."""
+
+    producer_id: int
+    producer_epoch: int
+    """The one after the transaction's records (KIP-890)."""
+    coordinator_epoch: int
+    is_commit: bool
+    partitions: list[tuple[str, int]]
+    timeout_ms: int = 30_000
+
+
 class Fetch(msgspec.Struct, frozen=True):
     """Read from several partitions; parked until `bytes_min` are there or `wait_ms_max` is over.
 

@@ -157,11 +157,14 @@ class Broker(TurnOwner):
                     partition=number,
                 )
             state, is_untrimmed = load_state(self.environment, image.log_id, image.leader_epoch)
-            producers = load_producers(self.environment, image.log_id, state)
+            with self.environment.snapshot() as snapshot:
+                producers = load_producers(snapshot, image.log_id, state)
             partition = Partition(
                 topic, number, image, self.topic_config(topic), state, self.topic_meters(name)
             )
             partition.home, partition.producers = self, producers
+            if producers is not None:
+                partition.state = partition.view = producers.stabilized(state)
             if self.replication is not None:
                 self.replication.on_loaded(partition, image)
             loaded = self.partitions.setdefault((name, number), partition)
@@ -314,7 +317,8 @@ class Broker(TurnOwner):
         if is_unsynced and flushing.has_topic_rules:
             flushing.flush_full(turn)  # first: who reads a record of such a topic may rely on it
         for partition, producers in turn.producers.items():
-            partition.producers.take(producers, turn.wall_ms)
+            state = turn.staged.get(partition) or partition.state
+            partition.producers.take(producers, turn.wall_ms, state.log_end_offset)
         if self.replication is None:
             for partition, state in turn.staged.items():
                 partition.publish(state)

@@ -125,7 +125,7 @@ def _append(broker: Broker, replication: Replication, turn: Turn, part: CopiedPa
             running_max,
         )
         if batch.producer_id >= 0:
-            observe(turn, partition, batch, batch.base_offset)
+            observe(broker.transaction(turn), turn, partition, batch, batch.base_offset)
         elif partition.producers is not None:
             partition.producers.unsaved_batches += 1
         # An epoch we led without writing anything in it has left no record; the leader's log goes on with an older one.

@@ -28,6 +28,7 @@ from streamlog.storage import log
 
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
+    from streamlog.storage.env import WriteTransaction
 
 SLICE_BYTES: Final = 4 * 1024 * 1024
 SLICE_BATCHES: Final = 1024
@@ -83,6 +84,7 @@ class Deletions:
         # What this very turn raises the start over goes in a later one: readers do not know of it yet.
         published = partition.state.log_start_offset
         cut = log.delete_head(transaction, partition.log_id, published, *self._slice())
+        _forget_aborted(transaction, partition)
         state = turn.staged.get(partition) or partition.state
         if cut.batches:
             turn.staged[partition] = head_deleted(state, published, cut.bytes)
@@ -105,6 +107,7 @@ class Deletions:
 
         transaction = self._broker.transaction(turn)
         cut = log.delete_head(transaction, partition.log_id, partition.state.log_start_offset, SLICE_BYTES)
+        _forget_aborted(transaction, partition)
         if cut.batches:
             state = turn.staged[partition] = head_deleted(state, state.log_start_offset, cut.bytes)
         target = retention.size_retention_target(
@@ -127,3 +130,11 @@ class Deletions:
                 note()
 
         return effect
+
+
+def _forget_aborted(transaction: WriteTransaction, partition: Partition) -> None:
+    """Of what is below the published start nobody reads anything."""
+    if partition.producers is not None:
+        from streamlog.storage.aborted import delete_aborted
+
+        delete_aborted(transaction, partition.log_id, 0, partition.state.log_start_offset)

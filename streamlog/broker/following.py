@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from streamlog.broker.partition import Partition, TopicMeters
+from streamlog.broker.partition import Partition, TopicMeters, load_producers
 from streamlog.broker.purgatory import Listener, Source, Subscription
 from streamlog.broker.reading import LogReader
 from streamlog.broker.runner import Lock, Runtime
@@ -38,12 +38,13 @@ ones.
 class PartitionBeside(Partition):
     """A partition whose view is read from the store each time."""
 
-    __slots__ = ("_cluster",)
+    __slots__ = ("_cluster", "_known_end")
 
     def __init__(
         self, cluster: ClusterBeside, topic: TopicImage, number: int, config: TopicConfig, meters: TopicMeters
     ) -> None:
         self._cluster = cluster
+        self._known_end = -1  # up to here `producers` goes
         image = topic.partitions[number]
         super().__init__(topic, number, image, config, ReplicaState(leader_epoch=image.leader_epoch), meters)
         self.leader_id = broker_of(image)
@@ -56,6 +57,13 @@ class PartitionBeside(Partition):
     @view.setter
     def view(self, view: ReplicaState | None) -> None:
         """Nobody publishes here."""
+
+    def stabilized(self, snapshot: Snapshot, state: ReplicaState) -> ReplicaState:
+        """A view with its first unstable offset: open transactions are told by the producers' states in that snapshot."""
+        if self._known_end != state.log_end_offset:
+            self.producers = load_producers(snapshot, self.log_id, state)
+            self._known_end = state.log_end_offset
+        return state if self.producers is None else self.producers.stabilized(state)
 
     def __repr__(self) -> str:
         return f"PartitionBeside({self.topic}-{self.number})"

@@ -24,6 +24,7 @@ from streamlog.broker.broker import Broker
 from streamlog.broker.checkpointing import try_to
 from streamlog.broker.partition import Partition, is_untrimmed
 from streamlog.broker.pending import TOLD_WAIT_MS
+from streamlog.broker.reading import aborted_of
 from streamlog.broker.runner import Service
 from streamlog.broker.upkeep import RaiseLogStart, SaveCleanerCheckpoint, SwapCompacted, TrimHead
 from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC
@@ -258,6 +259,7 @@ class Housekeeping:
                 now_ms,
                 config.min_compaction_lag_ms,
             )
+            aborted = [] if partition.producers is None else aborted_of(partition, snapshot, 0, end_offset)
             dirtiness = cleaner.measure_dirty(
                 snapshot, partition.log_id, first_dirty, end_offset, view.size_bytes, give_way
             )
@@ -275,6 +277,7 @@ class Housekeeping:
             end_offset,
             now_ms,
             config.delete_retention_ms,
+            aborted,
             producers=_tails(partition),
         )
         compaction = cleaner.Compaction(broker.environment, partition.log_id, work, give_way)

@@ -39,6 +39,10 @@ def decide(broker: Broker, turn: Turn, pending: Pending, request: object) -> obj
     match request:
         case api.DeleteRecords():
             _delete_records(broker, turn, pending, request)
+        case api.WriteMarkers():
+            from streamlog.broker.transaction_markers import write_markers
+
+            write_markers(broker, turn, pending, request)
         case RaiseLogStart():
             partition = request.partition
             state = turn.staged.get(partition) or partition.state

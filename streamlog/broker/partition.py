@@ -243,6 +243,8 @@ class Partition(Source):
     def publish(self, state: ReplicaState) -> None:
         """Make `state` current and visible, and tell who waits."""
         assert 0 <= state.log_start_offset <= state.high_watermark <= state.log_end_offset, state
+        if self.producers is not None:
+            state = self.producers.stabilized(state)
         before, self.state = self.state, state
         if self.view is not None:
             self.view = state
@@ -270,6 +272,12 @@ class Partition(Source):
         Source   Kafka `LogValidator`, `UnifiedLog.append`.
         """
         config = self.config
+        if batch.is_control:
+            raise InvalidRecordError(
+                f"a control batch for {self.topic}-{self.number}: clients do not write those, coordinators do",
+                topic=self.topic,
+                partition=self.number,
+            )
         if batch.size_bytes > config.max_message_bytes:
             self._refuse_size(batch)
         if self.codec is not None and batch.attributes & CODEC_MASK != self.codec:
@@ -328,6 +336,7 @@ def _is_news(before: ReplicaState, state: ReplicaState) -> bool:
         state.high_watermark != before.high_watermark
         or state.log_start_offset != before.log_start_offset
         or state.truncation_count != before.truncation_count
+        or state.first_unstable_offset != before.first_unstable_offset
     )
 
 
@@ -360,14 +369,13 @@ def known_epochs(epochs: EpochHistory, state: ReplicaState) -> EpochHistory:
     return epochs.entered(state.leader_epoch, state.log_start_offset)
 
 
-def load_producers(environment: Environment, log_id: int, state: ReplicaState) -> ProducerTable | None:
+def load_producers(snapshot: Snapshot, log_id: int, state: ReplicaState) -> ProducerTable | None:
     """The producers a log knows; None, as nearly always, if it never had one."""
-    with environment.snapshot() as snapshot:
-        if log.get_extra(snapshot, log_id, CheckpointKind.PRODUCER_STATE) is None:
-            return None
-        from streamlog.broker import producer_states
+    if log.get_extra(snapshot, log_id, CheckpointKind.PRODUCER_STATE) is None:
+        return None
+    from streamlog.broker import producer_states
 
-        return producer_states.load(snapshot, log_id, state.log_start_offset, state.log_end_offset)
+    return producer_states.load(snapshot, log_id, state.log_start_offset, state.log_end_offset)
 
 
 def load_state(environment: Environment, log_id: int, leader_epoch: int) -> tuple[ReplicaState, bool]:

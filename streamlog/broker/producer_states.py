@@ -21,14 +21,17 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from streamlog.core.producer_state import ProducerState, observed
+from streamlog.batch import ControlType
+from streamlog.core.producer_state import ProducerState, ended, observed
 from streamlog.storage import log
+from streamlog.storage.aborted import delete_aborted, put_aborted
 from streamlog.storage.checkpoints import Reader
+from streamlog.storage.cleaned_transactions import AbortedTransaction
 from streamlog.storage.env import WriteTransaction
 from streamlog.storage.keys import CheckpointKind, checkpoint_key
 
 if TYPE_CHECKING:
-    from streamlog.batch import BatchHeader
+    from streamlog.batch import Batch
     from streamlog.broker.partition import Partition
     from streamlog.broker.pending import Turn
     from streamlog.core.replica import ReplicaState
@@ -56,7 +59,7 @@ _decode: Final = msgspec.msgpack.Decoder(ProducerCheckpoint).decode
 class ProducerTable:
     """The producers of one partition. Changes only as a turn is applied."""
 
-    __slots__ = ("saved_offset", "states", "unsaved_batches", "written_ms")
+    __slots__ = ("decided", "open_offsets", "saved_offset", "states", "unsaved_batches", "written_ms")
 
     def __init__(
         self,
@@ -73,6 +76,12 @@ class ProducerTable:
         """Up to here the newest checkpoint goes."""
         self.unsaved_batches = unsaved_batches
         """About so many batches are behind it."""
+        self.open_offsets = {
+            producer_id: state.open_offset for producer_id, state in states.items() if state.open_offset >= 0
+        }
+        """Where each open transaction begins, by producer id."""
+        self.decided: list[tuple[int, int]] = []
+        """Transactions whose markers the high watermark has not passed: first offset, and end of the log then."""
 
     def __repr__(self) -> str:
         return f"ProducerTable({len(self.states)} producers, saved up to {self.saved_offset})"
@@ -82,9 +91,26 @@ class ProducerTable:
         """Whether enough batches came since the checkpoint to write another."""
         return self.unsaved_batches >= SAVE_BATCHES + len(self.states) // 4
 
-    def take(self, staged: dict[int, ProducerState | None], wall_ms: int) -> None:
-        """Take over what a turn staged. Again changes nothing."""
+    def stabilized(self, state: ReplicaState) -> ReplicaState:
+        """A state that is about to be published, with its first unstable offset."""
+        mark = state.high_watermark
+        if self.decided:
+            self.decided = [(first, end) for first, end in self.decided if end > mark]
+        first = min(self.open_offsets.values(), default=-1)
+        for decided, _ in self.decided:
+            first = decided if first < 0 else min(first, decided)
+        if first == state.first_unstable_offset:
+            return state
+        return msgspec.structs.replace(state, first_unstable_offset=first)
+
+    def take(self, staged: dict[int, ProducerState | None], wall_ms: int, end_offset: int) -> None:
+        """Take over what a turn staged, which leaves the log to end at `end_offset`. Again changes nothing."""
         for producer_id, state in staged.items():
+            if state is not None and state.open_offset >= 0:
+                self.open_offsets[producer_id] = state.open_offset
+            elif producer_id in self.open_offsets:
+                self.decided.append((self.open_offsets[producer_id], end_offset))
+                del self.open_offsets[producer_id]
             if state is None:
                 self.states.pop(producer_id, None)
                 self.written_ms.pop(producer_id, None)
@@ -102,10 +128,23 @@ def state_of(turn: Turn, partition: Partition, producer_id: int) -> ProducerStat
     return None if table is None else table.states.get(producer_id)
 
 
-def observe(turn: Turn, partition: Partition, header: BatchHeader, base_offset: int) -> None:
-    """Stage that a batch with a producer id is appended at `base_offset`."""
-    producer_id = header.producer_id
-    state = observed(state_of(turn, partition, producer_id), header, base_offset)
+def observe(
+    transaction: WriteTransaction, turn: Turn, partition: Partition, batch: Batch, base_offset: int
+) -> None:
+    """Stage that a batch with a producer id, data or a marker, is appended at `base_offset`."""
+    producer_id = batch.producer_id
+    before = state_of(turn, partition, producer_id)
+    if batch.is_control:
+        control = batch.control_record()
+        state = ended(before, batch, control.coordinator_epoch)
+        if before is not None and before.open_offset >= 0 and control.kind is ControlType.ABORT:
+            put_aborted(
+                transaction,
+                partition.log_id,
+                AbortedTransaction(producer_id, before.open_offset, base_offset),
+            )
+    else:
+        state = observed(before, batch, base_offset)
     if partition.producers is not None:
         partition.producers.unsaved_batches += 1  # a rough count: also of a turn that is dropped
     turn.producers.setdefault(partition, {})[producer_id] = state
@@ -129,7 +168,13 @@ def load(reader: Reader, log_id: int, start_offset: int, end_offset: int) -> Pro
         if header.base_offset >= end_offset:
             break
         batches += 1
-        if header.producer_id >= 0:
+        if header.is_control and header.producer_id >= 0:
+            [marker] = log.read(reader, log_id, header.last_offset, header.next_offset, 1)
+            states[header.producer_id] = ended(
+                states.get(header.producer_id), header, marker.control_record().coordinator_epoch
+            )
+            written_ms.pop(header.producer_id, None)
+        elif header.producer_id >= 0:
             states[header.producer_id] = observed(states.get(header.producer_id), header, header.base_offset)
             written_ms.pop(header.producer_id, None)
     return ProducerTable(states, saved.end_offset, written_ms, batches)
@@ -166,7 +211,8 @@ def save_if_due(
             producer_id: table.written_ms.get(producer_id, turn.wall_ms) for producer_id in table.states
         }
         for producer_id, last_ms in written_ms.items():
-            if producer_id not in staged and turn.wall_ms - last_ms >= expiration_ms:
+            is_open = producer_id in table.open_offsets
+            if producer_id not in staged and not is_open and turn.wall_ms - last_ms >= expiration_ms:
                 staged[producer_id] = None
     states: dict[int, ProducerState | None] = {**(table.states if table is not None else {}), **staged}
     kept = {producer_id: known for producer_id, known in states.items() if known is not None}
@@ -222,6 +268,7 @@ def cut(
     table = load(transaction, log_id, start_offset, end_offset)
     if table is None:
         return None
+    delete_aborted(transaction, log_id, end_offset)
     usable = [_checkpoint(transaction, log_id, kind, end_offset)[0] for kind in _KINDS]
     newest = next((checkpoint for checkpoint in usable if checkpoint is not None), None)
     if newest is None:

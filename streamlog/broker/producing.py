@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from streamlog.batch_header import LOG_APPEND_TIME
+from streamlog.batch_header import CONTROL, LOG_APPEND_TIME
 from streamlog.broker.api import Produce, Produced
 from streamlog.broker.pending import Pending, Turn
 from streamlog.core.replica import ReplicaState
@@ -79,7 +79,7 @@ def _append(broker: Broker, turn: Turn, partition: Partition, batch: Batch) -> P
     if batch.producer_id >= 0:
         from streamlog.broker.producer_states import observe
 
-        observe(turn, partition, batch, produced.base_offset)
+        observe(broker.transaction(turn), turn, partition, batch, produced.base_offset)
     elif partition.producers is not None:
         partition.producers.unsaved_batches += 1
     return produced
@@ -113,7 +113,7 @@ def run_alone(broker: Broker, pending: Pending) -> bool:
     if (
         size_bytes > config.max_message_bytes
         or timestamp > wall_ms + config.message_timestamp_after_max_ms
-        or batch.attributes & LOG_APPEND_TIME
+        or batch.attributes & (LOG_APPEND_TIME | CONTROL)
     ):
         return False
     state = partition.state
@@ -183,6 +183,8 @@ def _follows(
     state = table.states.get(batch.producer_id)
     if (
         state is None
+        or batch.is_transactional
+        or state.open_offset >= 0
         or state.producer_epoch != batch.producer_epoch
         or batch.base_sequence != next_sequence(state.last_sequence)
     ):

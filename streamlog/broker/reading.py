@@ -32,6 +32,7 @@ from streamlog.storage.env import Environment, Snapshot
 
 if TYPE_CHECKING:
     from streamlog.broker.runner import Waiter
+    from streamlog.storage.cleaned_transactions import AbortedTransaction
 
 READ_UNCOMMITTED = "read_uncommitted"
 CUTTING_LOOK_MS: Final = 1
@@ -53,6 +54,15 @@ def view_of(partition: Partition) -> ReplicaState:
 def end_for(view: ReplicaState, isolation_level: str) -> int:
     """Where a client must stop reading: SEMANTICS 3.2.5."""
     return view.high_watermark if isolation_level == READ_UNCOMMITTED else view.last_stable_offset
+
+
+def aborted_of(
+    partition: Partition, snapshot: Snapshot, offset: int, end_offset: int
+) -> list[AbortedTransaction]:
+    """What readers of committed records step over between two offsets. Of a partition with producers only."""
+    from streamlog.storage.aborted import aborted_between
+
+    return aborted_between(snapshot, partition.log_id, offset, end_offset)
 
 
 def same_log(before: ReplicaState, after: ReplicaState | None) -> bool:

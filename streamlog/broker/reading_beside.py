@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
 from streamlog.broker.backup import backup_environments
 from streamlog.broker.following import (
@@ -342,7 +342,8 @@ class ClusterBeside:
         topic = self._refresh(stores).topics.get(partition.topic)  # behind the snapshot: invariant 1
         if topic is None or topic.topic_id != partition.topic_id:
             return None
-        return state_of(checkpoint, topic.partitions[partition.number].leader_epoch)
+        state = state_of(checkpoint, topic.partitions[partition.number].leader_epoch)
+        return cast(PartitionBeside, partition).stabilized(snapshot, state)
 
     def dump(self, topic: str, number: int, start_offset: int, end_offset: int | None) -> Iterator[Dumped]:
         """The stored batches of a partition that end in [start_offset, end_offset), damaged ones too."""

@@ -11,12 +11,19 @@ Invariants (checked by `_check`):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Subscription
-from streamlog.broker.reading import LogReader, check_range, corrupt_at, end_for
+from streamlog.broker.reading import (
+    READ_UNCOMMITTED,
+    LogReader,
+    aborted_of,
+    check_range,
+    corrupt_at,
+    end_for,
+)
 from streamlog.core.leader_epochs import UNDEFINED
 from streamlog.errors import CorruptRecordError, DeserializationError, OffsetOutOfRangeError
 from streamlog.record import Record, TopicPartition
@@ -25,6 +32,7 @@ from streamlog.storage.records import read_records
 if TYPE_CHECKING:
     from streamlog.client.measuring import ConsumerTraffic
     from streamlog.core.replica import ReplicaState
+    from streamlog.storage.cleaned_transactions import AbortedTransaction
     from streamlog.storage.env import Snapshot
 
 UNKNOWN_OFFSET: Final = -1
@@ -121,6 +129,9 @@ class AssignedPartition:
             end = self.lag_end = end_for(view, isolation_level)
             if offset >= end:
                 return False
+            aborted: Sequence[AbortedTransaction] = ()
+            if partition.producers is not None and isolation_level != READ_UNCOMMITTED:
+                aborted = aborted_of(partition, snapshot, offset, end)
             found = read_records(
                 snapshot,
                 partition.log_id,
@@ -130,6 +141,7 @@ class AssignedPartition:
                 end,
                 min(bytes_max, self._next_fetch_bytes),
                 check_crcs,
+                aborted,
             )
         except OffsetOutOfRangeError as error:
             meters.fetch_failed(error)

@@ -14,8 +14,11 @@ Invariants (checked by `ProducerState._check`):
 
 Sequences count records, from 0 in each epoch, and follow 2**31 - 1 with 0.
 
-Sources: SEMANTICS 3.5.1 to 3.5.5; KIP-98, KIP-360; Kafka ProducerStateEntry, ProducerAppendInfo, ProducerStateManager.
-Not implemented here yet: open transactions.
+A transaction is open in a partition from its first record there to its marker. Open ones hold the last stable offset
+down, see `replica`; the marker carries the epoch after the one of the records (KIP-890), which ends it for good.
+
+Sources: SEMANTICS 3.5.1 to 3.5.5, 3.5.7, 3.5.10; KIP-98, KIP-360, KIP-890; Kafka ProducerStateEntry,
+ProducerAppendInfo, ProducerStateManager.
 """
 
 from __future__ import annotations
@@ -25,11 +28,17 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from streamlog.batch_header import NO_SEQUENCE, SEQUENCE_MASK
-from streamlog.errors import InvalidProducerEpochError, OutOfOrderSequenceError
+from streamlog.errors import (
+    InvalidProducerEpochError,
+    InvalidTxnStateError,
+    OutOfOrderSequenceError,
+    TransactionCoordinatorFencedError,
+)
 
 if TYPE_CHECKING:
     from streamlog.batch import BatchHeader
 
+NO_OFFSET: Final = -1
 WINDOW_BATCHES: Final = 5
 """How many batches back a retry is recognised: as many as a producer may have under way."""
 
@@ -49,6 +58,10 @@ class ProducerState(msgspec.Struct, frozen=True, array_like=True):
 
     producer_epoch: int
     batches: tuple[KnownBatch, ...]
+    open_offset: int = NO_OFFSET
+    """Of the first record of its open transaction; -1 = there is none."""
+    coordinator_epoch: int = -1
+    """Of who wrote its last marker."""
 
     @property
     def last_sequence(self) -> int:
@@ -84,9 +97,13 @@ def admit(state: ProducerState | None, header: BatchHeader, topic: str, partitio
     """Check a producer's batch before it is appended: the batch it is a duplicate of, or None if it is to be appended.
 
     state:   None = the partition knows nothing of the producer, perhaps not any more: any sequence may be the first.
-    Raises   InvalidProducerEpochError, OutOfOrderSequenceError; nothing may be appended then.
+    Raises   InvalidProducerEpochError, OutOfOrderSequenceError, InvalidTxnStateError; nothing may be appended then.
     """
     if state is None:
+        if header.is_transactional and header.base_sequence != 0:
+            raise _out_of_order(
+                header, 0, topic, partition
+            )  # transactions begin with a new epoch, hence at 0
         return None
     duplicate = state.duplicate_of(header)
     if duplicate is not None:
@@ -104,17 +121,60 @@ def admit(state: ProducerState | None, header: BatchHeader, topic: str, partitio
     is_new_epoch = header.producer_epoch > state.producer_epoch
     expected = 0 if is_new_epoch else next_sequence(state.last_sequence)
     if header.base_sequence != expected:
-        raise OutOfOrderSequenceError(
-            f"producer {header.producer_id}, epoch {header.producer_epoch}, writes sequence {header.base_sequence} to "
-            f"{topic}-{partition}; {expected} comes next there",
+        raise _out_of_order(header, expected, topic, partition)
+    if state.open_offset >= 0 and not header.is_transactional:
+        raise InvalidTxnStateError(
+            f"producer {header.producer_id} writes to {topic}-{partition} outside of the transaction it has open there",
+            topic=topic,
+            partition=partition,
+            producer_id=header.producer_id,
+        )
+    return None
+
+
+def _out_of_order(header: BatchHeader, expected: int, topic: str, partition: int) -> OutOfOrderSequenceError:
+    return OutOfOrderSequenceError(
+        f"producer {header.producer_id}, epoch {header.producer_epoch}, writes sequence {header.base_sequence} to "
+        f"{topic}-{partition}; {expected} comes next there",
+        topic=topic,
+        partition=partition,
+        producer_id=header.producer_id,
+        producer_epoch=header.producer_epoch,
+        sequence=header.base_sequence,
+        expected_sequence=expected,
+    )
+
+
+def admit_marker(
+    state: ProducerState | None, header: BatchHeader, coordinator_epoch: int, topic: str, partition: int
+) -> bool:
+    """Check a transaction's marker before it is appended: whether to append it; False: it has been, by an earlier try.
+
+    Raises   InvalidProducerEpochError: it is of a transaction long over; TransactionCoordinatorFencedError.
+    """
+    if state is None:
+        return True
+    if coordinator_epoch < state.coordinator_epoch:
+        raise TransactionCoordinatorFencedError(
+            f"a marker for {topic}-{partition} by the coordinator of epoch {coordinator_epoch}; epoch "
+            f"{state.coordinator_epoch} has written there",
+            topic=topic,
+            partition=partition,
+            coordinator_epoch=coordinator_epoch,
+        )
+    if header.producer_epoch == state.producer_epoch and state.open_offset < 0:
+        return False
+    if header.producer_epoch <= state.producer_epoch:
+        raise InvalidProducerEpochError(
+            f"a marker of producer {header.producer_id}, epoch {header.producer_epoch}, for {topic}-{partition}; epoch "
+            f"{state.producer_epoch} has begun there",
             topic=topic,
             partition=partition,
             producer_id=header.producer_id,
             producer_epoch=header.producer_epoch,
-            sequence=header.base_sequence,
-            expected_sequence=expected,
+            current_epoch=state.producer_epoch,
         )
-    return None
+    return True
 
 
 def observed(state: ProducerState | None, header: BatchHeader, base_offset: int) -> ProducerState:
@@ -126,7 +186,20 @@ def observed(state: ProducerState | None, header: BatchHeader, base_offset: int)
     known = KnownBatch(
         header.base_sequence, header.last_sequence, base_offset, last_offset, header.max_timestamp
     )
-    if state is None or header.producer_epoch != state.producer_epoch:
-        return ProducerState(header.producer_epoch, (known,))
-    kept = state.batches[-(WINDOW_BATCHES - 1) :]
-    return ProducerState(header.producer_epoch, (*kept, known))
+    open_offset = base_offset if header.is_transactional else NO_OFFSET
+    if state is None:
+        return ProducerState(header.producer_epoch, (known,), open_offset)
+    if state.open_offset >= 0:
+        open_offset = state.open_offset
+    kept: tuple[KnownBatch, ...] = ()
+    if header.producer_epoch == state.producer_epoch:
+        kept = state.batches[-(WINDOW_BATCHES - 1) :]
+    return ProducerState(header.producer_epoch, (*kept, known), open_offset, state.coordinator_epoch)
+
+
+def ended(state: ProducerState | None, header: BatchHeader, coordinator_epoch: int) -> ProducerState:
+    """The state once a transaction's marker is in the log."""
+    batches: tuple[KnownBatch, ...] = ()
+    if state is not None and header.producer_epoch == state.producer_epoch:
+        batches = state.batches
+    return ProducerState(header.producer_epoch, batches, NO_OFFSET, coordinator_epoch)

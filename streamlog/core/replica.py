@@ -15,7 +15,7 @@ Invariants (checked by `_check`):
 
 Sources: Kafka `UnifiedLog`, `Partition`, `LeaderEpochFileCache`; KIP-101.
 Followers and the ISR are `core.leadership`'s, epochs `core.leader_epochs`'.
-Not implemented here yet: open transactions.
+Transactions are `core.producer_state`'s; what of them concerns readers is `first_unstable_offset`.
 """
 
 from __future__ import annotations
@@ -40,11 +40,16 @@ class ReplicaState(msgspec.Struct, frozen=True, gc=False):
     size_bytes: int = 0
     max_timestamp: int = -1
     truncation_count: int = 0
+    first_unstable_offset: int = -1
+    """Of the earliest transaction that is open, or whose marker is not below the high watermark; -1 = there is none. Not
+    stored: it follows from the producers' states, and is set as a state is published."""
 
     @property
     def last_stable_offset(self) -> int:
-        # No transactions yet: everything below the high watermark is stable.
-        return self.high_watermark
+        """Where readers of committed records stop (SEMANTICS 3.5.13)."""
+        if self.first_unstable_offset < 0:
+            return self.high_watermark
+        return max(self.log_start_offset, min(self.high_watermark, self.first_unstable_offset))
 
     def _check(self) -> None:
         assert 0 <= self.log_start_offset <= self.high_watermark, self

@@ -34,7 +34,12 @@ class Field(msgspec.Struct, frozen=True, gc=False):
 
 KEY_LAYOUT: Final = (
     Field("log_id", "I", "the log; 0 = the environment itself"),
-    Field("number", "Q", "below 2**63: last offset of the batch; from 2**63: checkpoint kind + 2**63"),
+    Field(
+        "number",
+        "Q",
+        "below 2**63: last offset of the batch; from 2**63: checkpoint kind + 2**63; from 2**63 + 2**62: offset of an "
+        "abort marker + that",
+    ),
 )
 BATCH_VALUE_LAYOUT: Final = (
     Field(
@@ -63,6 +68,11 @@ CLEANER_CHECKPOINT_LAYOUT: Final = (
     ),
 )
 
+ABORTED_TRANSACTION_LAYOUT: Final = (
+    Field("producer_id", "q", "whose transaction it was"),
+    Field("first_offset", "q", "of its first record in this log"),
+)
+
 FOLD_HEAD_LAYOUT: Final = (
     Field("mark", "B", "0xC1, which begins no msgpack value"),
     Field("piece_set", "B", "0 or 1: a new set is written beside the old one, then the head names it"),
@@ -84,7 +94,7 @@ class CheckpointKind(IntEnum):
     CLEANER = 1  # CLEANER_CHECKPOINT_LAYOUT
     PRODUCER_STATE = 2  # the kinds from here on belong to the floors above: bytes to this one
     LEADER_EPOCHS = 3
-    ABORTED_TRANSACTIONS = 4
+    ABORTED_TRANSACTIONS = 4  # never written: they stand one by one, from ABORTED_BASE on
     FOLD = 5  # the value itself, or FOLD_HEAD_LAYOUT where it is in pieces
     PRODUCER_STATE_BEFORE = 6  # what PRODUCER_STATE was before: for a tail that is cut below what that covers
 
@@ -100,12 +110,17 @@ LOG_ID_MAX: Final = (1 << 32) - 1
 OFFSET_MAX: Final = (1 << 63) - 1
 CHECKPOINT_BASE: Final = 1 << 63
 CHECKPOINT_VERSION: Final = 1
+ABORTED_BASE: Final = CHECKPOINT_BASE + (1 << 62)
+"""From here on aborted transactions, by the offset of their marker (ABORTED_TRANSACTION_LAYOUT)."""
+OFFSET_BITS_MAX: Final = 1 << 62
+"""Above every offset that a marker may have."""
 
 KEY: Final = layout_struct(KEY_LAYOUT)
 BATCH_VALUE_PREFIX: Final = layout_struct(BATCH_VALUE_LAYOUT)
 LOG_CHECKPOINT: Final = layout_struct(LOG_CHECKPOINT_LAYOUT)
 CLEANER_CHECKPOINT: Final = layout_struct(CLEANER_CHECKPOINT_LAYOUT)
 FOLD_HEAD: Final = layout_struct(FOLD_HEAD_LAYOUT)
+ABORTED_TRANSACTION: Final = layout_struct(ABORTED_TRANSACTION_LAYOUT)
 
 BATCH_START: Final = BATCH_VALUE_PREFIX.size
 

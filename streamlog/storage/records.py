@@ -17,7 +17,7 @@ from __future__ import annotations
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from streamlog.batch import lone_record_of, lone_records_of, parse_batch, records_of
+from streamlog.batch import lone_record_of, lone_records_of, parse_batch, parse_header, records_of
 from streamlog.batch_lone import RUN_RECORDS
 from streamlog.errors import CorruptRecordError, InvalidRecordError, UnsupportedCompressionTypeError
 from streamlog.record import Record
@@ -26,10 +26,15 @@ from streamlog.storage.keys import BATCH_START, pack_key, unpack_key
 from streamlog.storage.log import Reader, corrupt
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamlog.storage.cleaned_transactions import AbortedTransaction
     from streamlog.storage.env import Cursor
 
 _ATTRIBUTES_LOW: Final = BATCH_START + 22
 _CONTROL: Final = 0x20
+_TRANSACTIONAL: Final = 0x10
+_NO_RUNS: Final = 1 << 62
 LONE_BYTES_MAX: Final = 4096
 """Smaller batches are looked at for being a lone record: its short path costs half."""
 LONE_BATCHES_MIN: Final = 16
@@ -60,12 +65,16 @@ def read_records(
     end_offset: int,
     bytes_max: int,
     check_crcs: bool = True,
+    aborted: Sequence[AbortedTransaction] = (),
 ) -> FoundRecords:
     """The records at offsets [start_offset, end_offset), of batches of up to `bytes_max` together but at least one.
 
+    aborted: transactions whose records are stepped over, all that reach into the range.
     Raises   CorruptRecordError if the very first batch is damaged, with `log_id`, `last_offset`.
     """
     reading = _Reading(log_id, topic, partition, start_offset, end_offset, bytes_max, check_crcs)
+    if aborted:
+        reading.hide(aborted)
     try:
         cursor = snapshot.transaction.cursor()
         while reading.one_by_one(cursor) and reading.in_runs(cursor):
@@ -81,7 +90,7 @@ class _Reading:
 
     __slots__ = (
         "log_id", "topic", "partition", "start_offset", "end_offset", "bytes_max", "check_crcs",
-        "records", "next_offset", "batches", "size_bytes", "lone_min", "run_max",
+        "records", "next_offset", "batches", "size_bytes", "lone_min", "run_max", "aborted",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +114,26 @@ class _Reading:
         self.batches = self.size_bytes = 0
         self.lone_min = LONE_BATCHES_MIN
         self.run_max = RUN_RECORDS
+        self.aborted: dict[int, list[AbortedTransaction]] = {}
+
+    def hide(self, aborted: Sequence[AbortedTransaction]) -> None:
+        """Step over the records of these. Batches are looked at one by one then."""
+        for transaction in aborted:
+            self.aborted.setdefault(transaction.producer_id, []).append(transaction)
+        self.lone_min = _NO_RUNS
+
+    def is_hidden(self, value: memoryview) -> bool:
+        """Whether a stored batch is of an aborted transaction (SEMANTICS 3.5.14)."""
+        if (
+            len(value) <= _ATTRIBUTES_LOW
+            or value[_ATTRIBUTES_LOW] & (_TRANSACTIONAL | _CONTROL) != _TRANSACTIONAL
+        ):
+            return False
+        header = parse_header(value, BATCH_START)
+        return any(
+            transaction.first_offset <= header.base_offset and header.last_offset <= transaction.last_offset
+            for transaction in self.aborted.get(header.producer_id, ())
+        )
 
     def one_by_one(self, cursor: Cursor) -> bool:
         """Read batch by batch from `next_offset`; whether it ended for a run of lone ones, else all is read.
@@ -127,6 +156,13 @@ class _Reading:
             if batches and size_bytes + size > bytes_max:
                 break
             try:
+                if self.aborted and self.is_hidden(value):
+                    next_offset = found_offset + 1
+                    batches += 1
+                    size_bytes += size
+                    if size_bytes >= bytes_max:
+                        break
+                    continue
                 lone = (
                     lone_record_of(value, topic, partition, found_offset, check_crcs, BATCH_START)
                     if size < LONE_BYTES_MAX

@@ -27,6 +27,7 @@ from streamlog.storage.cleaner import load_cleaner_checkpoint
 from streamlog.storage.env import EngineError, Environment
 from streamlog.storage.fold_checkpoints import is_piece
 from streamlog.storage.keys import (
+    ABORTED_BASE,
     BATCH_START,
     CHECKPOINT_BASE,
     ENVIRONMENT_LOG_ID,
@@ -184,6 +185,8 @@ def _walk_keys(reader: Reader, report: EnvironmentReport, compacted: Collection[
                     )
                 if number < CHECKPOINT_BASE:
                     _check_header(report, log, number, value)
+                elif number >= ABORTED_BASE:
+                    pass  # `broker.verification` compares them with the markers
                 elif number - CHECKPOINT_BASE not in _KINDS and not is_piece(number - CHECKPOINT_BASE):
                     report.add(
                         log_id,

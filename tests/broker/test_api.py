@@ -12,6 +12,7 @@ from streamlog.core import group_events as events
 from tests.broker.builders import batch_of
 
 VALUES: list[Any] = [
+    api.WriteMarkers(7, 1, 0, True, [("t", 0)]),
     api.Produce([("t", 0, batch_of(b"x", timestamp=1))]),
     api.Produced(5, -1, 0),
     api.Retrying(),

@@ -429,8 +429,8 @@ class Storm:
 
 def storm(seconds: float, seed: int) -> None:
     print(f"seed {seed}")
-    # An interrupt may strike a weak reference's callback, and another one the hook that is told of it: pytest's takes that
-    # for a failure of its own.
+    # An interrupt may strike a weak reference's callback, and another one the hook that is told of it: pytest's takes
+    # that for a failure of its own.
     with (
         patch.object(sys, "unraisablehook", lambda told: None),
         streamlog.open(":memory:", sync="off") as cluster,

@@ -10,7 +10,6 @@ import pytest
 
 import streamlog
 from streamlog import Cluster, Consumer, OffsetAndTimestamp, TopicPartition
-from streamlog import batch as batches
 from streamlog.broker import api
 from streamlog.errors import ConfigError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
@@ -292,8 +291,7 @@ def test_6_the_position_after_a_poll_is_behind_the_batch_though_its_tail_is_gone
 
 def test_6_lag_reaches_0_over_trailing_control_batches(cluster: Cluster) -> None:
     send(cluster, 10)
-    marker = batches.control_batch(batches.ControlType.COMMIT, timestamp=1, producer_id=7, producer_epoch=0)
-    [produced] = cluster._backend.broker.call(api.Produce([("t", 0, marker)]))
+    [produced] = cluster._backend.broker.call(api.WriteMarkers(7, 1, 0, True, [("t", 0)]))
     assert produced.error is None
     group = cluster.consumer_group("g", ["t"], stop_at_end=True)
     with group.consumer() as one:

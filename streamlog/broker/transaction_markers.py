@@ -1,0 +1,58 @@
+"""Markers: how the decision about a transaction gets into the partitions it wrote to.
+
+    WriteMarkers --each partition: leads? epoch? --> control batch appended, the transaction ends --> replicated --> told
+
+A marker is a batch like any other: it takes an offset, is copied, and survives a failover. Writing one again is harmless:
+the coordinator repeats itself until it was told that each is there.
+
+Source: SEMANTICS 3.5.7, 3.5.11, 3.5.12; Kafka WriteTxnMarkers, ProducerAppendInfo.appendEndTxnMarker.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamlog.batch import ControlType, control_batch
+from streamlog.broker.api import Produced, WriteMarkers
+from streamlog.broker.partition import Partition
+from streamlog.broker.pending import Pending, Turn
+from streamlog.broker.producer_states import observe, state_of
+from streamlog.core.producer_state import admit_marker
+from streamlog.errors import StreamlogError
+
+if TYPE_CHECKING:
+    from streamlog.broker.broker import Broker
+
+
+def write_markers(broker: Broker, turn: Turn, pending: Pending, request: WriteMarkers) -> None:
+    """Append a marker to each partition, or say why not; answered when those are replicated, one `Produced` each."""
+    marker = control_batch(
+        ControlType.COMMIT if request.is_commit else ControlType.ABORT,
+        producer_id=request.producer_id,
+        producer_epoch=request.producer_epoch,
+        timestamp=turn.wall_ms,
+        coordinator_epoch=request.coordinator_epoch,
+    )
+    results: list[Produced] = []
+    waiting: list[tuple[Partition, int, int]] = []
+    for topic, number in request.partitions:
+        try:
+            partition = broker.partition(topic, number)
+            if broker.replication is not None:
+                broker.replication.check_leads(turn, partition, -1)
+            known = state_of(turn, partition, request.producer_id)
+            is_new = admit_marker(known, marker, request.coordinator_epoch, topic, number)
+        except StreamlogError as error:
+            results.append(Produced(-1, -1, -1, error))
+            continue
+        if is_new:
+            produced = broker.append(turn, partition, marker)
+            observe(broker.transaction(turn), turn, partition, marker, produced.base_offset)
+        state = turn.staged.get(partition) or partition.state
+        results.append(Produced(state.log_end_offset - 1, -1, state.log_start_offset))
+        if not turn.is_alone(partition) and state.high_watermark < state.log_end_offset:
+            waiting.append((partition, state.log_end_offset, len(results) - 1))
+    if waiting and broker.replication is not None:
+        broker.replication.acknowledgements.park(turn, pending, results, waiting, request.timeout_ms)
+    else:
+        turn.reply(pending, results)
