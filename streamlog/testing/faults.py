@@ -41,8 +41,9 @@ class Adversary:
             self._end(self.chance.randrange(len(self._under_way)))
             return
         kind = self.chance.choice(KINDS)
-        made = self._make(kind)
-        if made:
+        if f"fault-{self.faults}" in self._workload.without:
+            self.faults += 1
+        elif self._make(kind):
             self.faults += 1
             self._workload.counts[kind] += 1
 

@@ -2,10 +2,12 @@
 
     python -m streamlog.testing.hunt --seeds 0-99
     python -m streamlog.testing.hunt --seeds 17            one seed, with its last events if it fails
+    python -m streamlog.testing.hunt --seeds 17 --without producer-1,fault-3      the same without some of it
     python -m streamlog.testing.hunt --jobs 1              in one process; as many as there are processors otherwise
 
-Prints counts of everything that is meant to happen and seeds per second; ends non-zero if a seed fails, or if something
-never happened: a hunt without truncations has not hunted.
+Prints how far it is, counts of everything that is meant to happen and seeds per second; ends non-zero if a seed fails, or
+if something never happened: a hunt without truncations has not hunted. A seed that fails is made smaller first: the trace
+is of the fewest clients and faults with which it fails in the same way.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from streamlog.testing.faults import KINDS
-from streamlog.testing.workload import run
+from streamlog.testing.shrinking import kind_of, shrink
+from streamlog.testing.workload import Outcome, run
 
 EXPECTED: Final = (
     "elections",
@@ -40,6 +44,9 @@ EXPECTED: Final = (
 )
 SEEDS_AT_ONCE: Final = 5
 """A process takes so many at a time."""
+PROGRESS_SECONDS: Final = 15.0
+SHRINK_SECONDS_MAX: Final = 60.0
+"""So long a failed seed is made smaller."""
 SEED_SECONDS_MAX: Final = 120
 """Of the wall clock: a seed that takes longer runs in circles; which one, and all stacks, are
 printed."""
@@ -65,18 +72,29 @@ class Run(msgspec.Struct):
 
 
 def hunt(
-    seeds: list[int], *, required: tuple[str, ...] = EXPECTED, verbose: bool = False, jobs: int = 1
+    seeds: list[int],
+    *,
+    required: tuple[str, ...] = EXPECTED,
+    verbose: bool = False,
+    jobs: int = 1,
+    without: frozenset[str] = frozenset(),
 ) -> int:
-    """Run them, in `jobs` processes; how many things are wrong."""
+    """Run them, in `jobs` processes, without some clients and faults; how many things are wrong."""
     counts: Counter[str] = Counter()
     failed: list[int] = []
     begun = time.perf_counter()
-    for each in _runs(seeds, jobs):
+    said_seconds = 0.0
+    for done, each in enumerate(_runs(seeds, jobs, without), 1):
+        now_seconds = time.perf_counter() - begun
+        if now_seconds - said_seconds >= PROGRESS_SECONDS:
+            said_seconds = now_seconds
+            left_seconds = now_seconds / done * (len(seeds) - done)
+            _say(f"{done} of {len(seeds)} seeds, {len(failed)} failed, about {left_seconds:.0f} s to go")
         counts.update(each.counts)
         if each.failure:
             failed.append(each.seed)
             _say(f"seed {each.seed}: {each.failure}")
-        if verbose:
+        if verbose or each.trace:
             _say(each.trace or f"seed {each.seed}: digest {each.digest:08x}")
     took_seconds = time.perf_counter() - begun
     for name in sorted({*counts, *required}):
@@ -92,31 +110,23 @@ def hunt(
     return len(failed) + len(missing)
 
 
-def _runs(seeds: list[int], jobs: int) -> Iterator[Run]:
+def _runs(seeds: list[int], jobs: int, without: frozenset[str]) -> Iterator[Run]:
+    one = partial(run_one, without=without)
     if jobs <= 1:
-        yield from map(run_one, seeds)
+        yield from map(one, seeds)
         return
     # Spawned, not forked: a simulation is made of threads.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(run_one, seeds, chunksize=SEEDS_AT_ONCE)
+        yield from pool.map(one, seeds, chunksize=SEEDS_AT_ONCE)
 
 
-def run_one(seed: int) -> Run:
-    """One seed, in whatever process this is."""
-    says_which = threading.Timer(
-        SEED_SECONDS_MAX - 1, _say, (f"seed {seed}: not done in {SEED_SECONDS_MAX} s",)
-    )
-    says_which.start()
-    # By C's own clock: it ends also what never lets go of the interpreter's lock.
-    faulthandler.dump_traceback_later(SEED_SECONDS_MAX, exit=True, file=2)
+def run_one(seed: int, without: frozenset[str] = frozenset()) -> Run:
+    """One seed, in whatever process this is; made smaller if it fails."""
     try:
-        with faults_unlogged():
-            outcome = run(seed)
+        outcome = _watched(seed, without)
     except Exception as error:
-        return Run(seed, failure=f"{type(error).__name__}: {error}", trace=getattr(error, "trace", ""))
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-        says_which.cancel()
+        failure = f"{type(error).__name__}: {error}"
+        return Run(seed, failure=failure, trace=_smallest(seed, without, error))
     counts = {
         **outcome.counts,
         "operations": outcome.operations,
@@ -125,16 +135,56 @@ def run_one(seed: int) -> Run:
     return Run(seed, counts, outcome.digest)
 
 
+def _smallest(seed: int, without: frozenset[str], error: Exception) -> str:
+    """The trace of a failed seed with the fewest clients and faults that fail in the same way."""
+    begun, kind, traces = time.perf_counter(), kind_of(error), {without: getattr(error, "trace", "")}
+
+    def still_fails(tried: frozenset[str]) -> bool:
+        try:
+            _watched(seed, without | tried)
+        except Exception as again:
+            traces[without | tried] = getattr(again, "trace", "")
+            return kind_of(again) == kind
+        return False
+
+    parts = [part for part in getattr(error, "parts", ()) if part not in without]
+    spared = shrink(parts, still_fails, lambda: time.perf_counter() - begun < SHRINK_SECONDS_MAX)
+    return traces[without | spared]
+
+
+def _watched(seed: int, without: frozenset[str]) -> Outcome:
+    """Run a seed, and end the process if that runs in circles."""
+    says_which = threading.Timer(
+        SEED_SECONDS_MAX - 1, _say, (f"seed {seed}: not done in {SEED_SECONDS_MAX} s",)
+    )
+    says_which.start()
+    # By C's own clock: it ends also what never lets go of the interpreter's lock.
+    faulthandler.dump_traceback_later(SEED_SECONDS_MAX, exit=True, file=2)
+    try:
+        with faults_unlogged():
+            return run(seed, without=without)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        says_which.cancel()
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m streamlog.testing.hunt", description="Hunt a simulated cluster."
     )
     parser.add_argument("--seeds", type=parse_seeds, default=parse_seeds("0-99"), help="3, 0-99, or 1,5,7-9")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (the processors)")
+    parser.add_argument(
+        "--without",
+        type=lambda text: frozenset(text.split(",")),
+        default=frozenset(),
+        help="clients and faults to leave out, as a failed seed names them",
+    )
     given = parser.parse_args(arguments)
     is_one = len(given.seeds) == 1
     jobs = min(given.jobs, len(given.seeds))
-    return 1 if hunt(given.seeds, required=() if is_one else EXPECTED, verbose=is_one, jobs=jobs) else 0
+    required = () if is_one else EXPECTED
+    return 1 if hunt(given.seeds, required=required, verbose=is_one, jobs=jobs, without=given.without) else 0
 
 
 @contextlib.contextmanager

@@ -107,8 +107,12 @@ class Outcome(msgspec.Struct):
 class Workload:
     """One seed's run."""
 
-    def __init__(self, seed: int, options: Options | None = None) -> None:
+    def __init__(
+        self, seed: int, options: Options | None = None, without: frozenset[str] = frozenset()
+    ) -> None:
+        """without: clients and faults that are left out, to see whether the seed fails all the same (`shrinking`)."""
         self.seed = seed
+        self.without = without
         self.options = options or draw(seed)
         self.simulation = Simulation(seed)
         self.counts: Counter[str] = Counter()
@@ -120,6 +124,8 @@ class Workload:
         self.cluster: Any = None
         self._deleters: list[Any] = []
         self.last_events: list[str] = []
+        self.parts: list[str] = []
+        """What could be left out: the clients and, after the run, the faults."""
         self.checks: Checks
 
     # -- the run -----------------------------------------------------------------------------------------------------
@@ -142,6 +148,9 @@ class Workload:
                 self._run()
             except BaseException:
                 self.last_events = [line for line in simulation.trace if not line.endswith(": runs")]
+                self.parts += [
+                    f"fault-{number}" for number in range(self.adversary.faults if self.parts else 0)
+                ]
                 raise
             finally:
                 self.is_over = True
@@ -178,7 +187,7 @@ class Workload:
         administrator = self._spawn("administrator", 0, self._administer)
         while (
             simulation.now_ms < SECONDS_MIN * 1_000
-            or self.operations < OPERATIONS_MIN
+            or (self.operations < OPERATIONS_MIN and not self.without)
             or self.adversary.faults < FAULTS_MIN
         ):
             self.adversary.act()
@@ -200,11 +209,15 @@ class Workload:
 
     def _spawn(self, role: str, number: int, run: Callable[[random.Random], None]) -> Any:
         chance = random.Random(f"{role} {number} of {self.seed}")
+        name = f"{role}-{number}"
 
         def actor() -> None:
-            run(chance)
+            if name not in self.without:
+                run(chance)
 
-        actor.__name__ = f"{role}-{number}"
+        if role != "deleter":
+            self.parts.append(name)
+        actor.__name__ = name
         return self.simulation.spawn(actor)
 
     def _attempt(self, what: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -390,7 +403,8 @@ class Workload:
             wrong = self.checks.unconverged()
             if not wrong:
                 try:
-                    lag = {str(tp): behind for tp, behind in group.lag().items() if behind}
+                    is_read = not {"member-0", "member-1"} <= self.without
+                    lag = {str(tp): behind for tp, behind in group.lag().items() if behind and is_read}
                     wrong = [f"the group lags: {lag}"] if lag else []
                 except StreamlogError as error:
                     wrong = [f"the group's lag: {error!r}"]
@@ -417,7 +431,7 @@ class Workload:
                         f"{value!r} was acknowledged at {topic}-{number} offset {offset}; "
                         f"there is {records.get(offset)!r}"
                     )
-                if offset >= deleted_below and offset not in seen:
+                if offset >= deleted_below and offset not in seen and not self.without:
                     raise SeedFailedError(
                         f"the group never saw {value!r} at {topic}-{number} offset {offset}"
                     )
@@ -429,16 +443,24 @@ def _brief(result: object) -> str:
     return repr(result)[:100] if isinstance(result, (int, str, dict, tuple)) else ""
 
 
-def run(seed: int, options: Options | None = None) -> Outcome:
-    """Run a seed. What it raises tells how to run it again, and the last events before."""
-    workload = Workload(seed, options)
+def run(seed: int, options: Options | None = None, without: frozenset[str] = frozenset()) -> Outcome:
+    """Run a seed, all of it or without some clients and faults.
+
+    What it raises has a `trace` (how to run it again, its faults and the last events) and `parts`, each of which could be
+    left out.
+    """
+    workload = Workload(seed, options, without)
     try:
         return workload.run()
     except Exception as error:
-        lines = workload.last_events[-TRACE_LINES:]
+        faults = [line for line in workload.last_events[:-TRACE_LINES] if "FAULT" in line]
+        lines = [*faults, *workload.last_events[-TRACE_LINES:]]
+        left_out = f" --without {','.join(sorted(without))}" if without else ""
         text = (
             f"seed {seed} failed at {workload.simulation.now_ms} ms; run it again with\n"
-            f"    python -m streamlog.testing.hunt --seeds {seed}\n{workload.options}\n" + "\n".join(lines)
+            f"    python -m streamlog.testing.hunt --seeds {seed}{left_out}\n{workload.options}\n"
+            + "\n".join(lines)
         )
         error.trace = text  # type: ignore[attr-defined]
+        error.parts = workload.parts  # type: ignore[attr-defined]
         raise
