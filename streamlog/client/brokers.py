@@ -7,12 +7,25 @@ What each fault means is `broker.lifecycle`'s; the faults of the network are `cl
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from streamlog.errors import ConfigError, UnsupportedOperationError
+from streamlog.errors import BrokerIdNotRegisteredError, ConfigError, UnsupportedOperationError
 
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
+
+
+class Brokers(list["BrokerHandle"]):
+    """The brokers by id: a list that says which there are."""
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return super().__getitem__(key)
+        except IndexError:
+            raise BrokerIdNotRegisteredError(
+                f"there is no broker {key}; allowed: 0 to {len(self) - 1} (`cluster.add_broker()` adds one)",
+                broker_id=key,
+            ) from None
 
 
 class BrokerHandle:

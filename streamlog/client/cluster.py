@@ -15,7 +15,7 @@ from streamlog.broker.cluster import BrokerCluster
 from streamlog.broker.dynamic_config import alter_config
 from streamlog.broker.runner import new_lock
 from streamlog.client.assignment import checked_topics
-from streamlog.client.brokers import BrokerHandle
+from streamlog.client.brokers import BrokerHandle, Brokers
 from streamlog.client.consumer import Consumer
 from streamlog.client.habits import KnowsHabits
 from streamlog.client.patience import patient
@@ -103,9 +103,11 @@ class Cluster(KnowsHabits):
 
     @property
     def brokers(self) -> list[BrokerHandle]:
-        """The brokers, by id."""
+        """The brokers, by id. One that is not there is a BrokerIdNotRegisteredError."""
         backend = self._backend
-        return [BrokerHandle(broker_id, backend) for broker_id in sorted(backend.metadata.image.brokers)]
+        return Brokers(
+            BrokerHandle(broker_id, backend) for broker_id in sorted(backend.metadata.image.brokers)
+        )
 
     @property
     def network(self) -> Network:

@@ -21,7 +21,7 @@ from streamlog.broker.cluster import BrokerCluster
 from streamlog.broker.reading_beside import ClusterBeside
 from streamlog.broker.runner import Runtime
 from streamlog.client import cluster as clusters
-from streamlog.client.brokers import BrokerHandle
+from streamlog.client.brokers import BrokerHandle, Brokers
 from streamlog.client.cluster import MEMORY, Cluster
 from streamlog.client.consumer import Consumer
 from streamlog.config import ClusterConfig, ConsumerConfig
@@ -89,7 +89,7 @@ class ReaderCluster(Cluster):
     @property
     def brokers(self) -> list[BrokerHandle]:
         """The brokers, by id."""
-        return [BrokerHandle(number) for number in self._beside.brokers]
+        return Brokers(BrokerHandle(number) for number in self._beside.brokers)
 
     # -- reading ---------------------------------------------------------------------------------------------
 

@@ -8,7 +8,12 @@ import pytest
 
 import streamlog
 from streamlog.client.brokers import BrokerHandle
-from streamlog.errors import ConfigError, LeaderNotAvailableError, UnsupportedOperationError
+from streamlog.errors import (
+    BrokerIdNotRegisteredError,
+    ConfigError,
+    LeaderNotAvailableError,
+    UnsupportedOperationError,
+)
 from streamlog.testing import Simulation
 
 
@@ -122,3 +127,11 @@ def test_an_imbalance_within_the_percentage_is_left_alone() -> None:
         cluster.elect_leaders("t", [mine[0].number])  # it lacks one of two now: not more than half
         simulation.sleep(30)
         assert [partition.leader for partition in mine] == [0, 1]
+
+
+def test_a_broker_that_is_not_there_is_named() -> None:
+    with streamlog.open(":memory:", brokers=2) as cluster:
+        assert cluster.brokers[-1].id == 1 and [broker.id for broker in cluster.brokers[:1]] == [0]
+        with pytest.raises(BrokerIdNotRegisteredError, match="there is no broker 2; allowed: 0 to 1") as told:
+            cluster.brokers[2].stop()
+        assert told.value.facts["broker_id"] == 2
