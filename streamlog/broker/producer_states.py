@@ -31,7 +31,7 @@ from streamlog.storage.env import WriteTransaction
 from streamlog.storage.keys import CheckpointKind, checkpoint_key
 
 if TYPE_CHECKING:
-    from streamlog.batch import Batch
+    from streamlog.batch import Batch, BatchHeader
     from streamlog.broker.partition import Partition
     from streamlog.broker.pending import Turn
     from streamlog.core.replica import ReplicaState
@@ -53,7 +53,7 @@ class ProducerCheckpoint(msgspec.Struct, frozen=True, array_like=True):
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(ProducerCheckpoint).decode
+decode: Final = msgspec.msgpack.Decoder(ProducerCheckpoint).decode
 
 
 class ProducerTable:
@@ -168,16 +168,22 @@ def load(reader: Reader, log_id: int, start_offset: int, end_offset: int) -> Pro
         if header.base_offset >= end_offset:
             break
         batches += 1
-        if header.is_control and header.producer_id >= 0:
-            [marker] = log.read(reader, log_id, header.last_offset, header.next_offset, 1)
-            states[header.producer_id] = ended(
-                states.get(header.producer_id), header, marker.control_record().coordinator_epoch
-            )
-            written_ms.pop(header.producer_id, None)
-        elif header.producer_id >= 0:
-            states[header.producer_id] = observed(states.get(header.producer_id), header, header.base_offset)
+        if header.producer_id >= 0:
+            fold(reader, log_id, states, header)
             written_ms.pop(header.producer_id, None)
     return ProducerTable(states, saved.end_offset, written_ms, batches)
+
+
+def fold(reader: Reader, log_id: int, states: dict[int, ProducerState], header: BatchHeader) -> None:
+    """Take one batch of the log into the producers' states."""
+    if header.producer_id < 0:
+        return
+    known = states.get(header.producer_id)
+    if header.is_control:
+        [marker] = log.read(reader, log_id, header.last_offset, header.next_offset, 1)
+        states[header.producer_id] = ended(known, header, marker.control_record().coordinator_epoch)
+    else:
+        states[header.producer_id] = observed(known, header, header.base_offset)
 
 
 def _checkpoint(
@@ -188,7 +194,7 @@ def _checkpoint(
     if value is None:
         return None, False
     try:
-        checkpoint = _decode(value)
+        checkpoint = decode(value)
     except msgspec.MsgspecError:
         return None, True  # a cache: the log is read from its start instead
     return (checkpoint if checkpoint.end_offset <= end_offset else None), True

@@ -24,6 +24,7 @@ from streamlog.broker.metadata import METADATA_LOG_ID, load_image_checkpoint
 from streamlog.broker.reading_beside import ClusterBeside
 from streamlog.broker.runner import new_lock
 from streamlog.broker.stores_beside import Stores, load_image
+from streamlog.broker.verifying_producers import check_producers
 from streamlog.config import ClusterConfig, TopicConfig
 from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC, ClusterImage
 from streamlog.core.group import GroupMachine, group_partition
@@ -159,6 +160,8 @@ class _Verification:
             for log_id in found.logs:
                 check_bodies(environments[name], found, log_id, self._advance)
                 self._check_epochs(name, environments[name], log_id)
+                for what, expected, actual in check_producers(environments[name], log_id):
+                    self._wrong(name, log_id, what, expected, actual)
             self._take_over(name, found)
             if name != METADATA and METADATA not in broken:
                 self._check_groups(name, environments[name])
