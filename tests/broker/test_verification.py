@@ -24,6 +24,7 @@ from streamlog.errors import NotAStreamlogDirectoryError
 from streamlog.storage import log
 from streamlog.storage.env import Environment
 from streamlog.storage.keys import CheckpointKind, pack_key
+from tests.waiting import until
 
 T0 = TopicPartition("t", 0)
 
@@ -335,9 +336,13 @@ def replicated(tmp_path: Path) -> Path:
             for number in range(5):
                 if number != 2:
                     producer.send("t", b"%d" % number).result(20)
-                broker = cluster.brokers[cluster.topic("t")[0].leader]
+                partition = cluster.topic("t")[0]
+                broker = cluster.brokers[partition.leader]
                 broker.stop()
                 broker.start()
+                until(
+                    lambda partition=partition: len(partition.isr) == 2
+                )  # else it may be closed before it has heard of all epochs
             producer.send("t", b"last").result(20)
     return path
 
