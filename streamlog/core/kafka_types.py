@@ -1,7 +1,7 @@
 """Kafka's classic (non-flexible) primitive types, as the group's stored records and the consumers' blobs
 use them.
 
-    int16, int32, int64   big endian
+    int8, int16, int32, int64   big endian
     string                int16 length, UTF-8; length -1 = null
     bytes                 int32 length, the bytes; length -1 = null
     array                 int32 count, the elements; count -1 = null, read as empty
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 
+_INT8 = struct.Struct(">b")
 _INT16 = struct.Struct(">h")
 _INT32 = struct.Struct(">i")
 _INT64 = struct.Struct(">q")
@@ -35,6 +36,9 @@ class TypesWriter:
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
+
+    def int8(self, value: int) -> None:
+        self._parts.append(_INT8.pack(value))
 
     def int16(self, value: int) -> None:
         self._parts.append(_INT16.pack(value))
@@ -81,6 +85,9 @@ class TypesReader:
     @property
     def remaining_bytes(self) -> int:
         return len(self._data) - self._position
+
+    def int8(self) -> int:
+        return int(_INT8.unpack(self._take(1))[0])
 
     def int16(self) -> int:
         return int(_INT16.unpack(self._take(2))[0])
