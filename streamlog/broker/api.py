@@ -5,7 +5,7 @@ values. So an in-process consumer and a real Kafka client can sit in one group a
 
 Group requests (JoinGroup, SyncGroup, Heartbeat, LeaveGroup, OffsetCommit, ...) are the events of `core.group` itself.
 
-Not implemented yet: InitProducerId, AddPartitionsToTxn, AddOffsetsToTxn, EndTxn, TxnOffsetCommit (transactions);
+Not implemented yet: AddPartitionsToTxn, AddOffsetsToTxn, TxnOffsetCommit (transactions over several brokers);
 OffsetForLeaderEpoch, ElectLeaders, AlterPartitionReassignments (replication).
 """
 
@@ -20,7 +20,7 @@ from streamlog.errors import StreamlogError
 
 if TYPE_CHECKING:
     from streamlog.broker.producer_identity import ProducerIdentity
-    from streamlog.core.group_events import GroupEvent
+    from streamlog.core.group_events import GroupEvent, OffsetCommit
 
 LATEST: Final = -1
 EARLIEST: Final = -2
@@ -49,6 +49,7 @@ class Produce(msgspec.Struct, frozen=True):
     timeout_ms: int = 30_000
     """How long acks=all may take: then REQUEST_TIMED_OUT, and the records may still become readable."""
     retrying: Retrying | None = None
+    transactional_id: str | None = None
     identity: ProducerIdentity | None = None
     """Of an idempotent producer of this process; no part of Kafka's request, whose batches are stamped already."""
 
@@ -60,6 +61,31 @@ class Produced(msgspec.Struct, frozen=True, gc=False):
     log_append_time: int
     log_start_offset: int
     error: StreamlogError | None = None
+
+
+class InitProducerId(msgspec.Struct, frozen=True):
+    """A producer begins with a transactional id. Answered with (producer id, epoch); who had it before is fenced."""
+
+    timeout_ms: int
+    new_producer_id: int
+    """Taken if the transactional id is new, or its producer id has no epochs left."""
+
+
+class EndTxn(msgspec.Struct, frozen=True):
+    """Commit or abort what is open. Answered with (producer id, epoch) of the next transaction."""
+
+    producer_id: int
+    producer_epoch: int
+    is_commit: bool
+    offsets: list[tuple[str, OffsetCommit]] = []
+    """By group: what its consumer has read, committed with the transaction or not at all."""
+
+
+class TransactionRequest(msgspec.Struct, frozen=True):
+    """A request about one transactional id."""
+
+    transactional_id: str
+    event: InitProducerId | EndTxn
 
 
 class WriteMarkers(msgspec.Struct, frozen=True):

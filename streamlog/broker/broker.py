@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from streamlog.batch import Batch
 from streamlog.broker import api, maintaining, producing
-from streamlog.broker.api import GroupRequest
+from streamlog.broker.api import GroupRequest, TransactionRequest
 from streamlog.broker.deletion import FAILED_PAUSE_MS, Deletions
 from streamlog.broker.flushing import Flushing
 from streamlog.broker.metadata import MetadataLog
@@ -207,6 +207,8 @@ class Broker(TurnOwner):
             producing.decide(self, turn, pending, request)  # type: ignore[arg-type]
         elif kind is GroupRequest:
             return self.coordinator.decide(turn, pending, request)  # type: ignore[arg-type]
+        elif kind is TransactionRequest:
+            return self.coordinator.transactions.decide(turn, pending, request)  # type: ignore[arg-type]
         elif kind is Tick:
             return self._decide_tick(turn, pending)
         else:
@@ -245,7 +247,7 @@ class Broker(TurnOwner):
             partition.is_cutting = False
 
     def _frees(self, request: object) -> bool:
-        return type(request) is not api.Produce and type(request) is not GroupRequest
+        return type(request) not in (api.Produce, GroupRequest, TransactionRequest)
 
     def drop(self, topic: TopicImage) -> None:
         for number, image in enumerate(topic.partitions):

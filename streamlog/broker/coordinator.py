@@ -15,12 +15,12 @@ Invariants:
     away, deletes it. `checkpointing` writes it, outside of turns.
 
 Sources: Kafka CoordinatorRuntime, GroupCoordinatorShard.
-Not implemented: transaction coordinators (they will be hosted the same way).
+Transactional ids are hosted beside, by `transaction_coordinator`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,9 +28,9 @@ import msgspec
 
 from streamlog import batch as batches
 from streamlog.broker.api import GroupRequest
-from streamlog.broker.checkpointing import decode_offsets, save_offsets
+from streamlog.broker.checkpointing import save_offsets
 from streamlog.broker.hosted_group import HostedGroup as HostedGroup
-from streamlog.broker.hosted_group import LoadedFold
+from streamlog.broker.hosted_group import LoadedFold, load_machines, of_known_partitions
 from streamlog.broker.partition import Partition
 from streamlog.broker.pending import wait_until_told
 from streamlog.broker.turn import DEFER, Pending, Turn
@@ -38,7 +38,6 @@ from streamlog.config import ClusterConfig
 from streamlog.core import group_events as events
 from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC
 from streamlog.core.group import GroupMachine, group_partition
-from streamlog.core.group_records import decode_key
 from streamlog.core.group_state import GroupLimits, State
 from streamlog.core.machine import Decision
 from streamlog.errors import (
@@ -47,14 +46,12 @@ from streamlog.errors import (
     ReentrantCallError,
     StorageError,
     StreamlogError,
-    UnknownTopicOrPartitionError,
 )
 from streamlog.record import OffsetAndMetadata, TopicPartition
-from streamlog.storage import log
-from streamlog.storage.fold_checkpoints import load_fold
 
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
+    from streamlog.broker.transaction_coordinator import TransactionCoordinator
 
 FOLD_CHECKPOINT_EVERY_RECORDS: Final = 4096
 _READ_BYTES: Final = 4 * 1024 * 1024
@@ -83,6 +80,7 @@ class Coordinator:
         self._deadlines: list[tuple[int, str]] = []
         self._load_lock = broker.runtime.turn_lock()
         self._tokens = 0
+        self._transactions: TransactionCoordinator | None = None
         self.deadline_changed = False
         self.overdue: dict[int, None] = {}
         """Partitions of `__consumer_offsets` whose checkpoint is worth writing anew."""
@@ -133,7 +131,18 @@ class Coordinator:
         return len(self._folds)
 
     def next_deadline_ms(self) -> int | None:
-        return self._deadlines[0][0] if self._deadlines else None
+        of_groups = self._deadlines[0][0] if self._deadlines else None
+        of_transactions = None if self._transactions is None else self._transactions.next_deadline_ms()
+        return min([due for due in (of_groups, of_transactions) if due is not None], default=None)
+
+    @property
+    def transactions(self) -> TransactionCoordinator:
+        """The coordinator of transactions, made at its first use."""
+        if self._transactions is None:
+            from streamlog.broker.transaction_coordinator import TransactionCoordinator
+
+            self._transactions = TransactionCoordinator(self._broker, self)
+        return self._transactions
 
     def expire_offsets(self) -> None:
         """Let every group look for expired offsets; nobody waits for it."""
@@ -180,15 +189,7 @@ class Coordinator:
             event = msgspec.structs.replace(event, token=pending.token)
         unknown: dict[TopicPartition, StreamlogError | None] = {}
         if type(event) is events.OffsetCommit:
-            unknown = self._unknown(event.offsets)
-            known_offsets = {tp: where for tp, where in event.offsets.items() if tp not in unknown}
-            topics = self._broker.metadata.image.topics
-            topic_ids = {
-                topic: image.topic_id
-                for topic, _ in known_offsets
-                if (image := topics.get(topic)) is not None
-            }
-            event = msgspec.structs.replace(event, offsets=known_offsets, topic_ids=topic_ids)
+            event, unknown = of_known_partitions(event, self._broker.metadata.image.topics)
         decision = hosted.machine.handle(event, turn.now_ms, turn.wall_ms)
         if unknown:
             for _, answer in decision.replies:
@@ -201,22 +202,38 @@ class Coordinator:
             turn.effects.append(lambda: self._forget_idle(hosted, was_idle))
         return None
 
-    def _unknown(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, StreamlogError | None]:
-        """Those that do not exist: the others of a commit are stored. Source: KafkaApis.handleOffsetCommitRequest."""
-        topics = self._broker.metadata.image.topics
-        unknown: dict[TopicPartition, StreamlogError | None] = {}
-        for topic, number in partitions:
-            image = topics.get(topic)
-            if image is None or not 0 <= number < len(image.partitions):
-                unknown[TopicPartition(topic, number)] = UnknownTopicOrPartitionError(
-                    f"an offset of {topic}-{number} cannot be committed: there is no such partition",
-                    topic=topic,
-                    partition=number,
-                )
-        return unknown
+    def decide_commit(
+        self, turn: Turn, group_id: str, commit: events.OffsetCommit
+    ) -> tuple[HostedGroup, Decision[Any]] | None:
+        """A commit of offsets that is to go along with something else: stage it in this turn, or drop it.
+
+        None: the group has been decided on in this turn. Raises what the group answers.
+        """
+        partition = self._offsets_partition(group_id)
+        self._load(partition, leads=True)
+        with self._load_lock:
+            hosted = self._hosted_or_new(group_id, partition)
+        if hosted in turn.staged_machines:
+            return None
+        commit, unknown = of_known_partitions(commit, self._broker.metadata.image.topics)
+        decision = hosted.machine.handle(commit, turn.now_ms, turn.wall_ms)
+        for _, answer in decision.replies:
+            if isinstance(answer, StreamlogError):
+                raise answer
+            if isinstance(answer, events.OffsetCommitReply):
+                for error in (*answer.errors.values(), *unknown.values()):
+                    if error is not None:
+                        raise error
+        return hosted, decision
+
+    def stage(self, turn: Turn, hosted: HostedGroup, decision: Decision[Any]) -> None:
+        """Take over what `decide_commit` has decided."""
+        self._stage(turn, hosted, decision, None)
 
     def on_tick(self, turn: Turn) -> None:
         """Let every machine whose deadline has come decide."""
+        if self._transactions is not None:
+            self._transactions.on_tick(turn)
         if not self._deadlines or self._deadlines[0][0] > turn.now_ms:
             return
         late_ms = turn.now_ms - self._deadlines[0][0]
@@ -408,31 +425,8 @@ class Coordinator:
         with self._load_lock:
             if partition.number in self._folds:
                 return
-            fold = LoadedFold()
-            machines: dict[str, HostedGroup] = {}
-            environment, state = self._broker.environment, partition.state
+            machines, fold = load_machines(self._broker, partition, self._new_machine)
             now_ms = self._broker.runtime.clock.monotonic_ms()
-            with environment.snapshot() as snapshot:
-                saved = load_fold(snapshot, partition.log_id)
-            offset = state.log_start_offset
-            if saved is not None:
-                try:
-                    offset, latest = decode_offsets(saved)
-                except msgspec.DecodeError:
-                    latest = {}  # a cache: without it all of the log is replayed
-                for key, value in latest.items():
-                    self._replay(machines, partition, key, value, now_ms)
-                fold.keys_saved = len(latest)
-            while True:  # until nothing is found
-                with environment.snapshot() as snapshot:
-                    found = log.read(snapshot, partition.log_id, offset, state.log_end_offset, _READ_BYTES)
-                if not found:
-                    break
-                for batch in found:
-                    for record in batch.records(CONSUMER_OFFSETS_TOPIC, partition.number, offset):
-                        self._replay(machines, partition, record.key, record.value, now_ms)
-                        fold.records_since_checkpoint += 1
-                    offset = batch.next_offset
             topics = self._broker.metadata.image.topics
             topic_ids = {name: image.topic_id for name, image in list(topics.items())}
             for hosted in machines.values():
@@ -457,23 +451,6 @@ class Coordinator:
         )
         if gone:
             self._broker.slip_in(GroupRequest(hosted.group_id, events.TopicsDeleted(tuple(gone))))
-
-    def _replay(
-        self,
-        machines: dict[str, HostedGroup],
-        partition: Partition,
-        key: bytes,
-        value: bytes | None,
-        now_ms: int,
-    ) -> None:
-        decoded = decode_key(key)
-        if decoded is None:
-            return  # a kind of record this version does not know
-        group_id = decoded.group_id
-        hosted = machines.get(group_id)
-        if hosted is None:
-            hosted = machines[group_id] = HostedGroup(group_id, self._new_machine(group_id), partition)
-        hosted.machine.replay(key, value, now_ms)
 
     def close(
         self, refusal: StreamlogError, answer: Callable[[Pending, object, BaseException | None], None]

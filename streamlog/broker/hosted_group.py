@@ -5,9 +5,27 @@ The `view` is what members of this process look at, without a turn: published af
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from streamlog.broker.checkpointing import decode_offsets
 from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Source
 from streamlog.core.group import GroupMachine
+from streamlog.core.group_records import decode_key
+from streamlog.errors import StreamlogError, UnknownTopicOrPartitionError
+from streamlog.record import TopicPartition
+from streamlog.storage import log
+from streamlog.storage.fold_checkpoints import load_fold
+
+if TYPE_CHECKING:
+    from streamlog.broker.broker import Broker
+    from streamlog.core.cluster_image import TopicImage
+    from streamlog.core.group_events import OffsetCommit
+
+READ_BYTES: Final = 4 * 1024 * 1024
 
 
 class HostedGroup(Source):
@@ -56,3 +74,68 @@ class LoadedFold:
     def __init__(self) -> None:
         self.keys_saved = 0
         self.records_since_checkpoint = 0
+
+
+def of_known_partitions(
+    commit: OffsetCommit, topics: Mapping[str, TopicImage]
+) -> tuple[OffsetCommit, dict[TopicPartition, StreamlogError | None]]:
+    """A commit without the partitions that do not exist, told what its topics are; and the errors of the others.
+
+    Source: KafkaApis.handleOffsetCommitRequest.
+    """
+    unknown: dict[TopicPartition, StreamlogError | None] = {}
+    topic_ids: dict[str, str] = {}
+    for topic, number in commit.offsets:
+        image = topics.get(topic)
+        if image is not None and 0 <= number < len(image.partitions):
+            topic_ids[topic] = image.topic_id
+            continue
+        unknown[TopicPartition(topic, number)] = UnknownTopicOrPartitionError(
+            f"an offset of {topic}-{number} cannot be committed: there is no such partition",
+            topic=topic,
+            partition=number,
+        )
+    known = {partition: where for partition, where in commit.offsets.items() if partition not in unknown}
+    return msgspec.structs.replace(commit, offsets=known, topic_ids=topic_ids), unknown
+
+
+def load_machines(
+    broker: Broker, partition: Partition, make: Callable[[str], GroupMachine]
+) -> tuple[dict[str, HostedGroup], LoadedFold]:
+    """Fold a partition of `__consumer_offsets` into the machines of its groups: from its checkpoint, where it has one."""
+    fold = LoadedFold()
+    machines: dict[str, HostedGroup] = {}
+    environment, state = broker.environment, partition.state
+    now_ms = broker.runtime.clock.monotonic_ms()
+
+    def replay(key: bytes, value: bytes | None) -> None:
+        decoded = decode_key(key)
+        if decoded is None:
+            return  # a kind of record this version does not know
+        group_id = decoded.group_id
+        hosted = machines.get(group_id)
+        if hosted is None:
+            hosted = machines[group_id] = HostedGroup(group_id, make(group_id), partition)
+        hosted.machine.replay(key, value, now_ms)
+
+    with environment.snapshot() as snapshot:
+        saved = load_fold(snapshot, partition.log_id)
+    offset = state.log_start_offset
+    if saved is not None:
+        try:
+            offset, latest = decode_offsets(saved)
+        except msgspec.DecodeError:
+            latest = {}  # a cache: without it all of the log is replayed
+        for key, value in latest.items():
+            replay(key, value)
+        fold.keys_saved = len(latest)
+    while True:  # until nothing is found
+        with environment.snapshot() as snapshot:
+            found = log.read(snapshot, partition.log_id, offset, state.log_end_offset, READ_BYTES)
+        if not found:
+            return machines, fold
+        for batch in found:
+            for record in batch.records(partition.topic, partition.number, offset):
+                replay(record.key, record.value)
+                fold.records_since_checkpoint += 1
+            offset = batch.next_offset

@@ -27,7 +27,7 @@ from streamlog.broker.pending import TOLD_WAIT_MS
 from streamlog.broker.reading import aborted_of
 from streamlog.broker.runner import Service
 from streamlog.broker.upkeep import RaiseLogStart, SaveCleanerCheckpoint, SwapCompacted, TrimHead
-from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC
+from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC, TRANSACTION_STATE_TOPIC
 from streamlog.errors import ClosedError, StreamlogError, UnknownTopicOrPartitionError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Housekeeping:
         self._service = Service(cluster.runtime, "streamlog-cleaner", self._serve)
         self._next_run_ms = self._next_expiry_ms = self._next_release_ms = 0
         self._next_compaction_ms: int | None = None  # None: nothing is compacted
-        self._stopped = False
+        self._stopped = self._transactions_loaded = False
         self._lock = cluster.runtime.lock()
         self._is_running = False
         self._swept: dict[int, int] = {}  # broker -> the end of the metadata log when its store was compared
@@ -130,6 +130,9 @@ class Housekeeping:
         clock, config = self._cluster.runtime.clock, self._cluster.config
         try_to(self.save_folds)
         try:
+            if not self._transactions_loaded:
+                self._transactions_loaded = True
+                self._load_transactions()
             if now_ms >= self._next_expiry_ms:
                 self._next_expiry_ms = now_ms + config.offsets_retention_check_interval_ms
                 self._expire_offsets()
@@ -160,6 +163,12 @@ class Housekeeping:
             self._next_release_ms,
             self._next_compaction_ms or self._next_run_ms,
         )
+
+    def _load_transactions(self) -> None:
+        """What another process left open holds readers of committed records back until it is aborted."""
+        if TRANSACTION_STATE_TOPIC in self._cluster.topics and not self._cluster.is_replicated:
+            for broker in self._cluster.brokers:
+                broker.coordinator.transactions.load_all()
 
     def _expire_offsets(self) -> None:
         if CONSUMER_OFFSETS_TOPIC in self._cluster.topics:

@@ -39,6 +39,8 @@ class ProducerIdentity:
 
     __slots__ = ("_guesses", "_new_id", "_next", "producer_epoch", "producer_id")
 
+    is_transactional = False
+
     def __init__(self, new_id: Callable[[], int]) -> None:
         """new_id: a producer id nobody has; called again when all epochs of the first are used up."""
         self._new_id = new_id

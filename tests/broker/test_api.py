@@ -13,6 +13,9 @@ from tests.broker.builders import batch_of
 
 VALUES: list[Any] = [
     api.WriteMarkers(7, 1, 0, True, [("t", 0)]),
+    api.InitProducerId(60_000, 7),
+    api.EndTxn(7, 0, True),
+    api.TransactionRequest("t-1", api.EndTxn(7, 0, False)),
     api.Produce([("t", 0, batch_of(b"x", timestamp=1))]),
     api.Produced(5, -1, 0),
     api.Retrying(),

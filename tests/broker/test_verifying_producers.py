@@ -12,6 +12,7 @@ import pytest
 from streamlog.batch import Batch, seal_columnar
 from streamlog.broker import api, producer_states
 from streamlog.broker.producer_states import SAVE_BATCHES, ProducerCheckpoint
+from streamlog.broker.transaction_coordinator import TransactionCoordinator
 from streamlog.broker.upkeep import RaiseLogStart
 from streamlog.broker.verifying_producers import check_producers
 from streamlog.storage import log
@@ -70,7 +71,8 @@ class Written:
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Iterator[Written]:
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Written]:
+    monkeypatch.setattr(TransactionCoordinator, "admit", lambda *_: None)  # the test plays the coordinator
     made = Written(tmp_path / "c")
     yield made
     made.cluster.close()

@@ -14,6 +14,7 @@ import pytest
 import streamlog
 from streamlog.batch import Batch, seal_columnar, seal_v2_columns
 from streamlog.broker import api
+from streamlog.broker.transaction_coordinator import TransactionCoordinator
 from streamlog.errors import (
     InvalidProducerEpochError,
     InvalidTxnStateError,
@@ -27,6 +28,12 @@ from tests.waiting import until
 T = 1_700_000_000_000
 A, B = 7, 8
 LAYOUTS = pytest.mark.parametrize("seal", [seal_columnar, seal_v2_columns], ids=["columnar", "v2"])
+
+
+@pytest.fixture(autouse=True)
+def no_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part of the coordinator is played by the test."""
+    monkeypatch.setattr(TransactionCoordinator, "admit", lambda *_: None)
 
 
 class Client:
