@@ -28,6 +28,7 @@ from streamlog.client.opening import open_cluster
 from streamlog.client.topic import Partition as BlockingPartition
 from streamlog.client.topic import Topic as BlockingTopic
 from streamlog.config import ProducerConfig
+from streamlog.errors import UnsupportedOperationError
 from streamlog.metrics import Metrics
 from streamlog.record import Record, TopicPartition
 
@@ -158,7 +159,13 @@ class Cluster(KnowsHabits):
 
     def producer(self, config: Mapping[str, Any] | None = None, **options: Any) -> Producer:
         """A producer; options as the blocking `producer`. Raises ConfigError."""
-        core = self._core._make_producer(LoopProducer, ProducerConfig.from_options(options, config))
+        parsed = ProducerConfig.from_options(options, config)
+        if parsed.transactional_id is not None:
+            raise UnsupportedOperationError(
+                "transactional_id: transactions are for the blocking producer in this version; run it in a thread "
+                "(asyncio.to_thread)"
+            )
+        core = self._core._make_producer(LoopProducer, parsed)
         producer = Producer(self._workers, core, self._forget_producer)
         self._producers[producer] = None
         return producer

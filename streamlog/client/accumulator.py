@@ -227,7 +227,8 @@ class Accumulator:
         if not entries:
             return
         self._backend.admit_produce()
-        produce = api.Produce(entries, self.config.acks, retrying=self._retrying, identity=identity)
+        config = self.config
+        produce = api.Produce(entries, config.acks, 30_000, self._retrying, config.transactional_id, identity)
         pending = Pending(produce, cost_bytes)
         pending.on_retry = self._traffic.retried
         self._handing = pending, sealed

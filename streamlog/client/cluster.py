@@ -26,7 +26,6 @@ from streamlog.errors import (
     InvalidGroupIdError,
     InvalidReplicationFactorError,
     TopicAlreadyExistsError,
-    UnsupportedOperationError,
 )
 from streamlog.metrics import Metrics
 
@@ -254,12 +253,15 @@ class Cluster(KnowsHabits):
         """A producer. Options are `ProducerConfig`'s, as keywords or in `config` by Kafka's names. Raises ConfigError."""
         from streamlog.client.producer import Producer  # who only reads starts faster without
 
-        return self._make_producer(Producer, ProducerConfig.from_options(options, config))
+        parsed = ProducerConfig.from_options(options, config)
+        if parsed.transactional_id is not None:
+            from streamlog.client.transactions import TransactionalProducer
+
+            return self._make_producer(TransactionalProducer, parsed)
+        return self._make_producer(Producer, parsed)
 
     def _make_producer(self, kind: type[ProducerT], parsed: ProducerConfig) -> ProducerT:
         self._check_open()
-        if parsed.transactional_id is not None:
-            raise UnsupportedOperationError("transactional_id: transactions are not part of this version yet")
         producer = kind(self._backend, parsed, self._forget_producer)
         self._producers[producer] = None
         return producer

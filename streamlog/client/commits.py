@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
     from streamlog.broker.runner import Waiter
     from streamlog.client.membership import Membership
+    from streamlog.core.group_events import OffsetCommit, OffsetCommitReply
 
 RETRY_MS: Final = 20
 _STALE = (UnknownMemberIdError, IllegalGenerationError, FencedInstanceIdError)
@@ -197,7 +198,19 @@ class Commits:
             group_id=self._config.group_id,
         )
 
-    def _store(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], timeout_ms: int) -> None:
+    def positions(self) -> dict[TopicPartition, OffsetAndMetadata]:
+        """What a transaction commits: the positions behind what was handed out and is not committed yet."""
+        return self._consumed()
+
+    def stored(self, positions: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        """A transaction has committed these."""
+        for tp, where in positions.items():
+            assigned = self._assigned.get(tp)
+            if assigned is not None:
+                assigned.committed(where.offset)
+
+    def event(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> OffsetCommit:
+        """The commit of a member, in its generation. Raises RebalanceInProgressError while it has none."""
         membership = self.membership
         member_id, generation, instance_id = "", -1, None
         if membership is not None:
@@ -212,27 +225,27 @@ class Commits:
                 raise RebalanceInProgressError(
                     f"group {self._config.group_id!r}: this member has not joined yet"
                 )
-        assert self._config.group_id is not None
         from streamlog.core import group_events as events
 
-        begun_us = self._clock.monotonic_us()
-        reply: events.OffsetCommitReply = self._backend.call_group(
-            self._config.group_id,
-            events.OffsetCommit(
-                token=0,
-                offsets=dict(offsets),
-                member_id=member_id,
-                generation=generation,
-                group_instance_id=instance_id,
-            ),
-            timeout_ms,
+        return events.OffsetCommit(
+            token=0,
+            offsets=dict(offsets),
+            member_id=member_id,
+            generation=generation,
+            group_instance_id=instance_id,
         )
+
+    def _store(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], timeout_ms: int) -> None:
+        event = self.event(offsets)
+        assert self._config.group_id is not None
+        begun_us = self._clock.monotonic_us()
+        reply: OffsetCommitReply = self._backend.call_group(self._config.group_id, event, timeout_ms)
         self.counts.commits += 1
         self.counts.commit_ms.append((self._clock.monotonic_us() - begun_us) / 1_000)
         for tp, error in reply.errors.items():
             assigned = self._assigned.get(tp)
             if error is None and assigned is not None:
-                assigned.committed_position = offsets[tp].offset
+                assigned.committed(offsets[tp].offset)
         for error in reply.errors.values():
             if error is not None:
                 raise error

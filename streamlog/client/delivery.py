@@ -188,7 +188,10 @@ class OpenBatch:
             del self.timestamps[count:]
 
     def encode(
-        self, codec: Codec, level: int | None, identity: ProducerIdentity | None = None
+        self,
+        codec: Codec,
+        level: int | None,
+        identity: ProducerIdentity | None = None,
     ) -> list[Batch]:
         """What was taken, in bytes. In several parts, should it be more than the topic allows: sizes are counted
         without the lock, and a thread stopped in the middle of counting undoes what others counted.
@@ -204,19 +207,19 @@ class OpenBatch:
                     self.keys, values, headers=headers, timestamps=timestamps, codec=codec, level=level
                 )
             ]
-        stamp = (NO_PRODUCER_ID, NO_PRODUCER_EPOCH, NO_SEQUENCE)
+        stamp = (NO_PRODUCER_ID, NO_PRODUCER_EPOCH, NO_SEQUENCE, False)
         if identity is not None:
             first = identity.guess((self.topic, self.partition), len(values))
-            stamp = (identity.producer_id, identity.producer_epoch, first)
+            stamp = (identity.producer_id, identity.producer_epoch, first, identity.is_transactional)
         parts = self._encoded(codec, level, 0, len(values), stamp)
         if len(parts) > 1:
             self.starts = [0, *accumulate([part.record_count for part in parts[:-1]])]
         return parts
 
     def _encoded(
-        self, codec: Codec, level: int | None, start: int, end: int, stamp: tuple[int, int, int]
+        self, codec: Codec, level: int | None, start: int, end: int, stamp: tuple[int, int, int, bool]
     ) -> list[Batch]:
-        producer_id, producer_epoch, first = stamp
+        producer_id, producer_epoch, first, is_transactional = stamp
         keys, values, timestamps, headers = self.keys, self.values, self.timestamps, self.header_column()
         if end - start < len(values):
             keys, values, timestamps = keys[start:end], values[start:end], timestamps[start:end]
@@ -231,6 +234,7 @@ class OpenBatch:
             producer_id=producer_id,
             producer_epoch=producer_epoch,
             base_sequence=first if first < 0 else (first + start) & SEQUENCE_MASK,
+            transactional=is_transactional,
         )
         if 0 < self.bytes_max < encoded.size_bytes and end - start > 1:
             middle = (start + end) // 2

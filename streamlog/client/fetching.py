@@ -50,7 +50,7 @@ class AssignedPartition:
     __slots__ = (
         "tp", "partition", "replica", "is_chosen",
         "subscription", "position", "fetch_offset", "buffer", "next_index", "paused", "end_offset",
-        "revoking", "lag_end", "committed_position", "reset_position", "is_resetting",
+        "revoking", "lag_end", "committed_position", "reset_position", "is_resetting", "uncommitted_from",
         "traffic", "fetched_bytes", "_next_fetch_bytes",
         "epochs",
     )  # fmt: skip
@@ -71,6 +71,8 @@ class AssignedPartition:
         self.lag_end = 0
         # What a commit of ours said last; avoids committing the same again.
         self.committed_position = UNKNOWN_OFFSET
+        # Of the first record handed out since the last commit: where an aborted transaction goes back to.
+        self.uncommitted_from = UNKNOWN_OFFSET
         # Where auto_offset_reset put us; UNKNOWN_OFFSET when we came from a commit or a seek.
         self.reset_position = UNKNOWN_OFFSET
         # Out of range, and the reset has not found a place yet: what is committed is of no use.
@@ -90,11 +92,16 @@ class AssignedPartition:
     def seek(self, offset: int) -> None:
         """Stand at `offset`; what was decoded is dropped."""
         self.position = self.fetch_offset = offset
-        self.reset_position = UNKNOWN_OFFSET
+        self.uncommitted_from = self.reset_position = UNKNOWN_OFFSET
         self.is_resetting = False
         self.buffer = []
         self.next_index = 0
         self._next_fetch_bytes = FIRST_FETCH_BYTES
+
+    def committed(self, offset: int) -> None:
+        """A commit has stored this position."""
+        self.committed_position = offset
+        self.uncommitted_from = offset if offset < self.position else UNKNOWN_OFFSET
 
     def parts_at(self, partition: Partition) -> int | None:
         """Where another leader's log parts from what we have read (an unclean election), else None.
@@ -180,6 +187,8 @@ class AssignedPartition:
             records = self._deserialized(records, deserialize_key, deserialize_value)
             end = start + len(records)
         # Only now does anything move: an error or an interrupt above costs no record.
+        if self.uncommitted_from == UNKNOWN_OFFSET and records:
+            self.uncommitted_from = self.position
         if end == len(buffer):
             self.position = self.fetch_offset
             self.buffer, self.next_index = [], 0

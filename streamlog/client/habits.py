@@ -84,7 +84,9 @@ HABITS: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 
-_TRANSACTIONS: Final = "transactions are not part of this version yet"
+_TRANSACTIONS: Final = (
+    'write `with cluster.producer(transactional_id="t-1") as p, p.transaction(consumer): p.send(...)`'
+)
 NOT_YET: Final[Mapping[str, Mapping[str, str]]] = {
     "Producer": dict.fromkeys(
         (

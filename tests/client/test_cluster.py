@@ -21,7 +21,6 @@ from streamlog.errors import (
     InvalidReplicationFactorError,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
-    UnsupportedOperationError,
 )
 
 # -- opening twice -----------------------------------------------------------------------------------------
@@ -209,11 +208,6 @@ def test_groups_are_listed(cluster: Cluster) -> None:
 
 
 # -- clients -----------------------------------------------------------------------------------------------
-
-
-def test_transactions_are_refused_by_name(cluster: Cluster) -> None:
-    with pytest.raises(UnsupportedOperationError):
-        cluster.producer(transactional_id="t-1")
 
 
 @pytest.mark.parametrize("group_id", ["", None, 7])

@@ -124,7 +124,7 @@ def test_every_changed_default_stands_in_the_table_of_differences() -> None:
 
 
 def test_options_without_effect_are_those_nothing_reads() -> None:
-    assert "transaction_timeout_ms" in reference.without_effect("producer")
+    assert "max_in_flight_requests_per_connection" in reference.without_effect("producer")
     assert "linger_ms" not in reference.without_effect("producer")
     assert "log_retention_ms" not in reference.without_effect("cluster"), "read as retention.ms of topics"
     assert "cleanup_policy" not in reference.without_effect("topic")

@@ -1,0 +1,333 @@
+"""Transactions: many records, and the offsets of what they were made from, all or none.
+
+    with cluster.producer(transactional_id="t-1") as producer:
+        with producer.transaction(consumer) as transaction:     commit at the end, abort on an exception
+            producer.send(...)
+        begin --send, send--> open --commit--> all of it is read             } at the broker: one commit,
+                                 +--abort---> nobody who reads committed     } with the consumer's offsets in it
+                                              records sees any of it
+
+A transaction that cannot be committed, because a record could not be written or its consumer lost its partitions, says so
+at the commit, and is aborted. A producer whose transactional id another one has taken is fenced: it can only be closed.
+
+Invariants:
+ 1. At most one transaction of a producer is open; outside of one it sends nothing.
+ 2. Leaving `with producer.transaction()` ends it: committed, or aborted, or (the end itself failed) with an error, and
+    then the next one aborts it first.
+
+Sources: DESIGN section 2; Kafka KafkaProducer, TransactionManager; KIP-98, KIP-447, KIP-890.
+Not implemented: clusters of several brokers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from streamlog.broker.api import EndTxn, InitProducerId
+from streamlog.broker.producer_identity import ProducerIdentity
+from streamlog.broker.transaction_coordinator import call
+from streamlog.client.consumer import Consumer
+from streamlog.client.delivery import attach
+from streamlog.client.fetching import UNKNOWN_OFFSET
+from streamlog.client.producer import Producer
+from streamlog.core.transaction import PRODUCER_EPOCH_MAX
+from streamlog.errors import (
+    ClosedError,
+    ConfigError,
+    DeliveryError,
+    IllegalStateError,
+    InvalidProducerIdMappingError,
+    ProducerFencedError,
+    StreamlogError,
+    TransactionAbortableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamlog.broker.cluster import BrokerCluster
+    from streamlog.config import ProducerConfig
+    from streamlog.core.group_events import OffsetCommit
+    from streamlog.record import TopicPartition
+
+_FATAL = (ProducerFencedError, InvalidProducerIdMappingError)
+
+
+class TransactionalIdentity(ProducerIdentity):
+    """What makes the batches of one transaction its own. One broker takes them in order, or the transaction fails."""
+
+    __slots__ = ("has_sent",)
+
+    is_transactional = True
+
+    def __init__(self, producer_id: int, producer_epoch: int) -> None:
+        self.renew(producer_id, producer_epoch)
+
+    def __repr__(self) -> str:
+        return f"TransactionalIdentity({self.producer_id}, epoch {self.producer_epoch})"
+
+    def renew(self, producer_id: int, producer_epoch: int) -> None:
+        """The next transaction."""
+        self.producer_id = producer_id
+        self.producer_epoch = producer_epoch
+        self.has_sent = False
+        self._guesses = {}
+        self._next = {}
+
+    def guess(self, key: tuple[str, int], records: int) -> int:
+        """The first sequence of a batch that is being sealed."""
+        self.has_sent = True
+        return super().guess(key, records)
+
+
+class TransactionalProducer(Producer):
+    """A producer with a `transactional_id`: it sends inside of `transaction()` only."""
+
+    def __init__(
+        self, backend: BrokerCluster, config: ProducerConfig, on_close: Callable[[Producer], None]
+    ) -> None:
+        """Fences whoever had the transactional id before, and aborts what that had open."""
+        assert config.transactional_id is not None
+        self._transactional_id = config.transactional_id
+        self._transaction: Transaction | None = None
+        self._is_in_doubt = False
+        """The end of the last transaction failed: it may be open."""
+        self._fatal: StreamlogError | None = None
+        identity = TransactionalIdentity(*_init(backend, config))
+        super().__init__(backend, config, on_close)
+        self._identity = identity
+        self._gate.record_bytes_max = -1  # every send asks `_admit`
+
+    def __repr__(self) -> str:
+        state = (
+            "closed"
+            if self._closed
+            else "fenced"
+            if self._fatal
+            else "in a transaction"
+            if self._transaction
+            else "idle"
+        )
+        return f"<Producer transactional_id={self._transactional_id!r} {state}>"
+
+    def transaction(self, consumer: Consumer | None = None) -> Transaction:
+        """A transaction, for a `with`: committed at its end, aborted on an exception.
+
+        consumer:  its positions are committed with the transaction; after an abort it stands again before everything it
+                   has handed out and not committed. It must be of a group, with `enable_auto_commit=False`.
+        Raises     IllegalStateError inside of another one, ProducerFencedError, ConfigError.
+        """
+        if consumer is not None:
+            _check_consumer(consumer)
+        return Transaction(self, consumer)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Abort what is open, and end."""
+        transaction = self._transaction
+        if transaction is not None and not self._closed:
+            try:
+                transaction.abort()
+            except (ClosedError, *_FATAL):
+                pass  # the coordinator has done so, or will
+        super().close(timeout)
+
+    def _admit(self, size_bytes: int, topic: str) -> None:
+        if self._transaction is None:
+            raise self._fatal or IllegalStateError(
+                f"a producer with transactional_id={self._transactional_id!r} sends inside of a transaction only: "
+                "`with producer.transaction(): ...`"
+            )
+        super()._admit(size_bytes, topic)
+
+    def _begin(self, transaction: Transaction) -> None:
+        self._check_open()
+        if self._fatal is not None:
+            raise self._fatal.with_traceback(None)
+        if self._transaction is not None:
+            raise IllegalStateError("a transaction of this producer is open already; end it first")
+        identity = self._transactional
+        if self._is_in_doubt:
+            self._end(False)
+        if identity.producer_epoch > PRODUCER_EPOCH_MAX:
+            identity.renew(*_init(self._backend, self.config))
+        self._failed.clear()  # of a former transaction, which was aborted for that
+        transaction._failed_before = self._records_failed
+        self._transaction = transaction
+
+    @property
+    def _transactional(self) -> TransactionalIdentity:
+        identity: Any = self._identity
+        assert isinstance(identity, TransactionalIdentity)
+        return identity
+
+    def _end(self, is_commit: bool, offsets: list[tuple[str, OffsetCommit]] | None = None) -> None:
+        """Ask the coordinator for the end; the identity is that of the next transaction then."""
+        identity = self._transactional
+        event = EndTxn(identity.producer_id, identity.producer_epoch, is_commit, offsets or [])
+        try:
+            answer = call(self._backend, self._transactional_id, event)
+        except _FATAL as error:
+            self._fatal = error
+            raise
+        self._is_in_doubt = False
+        identity.renew(*answer)
+
+    def _leave(self) -> None:
+        """No transaction is open any more, as far as sending goes."""
+        self._transaction = None
+        self._gate.record_bytes_max = -1
+
+
+class Transaction:
+    """One transaction of a producer. Ends once."""
+
+    def __init__(self, producer: TransactionalProducer, consumer: Consumer | None) -> None:
+        self._producer = producer
+        self._consumer = consumer
+        self._offsets: dict[str, OffsetCommit] = {}
+        self._committing: list[tuple[Consumer, dict[TopicPartition, Any]]] = []
+        self._failed_before = 0
+        self._has_begun = self._has_ended = False
+
+    def __repr__(self) -> str:
+        state = "ended" if self._has_ended else "open" if self._has_begun else "not begun"
+        return f"<Transaction of {self._producer._transactional_id!r}, {state}>"
+
+    def __enter__(self) -> Transaction:
+        if self._has_begun:
+            raise IllegalStateError("a transaction is begun once; ask the producer for another")
+        self._producer._begin(self)
+        self._has_begun = True
+        return self
+
+    def __exit__(self, kind: object, exception: BaseException | None, traceback: object) -> None:
+        if self._has_ended:
+            return
+        if exception is None:
+            self.commit()
+            return
+        try:
+            self.abort()
+        except Exception as error:
+            attach(exception, error)  # the user's own exception is the news
+
+    def commit_offsets(self, consumer: Consumer) -> None:
+        """Commit a consumer's positions with this transaction: of everything it has handed out up to now.
+
+        Raises   ConfigError for a consumer that commits by itself or has no group; IllegalStateError after the end.
+        """
+        self._check_open()
+        _check_consumer(consumer)
+        positions = consumer._commits.positions()
+        if positions:
+            self._offsets[str(consumer.config.group_id)] = consumer._commits.event(positions)
+            self._committing.append((consumer, positions))
+
+    def commit(self) -> None:
+        """End it: everything that was sent is read from now on, and the offsets are committed.
+
+        Raises   TransactionAbortableError: a record could not be written; CommitFailedError: the consumer has lost its
+                 partitions; ProducerFencedError. Nothing of the transaction is read then: it is aborted.
+        """
+        self._check_open()
+        producer = self._producer
+        try:
+            if self._consumer is not None:
+                self.commit_offsets(self._consumer)
+            self._flush()
+            if producer._transactional.has_sent or self._offsets:
+                producer._end(True, list(self._offsets.items()))
+        except BaseException as error:
+            try:
+                self.abort()
+            except Exception as another:
+                attach(error, another)
+            raise
+        self._finish()
+        for consumer, positions in self._committing:
+            consumer._commits.stored(positions)
+
+    def abort(self) -> None:
+        """End it: nobody who reads committed records sees any of it, and `consumer` gives again what it gave."""
+        self._check_open()
+        producer = self._producer
+        self._finish()
+        producer._is_in_doubt = producer._transactional.has_sent
+        try:
+            try:
+                producer._flush(producer.config.delivery_timeout_ms)
+            except DeliveryError:
+                pass  # what becomes of records that are aborted concerns nobody
+            if producer._fatal is None and producer._transactional.has_sent:
+                producer._end(False)
+        finally:
+            self._seek_back()
+
+    def _flush(self) -> None:
+        """Write what is gathered. Raises ProducerFencedError, TransactionAbortableError."""
+        producer = self._producer
+        first: BaseException | None = None
+        try:
+            producer._flush(producer.config.delivery_timeout_ms)
+        except DeliveryError as error:
+            first = error.__cause__
+        if isinstance(first, _FATAL):
+            producer._fatal = first
+            raise first.with_traceback(None)
+        failed = producer._records_failed - self._failed_before
+        if failed:
+            what = "" if first is None else f"; the first: {first}"
+            raise TransactionAbortableError(
+                f"{failed} records of this transaction could not be written, so it was aborted{what}",
+                count=failed,
+            ) from first
+
+    def _seek_back(self) -> None:
+        consumer = self._consumer
+        if consumer is None or consumer._closed:
+            return
+        for tp, assigned in list(consumer._assigned.items()):
+            if assigned.uncommitted_from != UNKNOWN_OFFSET:
+                consumer.seek(tp, assigned.uncommitted_from)
+
+    def _check_open(self) -> None:
+        if self._has_ended or not self._has_begun:
+            raise IllegalStateError(
+                "this transaction has ended"
+                if self._has_ended
+                else "this transaction has not begun: use `with`"
+            )
+
+    def _finish(self) -> None:
+        self._has_ended = True
+        self._producer._leave()
+
+
+def _init(backend: BrokerCluster, config: ProducerConfig) -> tuple[int, int]:
+    """Take over the transactional id: the producer id and epoch of the first transaction."""
+    event = InitProducerId(config.transaction_timeout_ms, backend.metadata.new_producer_id())
+    return call(backend, str(config.transactional_id), event)
+
+
+def _check_consumer(consumer: Consumer) -> None:
+    if not isinstance(consumer, Consumer):
+        raise ConfigError(
+            f"consumer={consumer!r:.80}: allowed: a consumer of a group",
+            option="consumer",
+            value=consumer,
+            allowed="a consumer of a group",
+        )
+    if consumer.config.group_id is None:
+        raise ConfigError(
+            "a transaction commits the offsets of a group; this consumer has none: cluster.consumer_group(...)",
+            option="group_id",
+            value=None,
+            allowed="a group",
+        )
+    if consumer.config.enable_auto_commit:
+        raise ConfigError(
+            "a consumer whose offsets a transaction commits must not commit them by itself: enable_auto_commit=False",
+            option="enable_auto_commit",
+            value=True,
+            allowed="False",
+        )
