@@ -37,6 +37,7 @@ from streamlog.errors import (
     DeliveryError,
     IllegalStateError,
     InvalidProducerIdMappingError,
+    InvalidTxnStateError,
     ProducerFencedError,
     StreamlogError,
     TransactionAbortableError,
@@ -147,7 +148,7 @@ class TransactionalProducer(Producer):
             raise IllegalStateError("a transaction of this producer is open already; end it first")
         identity = self._transactional
         if self._is_in_doubt:
-            self._end(False)
+            self._end_after_all()
         if identity.producer_epoch > PRODUCER_EPOCH_MAX:
             identity.renew(*_init(self._backend, self.config))
         self._failed.clear()  # of a former transaction, which was aborted for that
@@ -171,6 +172,15 @@ class TransactionalProducer(Producer):
             raise
         self._is_in_doubt = False
         identity.renew(*answer)
+
+    def _end_after_all(self) -> bool:
+        """Abort what may be open. True: it was committed before, and an interrupt has hidden the answer."""
+        try:
+            self._end(False)
+        except InvalidTxnStateError:
+            self._end(True)  # of what is committed: the same answer again
+            return True
+        return False
 
     def _leave(self) -> None:
         """No transaction is open any more, as far as sending goes."""
@@ -214,13 +224,20 @@ class Transaction:
     def commit_offsets(self, consumer: Consumer) -> None:
         """Commit a consumer's positions with this transaction: of everything it has handed out up to now.
 
-        Raises   ConfigError for a consumer that commits by itself or has no group; IllegalStateError after the end.
+        Raises   ConfigError for a consumer that commits by itself or has no group; IllegalStateError after the end, and
+                 for a second member of a group.
         """
         self._check_open()
         _check_consumer(consumer)
+        group_id = str(consumer.config.group_id)
+        if any(other is not consumer and other.config.group_id == group_id for other, _ in self._committing):
+            raise IllegalStateError(
+                f"this transaction commits the offsets of another member of group {group_id!r} already; one transaction, "
+                "one member"
+            )
         positions = consumer._commits.positions()
         if positions:
-            self._offsets[str(consumer.config.group_id)] = consumer._commits.event(positions)
+            self._offsets[group_id] = consumer._commits.event(positions)
             self._committing.append((consumer, positions))
 
     def commit(self) -> None:
@@ -234,8 +251,9 @@ class Transaction:
         try:
             if self._consumer is not None:
                 self.commit_offsets(self._consumer)
+            producer._leave()  # first: what another thread sends from now on is refused
             self._flush()
-            if producer._transactional.has_sent or self._offsets:
+            if self._is_known_there:
                 producer._end(True, list(self._offsets.items()))
         except BaseException as error:
             try:
@@ -244,24 +262,36 @@ class Transaction:
                 attach(error, another)
             raise
         self._finish()
-        for consumer, positions in self._committing:
-            consumer._commits.stored(positions)
+        self._note_committed()
 
     def abort(self) -> None:
         """End it: nobody who reads committed records sees any of it, and `consumer` gives again what it gave."""
         self._check_open()
         producer = self._producer
         self._finish()
-        producer._is_in_doubt = producer._transactional.has_sent
+        producer._is_in_doubt = self._is_known_there
+        is_committed = False
         try:
             try:
                 producer._flush(producer.config.delivery_timeout_ms)
             except DeliveryError:
                 pass  # what becomes of records that are aborted concerns nobody
-            if producer._fatal is None and producer._transactional.has_sent:
-                producer._end(False)
+            if producer._fatal is None and self._is_known_there:
+                is_committed = producer._end_after_all()
         finally:
-            self._seek_back()
+            if is_committed:
+                self._note_committed()
+            else:
+                self._seek_back()
+
+    @property
+    def _is_known_there(self) -> bool:
+        """Whether the coordinator may have heard of it."""
+        return self._producer._transactional.has_sent or bool(self._offsets)
+
+    def _note_committed(self) -> None:
+        for consumer, positions in self._committing:
+            consumer._commits.stored(positions)
 
     def _flush(self) -> None:
         """Write what is gathered. Raises ProducerFencedError, TransactionAbortableError."""

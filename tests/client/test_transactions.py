@@ -12,6 +12,7 @@ import pytest
 import streamlog
 from streamlog.broker import api
 from streamlog.broker.transaction_coordinator import call
+from streamlog.client import transactions
 from streamlog.errors import (
     ConfigError,
     IllegalGenerationError,
@@ -359,6 +360,81 @@ def test_the_end_that_is_asked_for_again_is_the_same(cluster: Any) -> None:
                     call(backend, "t", api.EndTxn(*first, is_commit))
             assert read(cluster) == [b"1"]
     assert read(cluster) == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+@pytest.mark.parametrize("with_records", [True, False])
+def test_an_interrupt_at_the_commit_leaves_it_whole(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch, is_done: bool, with_records: bool
+) -> None:
+    """Ctrl-C before the coordinator was asked, or after it has answered: the consumer stands where that left it."""
+    fill(cluster, 10)
+    group = cluster.consumer_group("g", ["in"], enable_auto_commit=False)
+    asked: list[Any] = []
+
+    def struck(backend: Any, transactional_id: str, event: Any) -> tuple[int, int]:
+        if isinstance(event, api.EndTxn) and not asked:
+            asked.append(event)
+            if is_done:
+                call(backend, transactional_id, event)
+            raise KeyboardInterrupt
+        return call(backend, transactional_id, event)
+
+    with group.consumer() as consumer, cluster.producer(transactional_id="t") as producer:
+        monkeypatch.setattr(transactions, "call", struck)
+        done = 0
+        while done < 10 or sum(group.lag().values()):
+            try:
+                with producer.transaction(consumer):
+                    records = consumer.poll(5, max_records=4) if sum(group.lag().values()) else []
+                    for record in records if with_records else ():
+                        producer.send("out", record.value, key=record.key)
+                done += len(records)
+            except KeyboardInterrupt:
+                done += len(records) if is_done else 0
+    assert read(cluster) == ([b"%03d" % number for number in range(10)] if with_records else [])
+
+
+def test_what_another_thread_sends_while_it_ends_is_refused(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[BaseException] = []
+
+    def sends(backend: Any, transactional_id: str, event: Any) -> tuple[int, int]:
+        if isinstance(event, api.EndTxn):
+            with pytest.raises(IllegalStateError) as told:
+                producer.send("out", b"late")
+            refused.append(told.value)
+        return call(backend, transactional_id, event)
+
+    with cluster.producer(transactional_id="t") as producer:
+        monkeypatch.setattr(transactions, "call", sends)
+        with producer.transaction():
+            producer.send("out", b"1")
+    assert len(refused) == 1 and read(cluster, "read_uncommitted") == [b"1"]
+
+
+def test_one_member_of_a_group_a_transaction(cluster: Any) -> None:
+    fill(cluster, 20)
+    group = cluster.consumer_group("g", ["in"], enable_auto_commit=False)
+    with (
+        group.consumer() as one,
+        group.consumer() as other,
+        cluster.producer(transactional_id="t") as producer,
+    ):
+        until(
+            lambda: (
+                [len(member.poll(0.05)) >= 0 and len(member.assignment) for member in (one, other)] == [1, 1]
+            )
+        )
+        for member in (one, other):
+            member.seek_to_beginning()
+            assert member.poll(5)
+        with producer.transaction() as transaction:
+            transaction.commit_offsets(one)
+            transaction.commit_offsets(one)
+            with pytest.raises(IllegalStateError, match="one transaction, one member"):
+                transaction.commit_offsets(other)
 
 
 # -- not in this version -------------------------------------------------------------------------------------------------
