@@ -101,23 +101,14 @@ def admit(state: ProducerState | None, header: BatchHeader, topic: str, partitio
     """
     if state is None:
         if header.is_transactional and header.base_sequence != 0:
-            raise _out_of_order(
-                header, 0, topic, partition
-            )  # transactions begin with a new epoch, hence at 0
+            # Transactions begin with a new epoch, hence at 0.
+            raise _out_of_order(header, 0, topic, partition)
         return None
     duplicate = state.duplicate_of(header)
     if duplicate is not None:
         return duplicate
     if header.producer_epoch < state.producer_epoch:
-        raise InvalidProducerEpochError(
-            f"producer {header.producer_id} writes to {topic}-{partition} in epoch {header.producer_epoch}; epoch "
-            f"{state.producer_epoch} has begun there",
-            topic=topic,
-            partition=partition,
-            producer_id=header.producer_id,
-            producer_epoch=header.producer_epoch,
-            current_epoch=state.producer_epoch,
-        )
+        raise _old_epoch(state, header, topic, partition)
     is_new_epoch = header.producer_epoch > state.producer_epoch
     expected = 0 if is_new_epoch else next_sequence(state.last_sequence)
     if header.base_sequence != expected:
@@ -145,6 +136,21 @@ def _out_of_order(header: BatchHeader, expected: int, topic: str, partition: int
     )
 
 
+def _old_epoch(
+    state: ProducerState, header: BatchHeader, topic: str, partition: int
+) -> InvalidProducerEpochError:
+    what = "ends a transaction in" if header.is_control else "writes to"
+    return InvalidProducerEpochError(
+        f"producer {header.producer_id} {what} {topic}-{partition} in epoch {header.producer_epoch}; epoch "
+        f"{state.producer_epoch} has begun there",
+        topic=topic,
+        partition=partition,
+        producer_id=header.producer_id,
+        producer_epoch=header.producer_epoch,
+        current_epoch=state.producer_epoch,
+    )
+
+
 def admit_marker(
     state: ProducerState | None, header: BatchHeader, coordinator_epoch: int, topic: str, partition: int
 ) -> bool:
@@ -165,15 +171,7 @@ def admit_marker(
     if header.producer_epoch == state.producer_epoch and state.open_offset < 0:
         return False
     if header.producer_epoch <= state.producer_epoch:
-        raise InvalidProducerEpochError(
-            f"a marker of producer {header.producer_id}, epoch {header.producer_epoch}, for {topic}-{partition}; epoch "
-            f"{state.producer_epoch} has begun there",
-            topic=topic,
-            partition=partition,
-            producer_id=header.producer_id,
-            producer_epoch=header.producer_epoch,
-            current_epoch=state.producer_epoch,
-        )
+        raise _old_epoch(state, header, topic, partition)
     return True
 
 
