@@ -264,10 +264,9 @@ class TransactionCoordinator:
         with self._load_lock:
             if partition.number in self._loaded:
                 return
-            for transactional_id, value in self._records(partition):
-                if value is None:
-                    self._states.pop(transactional_id, None)
-                else:
+            newest = dict(self._records(partition))
+            for transactional_id, value in newest.items():
+                if value is not None:
                     self._states[transactional_id] = rules.decode_value(value)
             now_ms = self._broker.runtime.clock.monotonic_ms()
             for transactional_id, state in self._states.items():
