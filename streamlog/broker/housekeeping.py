@@ -166,7 +166,7 @@ class Housekeeping:
 
     def _load_transactions(self) -> None:
         """What another process left open holds readers of committed records back until it is aborted."""
-        if TRANSACTION_STATE_TOPIC in self._cluster.topics and not self._cluster.is_replicated:
+        if TRANSACTION_STATE_TOPIC in self._cluster.topics:
             for broker in self._cluster.brokers:
                 broker.coordinator.transactions.load_all()
 

@@ -75,7 +75,7 @@ class TransactionCoordinator:
     def decide(self, turn: Turn, pending: Pending, request: TransactionRequest) -> object:
         """Decide one request about a transactional id. May return DEFER."""
         transactional_id = request.transactional_id
-        partition = self._partition(turn, transactional_id)
+        partition = self._partition(turn, transactional_id, type(request.event) is InitProducerId)
         match request.event:
             case InitProducerId():
                 self._init(turn, pending, transactional_id, partition, request.event)
@@ -94,7 +94,7 @@ class TransactionCoordinator:
                 topic=topic,
                 partition=number,
             )
-        partition = self._partition(turn, transactional_id)
+        partition = self._partition(turn, transactional_id, True)
         known = self._known(turn, transactional_id)
         after = rules.with_partitions(
             known,
@@ -238,8 +238,9 @@ class TransactionCoordinator:
 
     # -- loading -------------------------------------------------------------------------------------------------------
 
-    def _partition(self, turn: Turn, transactional_id: str) -> Partition:
-        if self._broker.replication is not None:
+    def _partition(self, turn: Turn, transactional_id: str, begins: bool = False) -> Partition:
+        """Where a transactional id lives. begins: something new, which needs one broker; what is open may end anyway."""
+        if begins and self._broker.replication is not None:
             raise UnsupportedOperationError(
                 "transactions need a cluster of one broker that no fault was asked of, in this version"
             )
@@ -253,7 +254,9 @@ class TransactionCoordinator:
         """Know all transactional ids, so that what a dead process left open is aborted soon. By any thread."""
         image = self._broker.metadata.image.topics.get(TRANSACTION_STATE_TOPIC)
         for number in range(0 if image is None else len(image.partitions)):
-            self._load(self._broker.partition(TRANSACTION_STATE_TOPIC, number))
+            partition = self._broker.partition(TRANSACTION_STATE_TOPIC, number)
+            if partition.serves:
+                self._load(partition)
         if self._deadlines:
             self._broker.plan_service()
 
@@ -295,7 +298,7 @@ def call(cluster: BrokerCluster, transactional_id: str, event: Any) -> tuple[int
     """Ask the coordinator of a transactional id: the producer id and epoch from now on."""
     if TRANSACTION_STATE_TOPIC not in cluster.topics:
         _make_topic(cluster)
-    if cluster.is_replicated:
+    if cluster.is_replicated and type(event) is InitProducerId:
         raise UnsupportedOperationError(
             "transactions need a cluster of one broker that no fault was asked of, in this version"
         )

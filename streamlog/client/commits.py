@@ -64,6 +64,8 @@ class Commits:
         self._automatic = config.enable_auto_commit and config.group_id is not None
         self._clock = backend.runtime.clock
         self._due_ms = self._clock.monotonic_ms() + config.auto_commit_interval_ms
+        self.lost: set[TopicPartition] = set()
+        """Partitions that went away with records handed out and not committed, since the last transaction ended."""
         self.counts = MemberCounts()
         # What a commit waits on while a rebalance is in its way; made when it is first needed.
         self.waiter: Waiter | None = None

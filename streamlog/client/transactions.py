@@ -27,20 +27,24 @@ from streamlog.broker.api import EndTxn, InitProducerId
 from streamlog.broker.producer_identity import ProducerIdentity
 from streamlog.broker.transaction_coordinator import call
 from streamlog.client.consumer import Consumer
-from streamlog.client.delivery import attach
+from streamlog.client.delivery import OpenBatch, attach
 from streamlog.client.fetching import UNKNOWN_OFFSET
 from streamlog.client.producer import Producer
 from streamlog.core.transaction import PRODUCER_EPOCH_MAX
 from streamlog.errors import (
     ClosedError,
+    CommitFailedError,
     ConfigError,
     DeliveryError,
+    FencedInstanceIdError,
+    IllegalGenerationError,
     IllegalStateError,
     InvalidProducerIdMappingError,
     InvalidTxnStateError,
     ProducerFencedError,
     StreamlogError,
     TransactionAbortableError,
+    UnknownMemberIdError,
 )
 
 if TYPE_CHECKING:
@@ -91,6 +95,8 @@ class TransactionalProducer(Producer):
         assert config.transactional_id is not None
         self._transactional_id = config.transactional_id
         self._transaction: Transaction | None = None
+        self._may_seal = False
+        """A transaction is open: what is gathered may travel."""
         self._is_in_doubt = False
         """The end of the last transaction failed: it may be open."""
         self._fatal: StreamlogError | None = None
@@ -151,7 +157,9 @@ class TransactionalProducer(Producer):
             self._end_after_all()
         if identity.producer_epoch > PRODUCER_EPOCH_MAX:
             identity.renew(*_init(self._backend, self.config))
+        self._discard()  # what an interrupted end has left
         self._failed.clear()  # of a former transaction, which was aborted for that
+        self._may_seal = True
         transaction._failed_before = self._records_failed
         self._transaction = transaction
 
@@ -181,6 +189,29 @@ class TransactionalProducer(Producer):
             self._end(True)  # of what is committed: the same answer again
             return True
         return False
+
+    def _seal(self, batches: list[OpenBatch]) -> None:
+        """Called with the lock held: what was gathered too late belongs to no transaction."""
+        if self._may_seal:
+            super()._seal(batches)
+            return
+        for batch in batches:
+            batch.is_closed = True
+            batch.take()
+            if batch.is_unsent:
+                batch.fail(TransactionAbortableError("its transaction ended before this record was sent"))
+            self._detach(batch)
+
+    def _discard(self) -> None:
+        """From now on nothing travels; what is gathered fails."""
+        with self._lock:
+            self._enter()
+            self._inside = True
+            try:
+                self._may_seal = False
+                self._seal(self._open_batches())
+            finally:
+                self._inside = False
 
     def _leave(self) -> None:
         """No transaction is open any more, as far as sending goes."""
@@ -235,6 +266,14 @@ class Transaction:
                 f"this transaction commits the offsets of another member of group {group_id!r} already; one transaction, "
                 "one member"
             )
+        lost = sorted(consumer._commits.lost)
+        consumer._commits.lost.clear()
+        if lost:
+            raise CommitFailedError(
+                f"{', '.join(map(str, lost))} went to another member while records of it were being processed; the "
+                "transaction is aborted, and they are processed there",
+                partitions=lost,
+            )
         positions = consumer._commits.positions()
         if positions:
             self._offsets[group_id] = consumer._commits.event(positions)
@@ -253,8 +292,9 @@ class Transaction:
                 self.commit_offsets(self._consumer)
             producer._leave()  # first: what another thread sends from now on is refused
             self._flush()
+            producer._discard()
             if self._is_known_there:
-                producer._end(True, list(self._offsets.items()))
+                self._commit()
         except BaseException as error:
             try:
                 self.abort()
@@ -272,10 +312,7 @@ class Transaction:
         producer._is_in_doubt = self._is_known_there
         is_committed = False
         try:
-            try:
-                producer._flush(producer.config.delivery_timeout_ms)
-            except DeliveryError:
-                pass  # what becomes of records that are aborted concerns nobody
+            producer._discard()
             if producer._fatal is None and self._is_known_there:
                 is_committed = producer._end_after_all()
         finally:
@@ -283,6 +320,14 @@ class Transaction:
                 self._note_committed()
             else:
                 self._seek_back()
+
+    def _commit(self) -> None:
+        try:
+            self._producer._end(True, list(self._offsets.items()))
+        except (UnknownMemberIdError, IllegalGenerationError, FencedInstanceIdError) as error:
+            raise CommitFailedError(
+                f"a consumer of this transaction is no member of its group any more, so it was aborted: {error}"
+            ) from error
 
     @property
     def _is_known_there(self) -> bool:
