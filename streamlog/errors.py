@@ -147,6 +147,7 @@ class DeserializationError(StreamlogError, ValueError):
     partition: int | None = None
     offset: int | None = None
     next_offset: int | None = None
+    record: Record | None = None  # its key and value as bytes
 
 
 class ClosedError(StreamlogError, RuntimeError, fatal=True):

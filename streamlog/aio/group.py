@@ -4,7 +4,8 @@ Each worker of `run` is a member and a task: it handles the records of one poll 
 finished, polls again. In order per partition, at least once.
 
 Invariants:
- 1. A record whose handler did not finish is never committed past (unless `on_error` says to skip it).
+ 1. A record whose handler did not finish, or that cannot be deserialized, is never committed past (unless
+    `on_error` says to skip it).
  2. When one worker fails, all stop after the record in hand, commit what they finished, and the first error
     is raised.
  3. Cancelling `run` cancels the handlers, commits what finished, and leaves the group.
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.aio.consumer import Consumer, Handler
 from streamlog.aio.waiting import Workers
-from streamlog.client.handling import check_run
+from streamlog.client.handling import check_run, unread_record
 from streamlog.config import ConsumerConfig
-from streamlog.errors import CommitFailedError, IllegalStateError
+from streamlog.errors import CommitFailedError, DeserializationError, IllegalStateError
 from streamlog.record import Record, TopicPartition
 
 if TYPE_CHECKING:
@@ -122,7 +123,9 @@ class ConsumerGroup:
 
         handler:  a coroutine function; a plain function works too, and blocks the loop while it runs.
         on_error: "raise" stops everybody, commits what finished and raises; "skip" goes on behind the
-                  record; a function or coroutine function gets (record, exception) and may raise.
+                  record; a function or coroutine function gets (record, exception) and may raise. A record
+                  that cannot be deserialized is judged like one whose handler failed, its key and value as
+                  bytes.
         Runs until `stop()`, an error, or - with `stop_at_end` - until everything there was at the start is
         handled.
         """
@@ -181,7 +184,11 @@ class _Run:
                 while True:
                     if self._stopping:
                         return
-                    records = await consumer.poll(POLL_SECONDS)
+                    try:
+                        records = await consumer.poll(POLL_SECONDS)
+                    except DeserializationError as error:
+                        await self._pass_over(consumer, error)
+                        continue
                     if records:
                         await self._handle(consumer, records)
                     elif await consumer.at_end():
@@ -201,18 +208,32 @@ class _Run:
                 try:
                     await _maybe_await(self._handler(record))
                 except Exception as error:
-                    if self._on_error == "raise":
-                        raise
-                    if callable(self._on_error):
-                        await _maybe_await(self._on_error(record, error))
+                    await self._judge(record, error)
                 finished[TopicPartition(record.topic, record.partition)] = record.offset + 1
         finally:
             if finished:
-                try:
-                    await consumer.commit(finished)
-                except CommitFailedError:
-                    # the partitions moved on: their new owner handles these records again (at least once)
-                    pass
+                await self._commit(consumer, finished)
+
+    async def _pass_over(self, consumer: Consumer, error: DeserializationError) -> None:
+        """Go on behind a record that cannot be read, if `on_error` says so."""
+        record = unread_record(error)
+        await self._judge(record, error)
+        place = TopicPartition(record.topic, record.partition)
+        await consumer.seek(place, record.offset + 1)
+        await self._commit(consumer, {place: record.offset + 1})
+
+    async def _judge(self, record: Record, error: Exception) -> None:
+        if self._on_error == "raise":
+            raise error
+        if callable(self._on_error):
+            await _maybe_await(self._on_error(record, error))
+
+    async def _commit(self, consumer: Consumer, finished: dict[TopicPartition, int]) -> None:
+        try:
+            await consumer.commit(finished)
+        except CommitFailedError:
+            # the partitions moved on: their new owner handles these records again (at least once)
+            pass
 
 
 async def _maybe_await(result: object) -> None:

@@ -286,7 +286,8 @@ class ConsumerGroup:
         """Call `handler(record)` for every record, in order per partition, in `workers` members; commit after handling.
 
         on_error: "raise" stops everybody, commits what finished and raises; "skip" goes on behind the record; a callable
-                  gets (record, exception) and may raise.
+                  gets (record, exception) and may raise. A record that cannot be deserialized is judged like one whose
+                  handler failed; its key and value are then bytes.
         Blocks until `stop()`, Ctrl-C, an error, or - with `stop_at_end` - until everything there was at the
         start is handled.
         """

@@ -5,7 +5,8 @@ finished,
 and polls again: in order per partition, at least once.
 
 Invariants:
- 1. A record whose handler did not finish is never committed past (unless `on_error` says to skip it).
+ 1. A record whose handler did not finish, or that cannot be deserialized, is never committed past (unless `on_error`
+    says to skip it).
  2. When one worker fails all stop, every worker commits what it finished, and the first error is raised.
 """
 
@@ -16,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.client.consumer import Consumer
-from streamlog.errors import CommitFailedError, ConfigError
+from streamlog.errors import CommitFailedError, ConfigError, DeserializationError
 from streamlog.record import Record, TopicPartition
 
 if TYPE_CHECKING:
@@ -51,6 +52,13 @@ def check_run(handler: object, workers: object, on_error: object) -> None:
             value=handler,
             allowed="a callable (record)",
         )
+
+
+def unread_record(error: DeserializationError) -> Record:
+    """The record that could not be read, its key and value as bytes."""
+    if error.record is None:
+        raise error  # a handler's own, or of a serde called by hand
+    return error.record
 
 
 class GroupRun:
@@ -124,7 +132,11 @@ class GroupRun:
 
     def _consume(self, consumer: Consumer) -> None:
         while not self._stopping and not consumer.at_end:
-            records = consumer.poll(POLL_SECONDS)
+            try:
+                records = consumer.poll(POLL_SECONDS)
+            except DeserializationError as error:
+                self._pass_over(consumer, error)
+                continue
             if records:
                 self._handle(consumer, records)
 
@@ -144,6 +156,14 @@ class GroupRun:
         finally:
             if finished:
                 self._commit(consumer, finished)
+
+    def _pass_over(self, consumer: Consumer, error: DeserializationError) -> None:
+        """Go on behind a record that cannot be read, if `on_error` says so."""
+        record = unread_record(error)
+        self._judge(record, error)
+        place = TopicPartition(record.topic, record.partition)
+        consumer.seek(place, record.offset + 1)
+        self._commit(consumer, {place: record.offset + 1})
 
     def _judge(self, record: Record, error: Exception) -> None:
         if self._on_error == "raise":

@@ -8,7 +8,7 @@ import pytest
 
 import streamlog.aio
 from streamlog import Record, TopicPartition
-from streamlog.errors import ConfigError, IllegalStateError, NonEmptyGroupError
+from streamlog.errors import ConfigError, DeserializationError, IllegalStateError, NonEmptyGroupError
 from tests.aio.loops import in_loop, until, watched
 from tests.aio.test_consumer import filled
 
@@ -92,6 +92,33 @@ async def test_errors_can_be_skipped_or_judged() -> None:
         await group.reset_offsets("earliest")
         await group.run(handle, on_error=judge, stop_at_end=True)
         assert judged == list(range(0, 100, 10))
+
+
+@in_loop
+async def test_records_that_cannot_be_read_are_judged_too() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await cluster.create_topic("mixed")
+        async with cluster.producer() as producer:
+            await producer.send_many("mixed", [(b"k", b"%d" % n if n % 2 else b"?") for n in range(6)])
+        group = cluster.consumer_group("g", ["mixed"])
+        handled: list[object] = []
+        judged: list[tuple[int, object]] = []
+
+        def handle(record: Record) -> None:
+            handled.append(record.value)
+
+        async def judge(record: Record, error: Exception) -> None:
+            assert isinstance(error, DeserializationError)
+            judged.append((record.offset, record.value))
+
+        with pytest.raises(DeserializationError):
+            await group.run(handle, value_deserializer="json")
+        assert await group.offsets() == {}
+        await group.run(handle, on_error=judge, stop_at_end=True, value_deserializer="json")
+        assert handled == [1, 3, 5] and judged == [(n, b"?") for n in (0, 2, 4)]
+        await group.reset_offsets("earliest")
+        await group.run(handle, on_error="skip", stop_at_end=True, value_deserializer="json")
+        assert handled == [1, 3, 5] * 2 and await group.lag() == {TopicPartition("mixed", 0): 0}
 
 
 @in_loop

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from streamlog import Cluster, Record, Topic
-from streamlog.errors import ConfigError
+from streamlog import Cluster, Record, Topic, TopicPartition
+from streamlog.errors import ConfigError, DeserializationError
 
 
 @pytest.fixture
@@ -120,6 +120,51 @@ def test_a_callable_judges(cluster: Cluster, filled: Topic) -> None:
         group.run(lambda record: 1 / 0, on_error=judge)
     assert len(judged) == 3 and {name for _, name in judged} == {"ZeroDivisionError"}
     assert sum(group.offsets().values()) == 2
+
+
+def mixed(cluster: Cluster) -> None:
+    """Ten records of "mixed", the first, the fifth, the sixth and the last of them no JSON."""
+    cluster.create_topic("mixed")
+    with cluster.producer() as producer:
+        producer.send_many("mixed", [(b"k", b"?" if n in (0, 4, 5, 9) else b"%d" % n) for n in range(10)])
+
+
+def test_a_record_that_cannot_be_read_is_skipped_as_one_that_fails(cluster: Cluster) -> None:
+    mixed(cluster)
+    group = cluster.consumer_group("g", ["mixed"])
+    handled: list[Any] = []
+    group.run(
+        lambda record: handled.append(record.value),
+        on_error="skip",
+        stop_at_end=True,
+        value_deserializer="json",
+    )
+    assert handled == [1, 2, 3, 6, 7, 8] and sum(group.lag().values()) == 0
+
+
+def test_a_callable_gets_the_record_that_cannot_be_read_as_bytes(cluster: Cluster) -> None:
+    mixed(cluster)
+    group = cluster.consumer_group("g", ["mixed"])
+    judged: list[tuple[int, Any, str]] = []
+
+    def judge(record: Record, error: Exception) -> None:
+        judged.append((record.offset, record.value, type(error).__name__))
+        if record.offset == 5:
+            raise error
+
+    with pytest.raises(DeserializationError, match="record 5 of mixed-0"):
+        group.run(lambda record: None, on_error=judge, value_deserializer="json")
+    assert judged == [(n, b"?", "DeserializationError") for n in (0, 4, 5)]
+    assert sum(group.offsets().values()) == 5
+
+
+def test_by_default_a_record_that_cannot_be_read_stops_the_run_before_it(cluster: Cluster) -> None:
+    mixed(cluster)
+    group = cluster.consumer_group("g", ["mixed"])
+    group.reset_offsets({TopicPartition("mixed", 0): 1})
+    with pytest.raises(DeserializationError, match="record 4 of mixed-0"):
+        group.run(lambda record: None, value_deserializer="json")
+    assert sum(group.offsets().values()) == 4
 
 
 def test_exits_are_not_judged(cluster: Cluster, filled: Topic) -> None:
