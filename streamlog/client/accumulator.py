@@ -30,7 +30,7 @@ from streamlog.client.callbacks import DeliveryCallbacks
 from streamlog.client.delivery import OpenBatch, raise_unknown
 from streamlog.client.gathering import Gate, TopicBuffer, check_size
 from streamlog.client.measuring import ProducerTraffic
-from streamlog.client.timeouts import milliseconds
+from streamlog.client.timeouts import SETTLING_MS, milliseconds
 from streamlog.compression import CODECS, Codec
 from streamlog.config import ProducerConfig
 from streamlog.core.controller import validate_topic_name
@@ -63,6 +63,7 @@ class Accumulator:
         # Records above this take the slow way (`_admit`): too large, or large for their topic. -1: all of
         # them do.
         self._usual_bytes_max = config.max_request_size
+        self._patience_ms = config.delivery_timeout_ms + SETTLING_MS
         self._gate = Gate(config.max_request_size)
         self._lock = runtime.turn_lock()  # an interrupt of the thread that holds it may take it again
         self._topics: dict[str, TopicBuffer] = {}
@@ -419,14 +420,14 @@ class Accumulator:
             if batch.settle():
                 self._reap()
                 return
-        timeout_ms = milliseconds("result", timeout, self.config.delivery_timeout_ms)
+        timeout_ms = milliseconds("result", timeout, self._patience_ms)
         self._wait(batch, self._runtime.clock.monotonic_ms() + timeout_ms, timeout_ms)
         self._reap()
 
     def _await_all(self, batches: list[OpenBatch], timeout: float | None) -> None:
         """Send those of the batches that are still open, as one request, and wait for all of them."""
         self._backend.check_usable()
-        timeout_ms = milliseconds("result", timeout, self.config.delivery_timeout_ms)
+        timeout_ms = milliseconds("result", timeout, self._patience_ms)
         if any(batch.pending is None for batch in batches) or self._handing is not None:
             with self._lock:
                 self._enter()

@@ -8,7 +8,7 @@ Invariants:
     when it is over.
  2. However many tasks await records of one batch, its end costs one call into their loop.
  3. A task that is cancelled only stops waiting: the record travels on, and flush still reports its failure.
- 4. Nobody waits longer than `delivery_timeout_ms`.
+ 4. Nobody waits longer than `delivery_timeout_ms` and a second; the delivery's own end, which tells why, comes first.
 
 asyncio is imported here only by those who run a loop already.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from streamlog.client.timeouts import SETTLING_MS
 from streamlog.errors import StreamlogTimeoutError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Arrivals:
         self.batch = batch
         self.futures: list[asyncio.Future[None]] = []
         timeout_ms = batch.producer.config.delivery_timeout_ms
-        self.timer = loop.call_later(timeout_ms / 1000, self._expire)
+        self.timer = loop.call_later((timeout_ms + SETTLING_MS) / 1000, self._expire)
 
     def tell(self, _: object) -> None:
         """The batch is settled. Called by the producer's thread."""

@@ -391,7 +391,7 @@ class SendFuture(msgspec.Struct, eq=False, gc=False):
     def result(self, timeout: float | None = None) -> RecordMetadata:
         """Where the record is. Sends it at once if it still lingers, and waits.
 
-        timeout: seconds; None = as long as `delivery_timeout_ms`.
+        timeout: seconds; None = until its fate is known, at most `delivery_timeout_ms` and a second.
         Raises   what kept the record from being written; StreamlogTimeoutError when the time is over.
         """
         batch: OpenBatch = self.batch

@@ -390,15 +390,15 @@ class Producer(Accumulator, KnowsHabits):
     def flush(self, timeout: float | None = None) -> None:
         """Send everything gathered so far and wait until its fate is known.
 
-        timeout: seconds; None = `delivery_timeout_ms`.
+        timeout: seconds; None = until it is, at most `delivery_timeout_ms` and a second.
         Raises   DeliveryError if records failed whose futures nobody read; StreamlogTimeoutError.
         """
         self._check_open()
-        self._flush(milliseconds("flush", timeout, self.config.delivery_timeout_ms))
+        self._flush(milliseconds("flush", timeout, self._patience_ms))
 
     def close(self, timeout: float | None = None) -> None:
         """Flush and end. Raises as `flush`; the producer is closed in any case. Closing twice is harmless."""
-        timeout_ms = milliseconds("close", timeout, self.config.delivery_timeout_ms)
+        timeout_ms = milliseconds("close", timeout, self._patience_ms)
         with self._lock:
             if self._closed:
                 return

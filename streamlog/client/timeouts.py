@@ -12,6 +12,10 @@ from streamlog.errors import ConfigError
 
 SECONDS_SUSPICIOUS: Final = 300
 
+SETTLING_MS: Final = 1000
+"""Who waits for a delivery and names no timeout waits so much longer than `delivery_timeout_ms`: the delivery's own end
+tells why, and must come first."""
+
 
 def milliseconds(call: str, timeout: float | None, default_ms: int) -> int:
     """Turn a `timeout` in seconds into ms; None is `default_ms`. Raises ConfigError for what is no duration."""

@@ -343,7 +343,7 @@ class Transaction:
         producer = self._producer
         first: BaseException | None = None
         try:
-            producer._flush(producer.config.delivery_timeout_ms)
+            producer._flush(producer._patience_ms)
         except DeliveryError as error:
             first = error.__cause__
         if isinstance(first, _FATAL):

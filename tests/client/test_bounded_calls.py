@@ -74,6 +74,7 @@ def iterate(world: World) -> None:
 REFUSED: dict[str, type[StreamlogError]] = {
     "group.reset_offsets": NonEmptyGroupError,
     "elect_leaders": ElectionNotNeededError,
+    "producer.flush()": DeliveryError,
     "producer.close()": DeliveryError,
 }
 """What may be raised that is not retriable: asking again would not help."""

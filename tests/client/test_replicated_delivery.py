@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 import streamlog
+from streamlog import RecordMetadata
+from streamlog.client.delivery import SendFuture
 from streamlog.errors import (
     DeliveryError,
     LeaderNotAvailableError,
@@ -282,6 +285,36 @@ def test_failures_are_told_exactly_once(seed: int, ending: str) -> None:
             producer.close()
         except StreamlogError:
             pass
+
+
+@pytest.mark.parametrize("call", ["result", "flush", "await"])
+def test_who_waits_without_a_timeout_is_told_why_and_once(call: str) -> None:
+    """Both clocks run out together; the one that knows the broker's answer must be first."""
+    with streamlog.open(":memory:", brokers=3) as cluster:
+        cluster.create_topic("t", replication_factor=3, config={"min.insync.replicas": 2})
+        for number in range(3):
+            if number != cluster.topic("t")[0].leader:
+                cluster.brokers[number].stop()
+        for _ in range(5):
+            producer = cluster.producer(delivery_timeout_ms=60, request_timeout_ms=50, linger_ms=5)
+            future = producer.send("t", b"x")
+            with pytest.raises(StreamlogError, match="the last answer") as caught:
+                if call == "result":
+                    future.result()
+                elif call == "flush":
+                    producer.flush()
+                else:
+                    asyncio.run(awaited(future))
+            cause = caught.value.__cause__
+            if call == "flush":
+                assert isinstance(caught.value, DeliveryError) and cause is not None
+                cause = cause.__cause__
+            assert isinstance(cause, NotEnoughReplicasError), caught.value
+            producer.close()
+
+
+async def awaited(future: SendFuture) -> RecordMetadata:
+    return await future
 
 
 # -- bounded without a leader -----------------------------------------------------------------------------------------
