@@ -282,14 +282,13 @@ class BrokerCluster:
         steps += [broker.close for broker in self.brokers]
         steps.append(self.metadata.close)
         steps += [partial(self.close_environment, environment) for environment in reversed(self.environments)]
-        steps.append(self.directory.close)
+        steps += [self.directory.close, partial(self.runtime.detach, self)]
         for step in steps:
             try:
                 step()
             except Exception as error:
                 first_error = first_error or error
         self._released = True
-        self.runtime.detach(self)
         if first_error is not None:
             raise first_error
 

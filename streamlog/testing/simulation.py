@@ -15,6 +15,7 @@ Invariants:
  3. The clock moves only when nobody is ready.
  4. Taking a lock that another actor holds waits for it, as any wait.
  5. Checks run at every switch and at the end of every turn, so no state between two turns goes unseen.
+ 6. What an actor raised comes out of its `result()`, or, if nobody asked, when the last cluster is closed.
 
 Sources: FoundationDB's and TigerBeetle's simulators (one thread, one seed); etcd raft's deterministic tests.
 Not implemented: preemption between waits; event loops (`streamlog.aio` runs its turns in threads of a pool).
@@ -32,7 +33,7 @@ from zlib import crc32
 
 from streamlog.broker.runner import Lock, TurnLock, Waiter
 from streamlog.clock import ManualClock
-from streamlog.errors import ForeignThreadError, IllegalStateError, SimulationStalledError
+from streamlog.errors import ClosedError, ForeignThreadError, IllegalStateError, SimulationStalledError
 from streamlog.testing.checkers import InvariantViolatedError
 
 EPOCH_MS: Final = 1_700_000_000_000
@@ -50,7 +51,7 @@ class Actor:
     """A thread of the simulation."""
 
     __slots__ = (
-        "deadline_ms", "failure", "gate", "is_daemon", "is_done", "is_sleeping", "joiners", "name",
+        "deadline_ms", "failure", "gate", "is_daemon", "is_done", "is_sleeping", "is_told", "joiners", "name",
         "turns", "waiting_for", "woken",
     )  # fmt: skip
 
@@ -67,6 +68,7 @@ class Actor:
         self.is_done = False
         self.joiners: list[SimulatedWaiter] = []
         self.failure: BaseException | None = None
+        self.is_told = False  # somebody was told of the failure
 
     def __repr__(self) -> str:
         until = "" if self.deadline_ms is None else f" until {self.deadline_ms} ms"
@@ -183,6 +185,7 @@ class SimulatedTask:
     def result(self) -> None:
         """Wait until it has ended; raises what it raised."""
         self.join()
+        self._actor.is_told = True
         if self._actor.failure is not None:
             raise self._actor.failure
 
@@ -219,6 +222,7 @@ class Simulation:
         self._idle_switches = 0
         self._spawned = 0
         self._violation: BaseException | None = None
+        self._failed: list[Actor] = []
         self._clusters: dict[object, None] = {}
         self._main = Actor("main", is_daemon=False)
         self._baton = self._main
@@ -300,12 +304,20 @@ class Simulation:
         time.sleep = _guarded_sleep
 
     def detach(self, cluster: object) -> None:
-        """It was closed. With the last one the actors' threads are ordinary threads again."""
+        """It was closed. With the last one the actors' threads are ordinary threads again.
+
+        Raises what an actor raised, if nobody has asked for its `result()`: its asserts would count for nothing.
+        """
         self._clusters.pop(cluster, None)
         if not self._clusters:
             _in_use.pop(self, None)
         if not _in_use:
             time.sleep = _real_sleep
+        if not self._clusters:
+            failed, self._failed = self._failed, []
+            for actor in failed:
+                if not actor.is_told and actor.failure is not None:
+                    raise actor.failure
 
     def may_help(self) -> bool:
         """Whether a caller that waits runs others' work itself: both ways must be right, so chance decides."""
@@ -336,6 +348,8 @@ class Simulation:
             run()
         except BaseException as error:
             actor.failure = error
+            if not _is_of_closing(error):
+                self._failed.append(actor)
             self.note(f"failed: {type(error).__name__}: {error}")
             if isinstance(error, InvariantViolatedError):
                 self._end_checks(error)  # now, while the trace still ends with what led to it
@@ -439,6 +453,15 @@ class Simulation:
             now_ms=self.now_ms,
             waiting=[actor.name for actor in self._waiting],
         )
+
+
+def _is_of_closing(error: BaseException | None) -> bool:
+    """Whether an actor ended because what it used was closed under it."""
+    while error is not None:
+        if isinstance(error, ClosedError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _guarded_sleep(seconds: SupportsIndex | float) -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 import streamlog
-from streamlog.errors import ForeignThreadError, IllegalStateError, SimulationStalledError
+from streamlog.errors import ClosedError, ForeignThreadError, IllegalStateError, SimulationStalledError
 from streamlog.testing import Simulation
 from tests.processes import said_by
 
@@ -56,6 +56,55 @@ def test_what_an_actor_raises_comes_out_of_result() -> None:
     with pytest.raises(ValueError, match="no"):
         task.result()
     assert task.join()
+
+
+def refuses() -> None:
+    raise AssertionError("no")
+
+
+def test_what_nobody_asked_for_comes_out_of_closing() -> None:
+    simulation = Simulation(1)
+    with pytest.raises(AssertionError, match="no"), streamlog.open(":memory:", runtime=simulation) as cluster:
+        simulation.spawn(refuses)
+        simulation.sleep(1)
+    cluster.close()  # once
+    with streamlog.open(":memory:", runtime=simulation):
+        task = simulation.spawn(refuses)
+        with pytest.raises(AssertionError):
+            task.result()
+
+
+def test_the_error_of_the_main_actor_comes_first() -> None:
+    simulation = Simulation(1)
+    with pytest.raises(LookupError) as caught, streamlog.open(":memory:", runtime=simulation):
+        simulation.spawn(refuses)
+        simulation.sleep(1)
+        raise LookupError
+    assert isinstance(caught.value.__context__, AssertionError)
+
+
+@pytest.mark.parametrize("brokers", [1, 3])
+def test_ending_because_the_cluster_was_closed_is_no_failure(brokers: int) -> None:
+    simulation = Simulation(1)
+    with streamlog.open(":memory:", brokers=brokers, runtime=simulation) as cluster:
+        cluster.create_topic("orders")
+
+        def sends_for_ever() -> None:
+            producer = cluster.producer()
+            while True:
+                producer.send("orders", b"x").result()
+                simulation.sleep(0.1)
+
+        def reads_for_ever() -> None:
+            for _ in cluster.consumer_group("g", ["orders"]).consumer():
+                pass
+
+        tasks = [simulation.spawn(sends_for_ever), simulation.spawn(reads_for_ever)]
+        simulation.sleep(1)
+    for task in tasks:
+        task.join()
+        with pytest.raises(ClosedError):
+            task.result()
 
 
 def test_a_join_with_a_timeout() -> None:
