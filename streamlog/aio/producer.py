@@ -2,9 +2,9 @@
 
     send --loop--> open batch --full--> aside --producer's thread--> seal, turn, callbacks --> await
 
-`send` is no coroutine: it puts the record into its batch and returns something to await. Only where that
-would block (no room in the buffer, a topic that must be made first) does the record wait outside, in order,
-see `LateSend`.
+`send` and `send_many` are no coroutines: they put records into their batches and return something to await.
+Only where that would block (no room in the buffer, a topic that must be made first, too many records at once)
+do records wait outside, in order, see `LateSend` and `SendingMany`.
 
 Invariants:
  1. Batches of a partition are sealed in the order they were opened: full batches set aside are sealed before
@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.aio.waiting import Workers
 from streamlog.client.awaiting import settled
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
 
 Headered = Iterable[tuple[str, bytes | None]]
+
+PORTION_RECORDS_MAX: Final = 1000
+PORTION_BYTES_MAX: Final = 1024 * 1024
+"""`send_many` gathers so many records, or bytes of values, before it looks for room and lets the loop go on."""
 
 
 class LoopProducer(BlockingProducer):
@@ -123,13 +127,14 @@ class LateSend:
     """The promise of a record that could not be gathered at once. Awaitable, as the SendFuture it will be."""
 
     def __init__(self, record: tuple[Any, ...], needs_topic: bool) -> None:
+        self.topic: str = record[0]
         self.record = record
         self.needs_topic = needs_topic
         self.placed: asyncio.Future[SendFuture] = asyncio.get_running_loop().create_future()
         self.is_known = False
 
     def __repr__(self) -> str:
-        return f"<LateSend to {self.record[0]} {'done' if self.done() else 'pending'}>"
+        return f"<LateSend to {self.topic} {'done' if self.done() else 'pending'}>"
 
     def done(self) -> bool:
         """Whether the record was written or has failed."""
@@ -147,12 +152,101 @@ class LateSend:
 
         self.placed.add_done_callback(chain)
 
+    async def place(self, producer: Producer) -> None:
+        """Gather the record once there is room for it."""
+        await producer._room()
+        self.placed.set_result(producer._core.send(*self.record))
+
+    def records(self) -> list[Record]:
+        """What is to be sent, for who is told that it was not."""
+        return [Record(self.topic, value=self.record[1], key=self.record[2])]
+
     def __await__(self) -> Generator[Any, None, RecordMetadata]:
         try:
             future = yield from asyncio.shield(self.placed).__await__()
         finally:
             self.is_known = self.placed.done()
         return (yield from future.__await__())
+
+
+class SendingMany:
+    """What `send_many` returns. Awaiting it waits until all records are written, and gives their futures."""
+
+    def __init__(self, topic: str, items: list[Any], needs_topic: bool) -> None:
+        self.topic = topic
+        self.needs_topic = needs_topic
+        self.placed: asyncio.Future[SentMany] = asyncio.get_running_loop().create_future()
+        self.is_known = False
+        self._items = items
+        self._gathered = 0
+        self._count = len(items)
+
+    def __repr__(self) -> str:
+        return f"<SendingMany {self._count} records to {self.topic}>"
+
+    async def place(self, producer: Producer) -> None:
+        """Gather the records, a portion at a time, as soon as there is room for it."""
+        portions: list[SentMany] = []
+        while self._gathered < self._count or not portions:
+            await producer._room()
+            portion = portion_of(self._items, self._gathered)
+            portions.append(producer._core.send_many(self.topic, portion))
+            self._gathered += len(portion)
+            await asyncio.sleep(0)
+        self.gathered(joined(portions))
+
+    def gathered(self, sent: SentMany) -> None:
+        """All records are in their batches."""
+        self._items = []
+        self.placed.set_result(sent)
+
+    def records(self) -> list[Record]:
+        """What is not gathered yet, for who is told that it never was."""
+        pairs = map(_key_and_value, self._items[self._gathered :])
+        return [Record(self.topic, value=value, key=key) for key, value in pairs]
+
+    def __await__(self) -> Generator[Any, None, SentMany]:
+        try:
+            sent = yield from asyncio.shield(self.placed).__await__()
+        finally:
+            self.is_known = self.placed.done()
+        yield from sent.wait().__await__()
+        sent.result()
+        return sent
+
+
+def portion_of(items: list[Any], start: int = 0) -> list[Any]:
+    """The items from `start` on that are gathered in one go; one at least."""
+    portion = items[start : start + PORTION_RECORDS_MAX]
+    total_bytes = 0
+    for count, item in enumerate(portion, 1):
+        _, value = _key_and_value(item)
+        if isinstance(value, (bytes, str)):
+            total_bytes += len(value)
+            if total_bytes >= PORTION_BYTES_MAX:
+                return portion[:count]
+    return portion
+
+
+def _key_and_value(item: Any) -> tuple[Any, Any]:
+    """Of a pair or something like a Record; (None, None) of what `send_many` will refuse."""
+    if type(item) is tuple and len(item) == 2:
+        return item
+    return getattr(item, "key", None), getattr(item, "value", None)
+
+
+def joined(portions: list[SentMany]) -> SentMany:
+    """The promises of one call that was gathered in portions, in the order of its items."""
+    if len(portions) == 1:
+        return portions[0]
+    segments = [segment for portion in portions for segment in portion._segments]
+    if any(portion._was_each for portion in portions):
+        return SentMany(segments, None, [future for portion in portions for future in portion])
+    order: list[int] = []
+    for portion in portions:
+        start = len(order)
+        order += [start + index for index in portion._order or range(len(portion))]
+    return SentMany(segments, order)
 
 
 class Producer(KnowsHabits):
@@ -162,9 +256,9 @@ class Producer(KnowsHabits):
         self._workers = workers
         self._core = core
         self._on_close = on_close
-        self._late: deque[LateSend] = deque()
+        self._late: deque[LateSend | SendingMany] = deque()
         self._placing: asyncio.Task[None] | None = None
-        self._failed_late: list[LateSend] = []
+        self._failed_late: list[LateSend | SendingMany] = []
 
     def __repr__(self) -> str:
         return f"<aio {repr(self._core)[1:]}"
@@ -216,26 +310,31 @@ class Producer(KnowsHabits):
             needs_topic = self._core.needs_topic(topic)
         self._core._check_open()
         late = LateSend(record, needs_topic)
-        self._late.append(late)
-        if self._placing is None:
-            self._placing = asyncio.get_running_loop().create_task(self._place())
+        self._place_later(late)
         return late
 
-    async def send_many(self, topic: str, items: Iterable[Any]) -> SentMany:
-        """Send many records and wait until all are written; several times faster than one by one.
+    def send_many(self, topic: str, items: Iterable[Any]) -> Awaitable[SentMany]:
+        """Send many records, several times faster than one by one. As with `send`, they are on their way at
+        once; awaiting waits until all are written.
 
-        items:   (key, value) pairs, or Records. Taken apart in a thread: do not change a list meanwhile.
-        Returns  a sequence of futures that are done, in the order of `items`; `.result()` is where the
-                 records are.
-        Raises   the first record's error, if any failed; as `send`. Cancelled, some or all of them are
-                 written.
+        items:   (key, value) pairs, or Records.
+        Returns  what to await for a sequence of futures that are done, in the order of `items`; `.result()`
+                 is where the records are. Cancelling the await withdraws nothing.
+        Raises   as `send`; awaited, the first record's error, if any failed. Records before the one at fault
+                 may have been sent.
         """
+        core = self._core
         listed = items if isinstance(items, list) else list(items)
-        await self._all_placed()
-        sent = await self._workers.call(self._core.send_many, topic, listed)
-        await sent.wait()
-        sent.result()
-        return sent
+        needs_topic = core.needs_topic(topic)
+        is_late = bool(self._late) or needs_topic or core.is_full or len(portion_of(listed)) < len(listed)
+        if not is_late:
+            sending = SendingMany(topic, listed, needs_topic=False)
+            sending.gathered(core.send_many(topic, listed))
+            return sending
+        core._check_open()
+        sending = SendingMany(topic, list(listed), needs_topic)  # a copy: the caller may go on with the list
+        self._place_later(sending)
+        return sending
 
     async def drain(self) -> None:
         """Wait until there is room in the buffer for more records."""
@@ -278,6 +377,11 @@ class Producer(KnowsHabits):
         while self._placing is not None:
             await asyncio.shield(self._placing)
 
+    def _place_later(self, late: LateSend | SendingMany) -> None:
+        self._late.append(late)
+        if self._placing is None:
+            self._placing = asyncio.get_running_loop().create_task(self._place())
+
     async def _place(self) -> None:
         try:
             while True:
@@ -286,16 +390,13 @@ class Producer(KnowsHabits):
                 late = self._late[0]
                 try:
                     if late.needs_topic:
-                        await self._workers.call(self._core._backend.topic_for_client, late.record[0])
-                    await self._room()
-                    future = self._core.send(*late.record)
+                        await self._workers.call(self._core._backend.topic_for_client, late.topic)
+                    await late.place(self)
                 except Exception as error:
                     self._failed_late.append(late)
                     late.placed.set_exception(error)
                     # flush tells of it, if nobody awaits it: no complaint at collection
                     late.placed.exception()
-                else:
-                    late.placed.set_result(future)
                 self._late.popleft()
         finally:
             self._placing = None
@@ -324,8 +425,9 @@ class Producer(KnowsHabits):
         if not unknown:
             return
         first = unknown[0].placed.exception()
+        records = [record for late in unknown for record in late.records()]
         raise DeliveryError(
-            f"{len(unknown)} records could not be sent; the first, for {unknown[0].record[0]}: {first}",
-            count=len(unknown),
-            failed=[Record(late.record[0], value=late.record[1], key=late.record[2]) for late in unknown],
+            f"{len(records)} records could not be sent; the first, for {unknown[0].topic}: {first}",
+            count=len(records),
+            failed=records,
         ) from first

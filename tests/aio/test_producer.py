@@ -13,12 +13,14 @@ import pytest
 
 import streamlog
 import streamlog.aio
+from streamlog.aio.producer import PORTION_BYTES_MAX, PORTION_RECORDS_MAX, portion_of
 from streamlog.errors import (
     BufferExhaustedError,
     ClosedError,
     DeliveryError,
     IllegalStateError,
     RecordTooLargeError,
+    SerializationError,
     UnknownTopicOrPartitionError,
     UnsupportedOperationError,
 )
@@ -123,6 +125,139 @@ async def test_send_many_raises_the_first_records_error() -> None:
         with pytest.raises(RecordTooLargeError):
             await producer.send_many("small", [(None, b"x" * 2_000)])
         await producer.close()  # who awaited knows of it already
+
+
+@in_loop
+async def test_send_many_without_await_sends_as_send_does() -> None:
+    """Small lists, lists of several portions, Records: all in order, with single records between them."""
+    async with streamlog.aio.open(":memory:") as cluster:
+        topic = await cluster.create_topic("orders", partitions=1)
+        numbers = iter(range(100_000))
+
+        def pairs(count: int) -> list[Any]:
+            return [(None, b"%d" % number) for _, number in zip(range(count), numbers, strict=False)]
+
+        async with cluster.producer() as producer:
+            for count in (3, 2 * PORTION_RECORDS_MAX + 1, 5, 0):
+                items = pairs(count)
+                producer.send_many("orders", items)
+                items.clear()  # the list is the caller's again
+                producer.send("orders", b"%d" % next(numbers))
+            producer.send_many(
+                "orders", [streamlog.Record("orders", value=value) for _, value in pairs(1_500)]
+            )
+            expected = next(numbers)
+        records = await topic[0].read(max_records=100_000)
+        assert [int(record.value or b"") for record in records] == list(range(expected))
+
+
+@in_loop
+async def test_send_many_in_portions_keeps_the_order_of_the_items() -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await cluster.create_topic("orders", partitions=3)
+        async with cluster.producer() as producer:
+            pairs = [(b"%d" % number, b"v") for number in range(2_500)]
+            mixed = [streamlog.Record("orders", key=key, value=b"w") for key, _ in pairs]
+            by_pair, by_record = (
+                await producer.send_many("orders", pairs),
+                await producer.send_many("orders", mixed),
+            )
+        for sent in (by_pair, by_record):
+            assert len(sent) == 2_500 and all(future.done() for future in sent)
+            read = {
+                (r.partition, r.offset): r.key
+                for topic in [cluster.topic("orders")]
+                for partition in topic.partitions
+                for r in await partition.read(max_records=10_000)
+            }
+            assert [read[m.partition, m.offset] for m in sent.result()] == [key for key, _ in pairs]
+
+
+def test_a_portion_is_bounded_by_count_and_bytes() -> None:
+    assert len(portion_of([(None, b"")] * 5_000)) == PORTION_RECORDS_MAX
+    assert len(portion_of([(None, b"")] * 5_000, 4_990)) == 10
+    large = [(None, b"x" * (PORTION_BYTES_MAX // 4))] * 10
+    assert len(portion_of(large)) == 4
+    assert len(portion_of([streamlog.Record("t", value=value) for _, value in large])) == 4
+    assert len(portion_of([(None, b"x" * 2 * PORTION_BYTES_MAX)] * 2)) == 1
+
+
+@in_loop
+async def test_send_many_waits_outside_while_the_buffer_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        topic = await cluster.create_topic("orders", partitions=1)
+        producer = cluster.producer(batch_size=1_000, buffer_memory=4_000)
+        gate = threading.Event()
+        commit = WriteTransaction.commit
+        monkeypatch.setattr(
+            WriteTransaction, "commit", lambda transaction: (gate.wait(), commit(transaction))[1]
+        )
+        for start in range(0, 200, 10):
+            producer.send_many("orders", [(None, b"%04d" % n + b"x" * 96) for n in range(start, start + 10)])
+        draining = asyncio.ensure_future(producer.drain())
+        await asyncio.sleep(0.01)
+        assert not draining.done()
+        assert producer._core.pending_records < 100  # the others wait outside
+        gate.set()
+        await draining
+        await producer.close()
+        records = await topic[0].read(max_records=500)
+        assert [int((record.value or b"")[:4]) for record in records] == list(range(200))
+
+
+@in_loop
+async def test_what_send_many_could_not_gather_is_told_by_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await cluster.create_topic("orders", partitions=1)
+        producer = cluster.producer(batch_size=1_000, buffer_memory=1_000, max_block_ms=20, linger_ms=0)
+        gate = threading.Event()
+        commit = WriteTransaction.commit
+        monkeypatch.setattr(
+            WriteTransaction, "commit", lambda transaction: (gate.wait(), commit(transaction))[1]
+        )
+        for _ in range(3):
+            producer.send("orders", b"x" * 1_000)
+        with pytest.raises(BufferExhaustedError):
+            await producer.send_many("orders", [(None, b"awaited")])
+        producer.send_many("orders", [(b"k", b"not awaited"), (None, b"nor this")])
+        await until(lambda: producer._placing is None)
+        gate.set()
+        with pytest.raises(DeliveryError, match="records could not be sent") as failed:
+            await producer.close()
+        told = [record.value for record in failed.value.failed]  # type: ignore[attr-defined]
+        assert told[-2:] == [b"not awaited", b"nor this"] and b"awaited" not in told
+
+
+@in_loop
+async def test_items_send_many_does_not_take_are_refused() -> None:
+    """A few at once, as `send` does; those that wait outside when awaited, or by flush."""
+    async with streamlog.aio.open(":memory:") as cluster:
+        topic = await cluster.create_topic("orders", partitions=1)
+        producer = cluster.producer()
+        with pytest.raises(SerializationError):
+            producer.send_many("orders", [(b"a", b"b", b"c")])
+        with pytest.raises(UnknownTopicOrPartitionError):
+            producer.send_many("nowhere", [])
+        many: list[Any] = [(None, b"v")] * PORTION_RECORDS_MAX + [(b"a", b"b", b"c")]
+        with pytest.raises(SerializationError):
+            await producer.send_many("orders", many)
+        producer.send_many("orders", many)
+        with pytest.raises(DeliveryError, match=r"1 records could not be sent.*tuple of 3"):
+            await producer.flush()
+        await producer.close()
+        assert topic[0].high_watermark == 2 * PORTION_RECORDS_MAX
+        with pytest.raises(ClosedError):
+            producer.send_many("orders", many)
+
+
+@in_loop
+async def test_send_many_makes_its_topic_outside_the_loops_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with streamlog.aio.open(":memory:", auto_create_topics=True) as cluster:
+        with watched(monkeypatch):
+            async with cluster.producer() as producer:
+                producer.send_many("new", [(None, b"x")])
+                assert len(await producer.send_many("newer", [])) == 0
+        assert cluster.topics == ["new", "newer"] and cluster.topic("new")[0].high_watermark == 1
 
 
 @in_loop
