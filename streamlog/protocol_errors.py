@@ -16,6 +16,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _BY_CODE: dict[int, type[StreamlogError]] = {}
 _RESERVED = frozenset({"args", "facts", "with_traceback", "add_note"})
 
@@ -220,6 +223,8 @@ class InvalidCommitOffsetSizeError(StreamlogError, ValueError, code=28):
 class InvalidTimestampError(StreamlogError, ValueError, code=32):
     """The record's timestamp is outside what `message.timestamp.before/after.max.ms` allow."""
 
+    record_indexes: Sequence[int] = ()  # of a batch the broker refused: those at fault
+
 
 class UnsupportedVersionError(StreamlogError, code=35, fatal=True):
     """The peer does not speak this version of the request."""
@@ -388,7 +393,9 @@ class GroupSubscribedToTopicError(StreamlogError, code=86):
 
 
 class InvalidRecordError(StreamlogError, ValueError, code=87):
-    """A record breaks a rule of its topic (a compacted topic needs keys). Its batch was not written."""
+    """A record, or another of its batch, breaks a rule of its topic (a compacted one needs keys); none was written."""
+
+    record_indexes: Sequence[int] = ()  # of the batch: those at fault
 
 
 class UnstableOffsetCommitError(StreamlogError, code=88, retriable=True):

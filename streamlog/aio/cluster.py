@@ -22,7 +22,7 @@ from streamlog.client.brokers import BrokerHandle
 from streamlog.client.cluster import Cluster as BlockingCluster
 from streamlog.client.connecting import connect as core_connect
 from streamlog.client.consumer import Consumer as BlockingConsumer
-from streamlog.client.delivery import attach
+from streamlog.client.failures import attach
 from streamlog.client.habits import KnowsHabits
 from streamlog.client.opening import open_cluster
 from streamlog.client.topic import Partition as BlockingPartition

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.aio.waiting import Workers
 from streamlog.client.awaiting import settled
-from streamlog.client.delivery import OpenBatch, SendFuture, SentMany, attach
+from streamlog.client.delivery import OpenBatch, SendFuture, SentMany
+from streamlog.client.failures import attach
 from streamlog.client.habits import KnowsHabits
 from streamlog.client.producer import Producer as BlockingProducer
 from streamlog.config import ProducerConfig

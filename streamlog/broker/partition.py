@@ -24,6 +24,7 @@ from streamlog.config import TopicConfig
 from streamlog.core.cluster_image import PartitionImage, TopicImage
 from streamlog.core.leader_epochs import EpochEntry, EpochHistory
 from streamlog.core.replica import ReplicaState
+from streamlog.core.timestamps import timestamp_refusal
 from streamlog.errors import (
     CorruptRecordError,
     CorruptStoreError,
@@ -293,7 +294,7 @@ class Partition(Source):
         earliest = now_ms - config.message_timestamp_before_max_ms
         # The header tells the youngest record only: for the oldest, all have to be looked at.
         if batch.max_timestamp > latest or earliest > 0:
-            self._check_timestamps(batch, earliest, latest)
+            self._check_timestamps(batch, earliest, latest, now_ms)
         return batch
 
     def _refuse_size(self, batch: Batch) -> None:
@@ -307,16 +308,18 @@ class Partition(Source):
             allowed_bytes=self.config.max_message_bytes,
         )
 
-    def _check_timestamps(self, batch: Batch, earliest: int, latest: int) -> None:
-        for timestamp in batch.columns().timestamps:
-            if not earliest <= timestamp <= latest:
-                raise InvalidTimestampError(
-                    f"timestamp {timestamp} of a record for {self.topic}-{self.number} is out of range; allowed: "
-                    f"{earliest} to {latest} (message.timestamp.before.max.ms, message.timestamp.after.max.ms)",
-                    topic=self.topic,
-                    partition=self.number,
-                    timestamp=timestamp,
-                )
+    def _check_timestamps(self, batch: Batch, earliest: int, latest: int, now_ms: int) -> None:
+        timestamps = batch.columns().timestamps
+        at_fault = [index for index, ms in enumerate(timestamps) if not earliest <= ms <= latest]
+        if at_fault:
+            first = timestamps[at_fault[0]]
+            raise InvalidTimestampError(
+                f"a record for {self.topic}-{self.number}: {timestamp_refusal(first, now_ms, self.config)}",
+                topic=self.topic,
+                partition=self.number,
+                timestamp=first,
+                record_indexes=at_fault,
+            )
 
     def _require_keys(self, batch: Batch) -> None:
         missing = [index for index, key in enumerate(batch.columns().keys) if key is None]

@@ -27,7 +27,8 @@ from streamlog.broker import api
 from streamlog.broker.pending import Pending
 from streamlog.broker.runner import Service
 from streamlog.client.callbacks import DeliveryCallbacks
-from streamlog.client.delivery import OpenBatch, raise_unknown
+from streamlog.client.delivery import OpenBatch
+from streamlog.client.failures import raise_unknown
 from streamlog.client.gathering import Gate, TopicBuffer, check_size
 from streamlog.client.measuring import ProducerTraffic
 from streamlog.client.timeouts import SETTLING_MS, milliseconds
@@ -140,7 +141,7 @@ class Accumulator:
             image,
             self._images,
             self.config,
-            config.max_message_bytes,
+            config,
             self._runtime.random,
             self._gate,
             self._wall_ns,

@@ -91,7 +91,7 @@ class Cluster(KnowsHabits):
         except Exception as error:
             if exception is None:
                 raise
-            from streamlog.client.delivery import attach
+            from streamlog.client.failures import attach
 
             attach(exception, error)
 

@@ -33,8 +33,9 @@ from streamlog.batch_header import NO_PRODUCER_EPOCH, NO_PRODUCER_ID, NO_SEQUENC
 from streamlog.broker import api
 from streamlog.broker.turn import Pending
 from streamlog.client.awaiting import all_settled, settled
+from streamlog.client.failures import fate_of
 from streamlog.compression import Codec
-from streamlog.errors import DeliveryError, StreamlogTimeoutError
+from streamlog.errors import StreamlogTimeoutError
 from streamlog.record import Headers, Record, RecordMetadata
 
 if TYPE_CHECKING:
@@ -43,28 +44,6 @@ if TYPE_CHECKING:
     from streamlog.client.awaiting import Arrivals
 
 NO_OFFSET = -1
-
-
-def attach(exception: BaseException, error: BaseException) -> None:
-    """Hang `error`, raised while cleaning up after `exception`, at the end of what `exception` tells of its past."""
-    if error is exception:
-        return
-    seen = {id(error)}
-    link: BaseException | None = error
-    while link is not None:  # python has made `exception` the context of `error`, or of its causes
-        if link.__context__ is exception:
-            link.__context__ = None
-        seen.add(id(link))
-        link = link.__cause__ or link.__context__
-        if link is not None and id(link) in seen:
-            break
-    last = exception
-    while (past := last.__cause__ or last.__context__) is not None and id(past) not in seen:
-        seen.add(id(past))
-        last = past
-    last.__context__ = error
-    if hasattr(exception, "add_note"):
-        exception.add_note(f"and {type(error).__name__}: {error}")
 
 
 class OpenBatch:
@@ -306,7 +285,7 @@ class OpenBatch:
             if self.known_failures is None:
                 self.known_failures = set()
             self.known_failures.add(index)
-            raise self.error.with_traceback(None)
+            raise fate_of(self, index).with_traceback(None)
         if self.starts is None:
             start, produced = 0, self.produced[0]
         else:
@@ -353,20 +332,6 @@ class OpenBatch:
         ]
 
 
-def raise_unknown(failed: list[OpenBatch]) -> None:
-    """Raise a DeliveryError if there are failed records nobody has been told about."""
-    unread = [(batch, batch.unknown_failures()) for batch in failed]
-    records: list[Record] = [record for _, some in unread for record in some]
-    if not records:
-        return
-    first = next(batch for batch, some in unread if some)
-    raise DeliveryError(
-        f"{len(records)} records could not be written; the first, for {first.topic}-{first.partition}: {first.error}",
-        count=len(records),
-        failed=records,
-    ) from first.error
-
-
 class SendFuture(msgspec.Struct, eq=False, gc=False):
     """The promise of `send`: where the record will be. Awaitable."""
 
@@ -404,7 +369,7 @@ class SendFuture(msgspec.Struct, eq=False, gc=False):
         try:
             self.result(timeout)
         except Exception as error:
-            if error is not self.batch.error:
+            if self.batch.error is None or self.batch.error not in (error, error.__cause__):
                 raise  # not the record's fate: the time is over
             found: BaseException = error
             return found

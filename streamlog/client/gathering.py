@@ -15,8 +15,9 @@ from streamlog.broker.runner import Chance
 from streamlog.client.delivery import OpenBatch
 from streamlog.client.partitioner import Crc32Partitioner, create_partitioner
 from streamlog.client.serde import only_bytes, to_bytes
-from streamlog.config import ProducerConfig
+from streamlog.config import ProducerConfig, TopicConfig
 from streamlog.core.cluster_image import TopicImage
+from streamlog.core.timestamps import timestamp_refusal
 from streamlog.errors import (
     ConfigError,
     InvalidTimestampError,
@@ -55,7 +56,7 @@ class TopicBuffer:
 
     __slots__ = (
         "image", "images", "count", "batches", "partitioner", "place", "hashes", "batch_bytes", "large_bytes",
-        "message_bytes_max", "gate", "wall_ns", "serializes",
+        "message_bytes_max", "gate", "wall_ns", "serializes", "topic_config",
     )  # fmt: skip
 
     def __init__(
@@ -63,19 +64,20 @@ class TopicBuffer:
         image: TopicImage,
         images: Mapping[str, TopicImage],
         config: ProducerConfig,
-        message_bytes_max: int,
+        topic_config: TopicConfig,
         chance: Chance,
         gate: Gate,
         wall_ns: Callable[[], int],
     ) -> None:
-        """message_bytes_max: the topic's max.message.bytes; sizes here are estimates, so batches stay well below it.
+        """topic_config: sizes here are estimates, so batches stay well below its max.message.bytes.
         images: of all topics, as they are now. gate: the producer's."""
         self.image = image
         self.images = images
         self.gate = gate
         self.wall_ns = wall_ns
         self.serializes = config.key_serializer is not None or config.value_serializer is not None
-        self.message_bytes_max = message_bytes_max
+        self.message_bytes_max = message_bytes_max = topic_config.max_message_bytes
+        self.topic_config = topic_config
         self.batch_bytes = min(config.batch_size, message_bytes_max // 2)
         # A larger record than this could lift an open batch over the topic's limit: it begins a new one.
         self.large_bytes = message_bytes_max // 6
@@ -95,6 +97,22 @@ class TopicBuffer:
     def retire(self) -> None:
         """Another buffer takes over: who still holds this one must look again (an IndexError tells)."""
         self.batches = []
+
+    def checked_timestamp(self, timestamp: object) -> int:
+        """A time the caller chose, ms. Raises InvalidTimestampError here and not for a whole batch later."""
+        if isinstance(timestamp, bool) or not isinstance(timestamp, int) or not 0 <= timestamp < 2**63:
+            raise InvalidTimestampError(
+                f"timestamp={timestamp!r}: allowed: ms since the epoch, an int from 0 to 2**63-1, or None for now",
+                timestamp=timestamp,
+            )
+        config = self.topic_config
+        if config.message_timestamp_type == "CreateTime":
+            refusal = timestamp_refusal(timestamp, self.wall_ns() // 1_000_000, config)
+            if refusal is not None:
+                raise InvalidTimestampError(
+                    f"topic {self.image.name!r}: {refusal}", topic=self.image.name, timestamp=timestamp
+                )
+        return timestamp
 
     def checked_partition(self, partition: object) -> int:
         """A partition the caller chose. Raises UnknownTopicOrPartitionError, ConfigError."""
@@ -249,12 +267,3 @@ def check_headers(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
 def headers_bytes(headers: Headers) -> int:
     """About what headers add to a batch."""
     return sum(len(name) + (0 if data is None else len(data)) + 4 for name, data in headers)
-
-
-def checked_timestamp(timestamp: object) -> int:
-    if isinstance(timestamp, bool) or not isinstance(timestamp, int) or not 0 <= timestamp < 2**63:
-        raise InvalidTimestampError(
-            f"timestamp={timestamp!r}: allowed: ms since the epoch, an int from 0 to 2**63-1, or None for now",
-            timestamp=timestamp,
-        )
-    return timestamp

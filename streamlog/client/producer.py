@@ -31,13 +31,13 @@ from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
 from streamlog.client.accumulator import Accumulator
-from streamlog.client.delivery import OpenBatch, SendFuture, SentMany, attach
+from streamlog.client.delivery import OpenBatch, SendFuture, SentMany
+from streamlog.client.failures import attach
 from streamlog.client.gathering import (
     RECORD_OVERHEAD_BYTES,
     TopicBuffer,
     check_headers,
     checked_columns,
-    checked_timestamp,
     column_bytes,
     cut,
     gather,
@@ -142,7 +142,7 @@ class Producer(Accumulator, KnowsHabits):
             wall_ns = buffer.wall_ns  # a name of its own: called as a method it costs twice as much
             timestamp = wall_ns() // 1_000_000
         else:
-            timestamp = checked_timestamp(timestamp)
+            timestamp = buffer.checked_timestamp(timestamp)
         if size > buffer.gate.record_bytes_max:
             self._admit(size, topic)
             if size > buffer.large_bytes:

@@ -27,7 +27,8 @@ from streamlog.broker.api import EndTxn, InitProducerId
 from streamlog.broker.producer_identity import ProducerIdentity
 from streamlog.broker.transaction_coordinator import call
 from streamlog.client.consumer import Consumer
-from streamlog.client.delivery import OpenBatch, attach
+from streamlog.client.delivery import OpenBatch
+from streamlog.client.failures import attach
 from streamlog.client.fetching import UNKNOWN_OFFSET
 from streamlog.client.producer import Producer
 from streamlog.core.transaction import PRODUCER_EPOCH_MAX

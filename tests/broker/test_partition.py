@@ -58,7 +58,7 @@ def test_one_record_too_old_refuses_its_batch_wherever_it_stands(cluster: Broker
     batch = seal_columnar(None, [b"now", b"old", b"now"], timestamps=[now_ms, now_ms - 60_000, now_ms])
     [produced] = cluster.broker.call(api.Produce([("t", 0, batch)]))
     assert isinstance(produced.error, InvalidTimestampError)
-    assert produced.error.timestamp == now_ms - 60_000
+    assert produced.error.timestamp == now_ms - 60_000 and produced.error.record_indexes == [1]
     assert values_of(cluster, "t", 0) == []
 
 

@@ -10,7 +10,6 @@ import threading
 import pytest
 
 from streamlog import Cluster, Producer, Record, Topic
-from streamlog.client.delivery import attach
 from streamlog.errors import ClosedError, DeliveryError, InvalidRecordError
 
 
@@ -104,20 +103,6 @@ def test_an_exception_in_flight_does_not_keep_records_from_being_sent(
         producer.send("single", b"x")
         raise KeyError
     assert single[0].high_watermark == 1
-
-
-def test_attach_makes_no_circle() -> None:
-    first, second = KeyError("a"), ValueError("b")
-    second.__context__ = first
-    attach(first, second)
-    assert first.__context__ is second and second.__context__ is None
-    attach(first, second)
-    attach(first, first)
-    seen, link = set(), first
-    while link is not None:
-        assert id(link) not in seen
-        seen.add(id(link))
-        link = link.__cause__ or link.__context__  # type: ignore[assignment]
 
 
 def test_failures_somebody_read_are_forgotten(cluster: Cluster, compacted: Topic) -> None:

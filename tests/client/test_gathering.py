@@ -21,7 +21,7 @@ from streamlog.client.gathering import (
     record_sizes,
     split_items,
 )
-from streamlog.config import ProducerConfig
+from streamlog.config import ProducerConfig, TopicConfig
 from streamlog.errors import SerializationError, UnknownTopicOrPartitionError
 
 
@@ -29,7 +29,7 @@ def buffer_of(cluster: Cluster, partitions: int, **options: Any) -> TopicBuffer:
     cluster.create_topic("t", partitions=partitions)
     image = cluster._backend.topic("t")
     config, gate = ProducerConfig.from_options(options), Gate(1_048_576)
-    return TopicBuffer(image, {"t": image}, config, 1_048_588, random.Random(7), gate, lambda: 0)
+    return TopicBuffer(image, {"t": image}, config, TopicConfig(), random.Random(7), gate, lambda: 0)
 
 
 def test_pairs_become_columns() -> None:

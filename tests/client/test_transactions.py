@@ -126,14 +126,14 @@ def test_one_at_a_time(cluster: Any) -> None:
 
 
 def test_a_record_that_cannot_be_written_keeps_it_from_being_committed(cluster: Any) -> None:
-    far = cluster._backend.runtime.clock.wall_ms() + 10**10
+    cluster.create_topic("latest", config={"cleanup.policy": "compact"})
     with cluster.producer(transactional_id="t", linger_ms=0) as producer:
         for is_read in (True, False):
             with (
                 pytest.raises(TransactionAbortableError, match="could not be written"),
                 producer.transaction(),
             ):
-                future = producer.send("out", b"wrong", timestamp=far)
+                future = producer.send("latest", b"without a key")
                 if is_read:
                     assert future.exception() is not None
                 producer.send("out", b"right")
