@@ -19,6 +19,7 @@ or for acks holds no thread at all.
     consumer   a poll that parks in the loop, not in a thread
     group      members, offsets, `run` with coroutines
     cluster    open, topics, partitions
+    mistakes   what is said to who leaves an `async` or `await` out
 """
 
 from streamlog.aio.cluster import Cluster, Partition, Topic, connect, open

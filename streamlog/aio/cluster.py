@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamlog.aio.consumer import Consumer
 from streamlog.aio.group import ConsumerGroup
+from streamlog.aio.mistakes import EnteredInLoop, Unawaited
 from streamlog.aio.producer import LoopProducer, Producer
 from streamlog.aio.waiting import Workers
 from streamlog.client.brokers import BrokerHandle
@@ -51,8 +52,12 @@ def open(path: str | os.PathLike[str], **options: Any) -> Opening:
     return Opening(path, options, open_cluster)
 
 
-class Opening:
+class Opening(EnteredInLoop, Unawaited):
     """A cluster that will be open once awaited or entered."""
+
+    _how_to_await = (
+        "`async with streamlog.aio.open(...) as cluster:`, or `cluster = await streamlog.aio.open(...)`"
+    )
 
     def __init__(
         self, path: str | os.PathLike[str], options: dict[str, Any], opener: Callable[..., BlockingCluster]
@@ -61,6 +66,9 @@ class Opening:
         self._options = options
         self._opener = opener
         self._cluster: Cluster | None = None
+
+    def __repr__(self) -> str:
+        return f"<aio cluster {str(self._path)!r}, not opened>"
 
     def __await__(self) -> Generator[Any, None, Cluster]:
         return self._open().__await__()
@@ -84,7 +92,7 @@ class Opening:
         return Cluster(workers, core)
 
 
-class Cluster(KnowsHabits):
+class Cluster(EnteredInLoop, KnowsHabits):
     """A cluster in a directory. Made by `streamlog.aio.open`; leaving `async with` closes it."""
 
     def __init__(self, workers: Workers, core: BlockingCluster) -> None:

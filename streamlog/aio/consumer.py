@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from re import Pattern
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from streamlog.aio.mistakes import EnteredInLoop, IteratedInLoop
 from streamlog.aio.waiting import LoopWaiter, Parked, Servant, Workers, serving
 from streamlog.client.consumer import Consumer as BlockingConsumer
 from streamlog.client.habits import KnowsHabits
@@ -40,7 +41,7 @@ ITERATION_SECONDS_MAX: Final = 0.05
 """While iterating over decoded records, the group and the clock are looked at after so many, or so long."""
 
 
-class Consumer(KnowsHabits):
+class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
     """Reads records. Make it with `cluster.consumer(...)` (then `assign`) or `group.consumer(...)`.
 
     Everything that may touch the disk or the group is a coroutine. Several tasks may use one consumer: a

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from streamlog.aio.mistakes import EnteredInLoop, Unawaited
 from streamlog.aio.waiting import Workers
 from streamlog.client.awaiting import settled
 from streamlog.client.delivery import OpenBatch, SendFuture, SentMany
@@ -170,8 +171,10 @@ class LateSend:
         return (yield from future.__await__())
 
 
-class SendingMany:
+class SendingMany(Unawaited):
     """What `send_many` returns. Awaiting it waits until all records are written, and gives their futures."""
+
+    _how_to_await = "`sent = await producer.send_many(...)`"
 
     def __init__(self, topic: str, items: list[Any], needs_topic: bool) -> None:
         self.topic = topic
@@ -250,7 +253,7 @@ def joined(portions: list[SentMany]) -> SentMany:
     return SentMany(segments, order)
 
 
-class Producer(KnowsHabits):
+class Producer(EnteredInLoop, KnowsHabits):
     """Sends records. Make it with `cluster.producer(...)`; leaving `async with` flushes."""
 
     def __init__(self, workers: Workers, core: LoopProducer, on_close: Callable[[Producer], object]) -> None:
