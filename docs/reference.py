@@ -1,4 +1,4 @@
-"""Writes the parts of the documentation that are the code's to say: options, errors, a group's states.
+"""Writes the parts of the documentation that are the code's to say: options, errors, a group's states, what is awaited.
 
     python docs/reference.py            bring them up to date
     python docs/reference.py --check    only say whether they are (tests/docs/test_reference.py does, too)
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -619,6 +620,62 @@ def spelled(action: argparse.Action) -> str:
     return ", ".join(f"`{option} {value}`" if value else f"`{option}`" for option in action.option_strings)
 
 
+# -- asyncio -----------------------------------------------------------------------------------------------
+
+FORMS: dict[str, tuple[str, str]] = {
+    "entered": ("`with x as y:`", "`async with x as y:`"),
+    "iterated": ("`for record in x:`", "`async for record in x:`"),
+    "property, now awaited": ("**a property:** `x.name`", "**a method to await:** `await x.name()`"),
+    "awaited": ("`x.name(...)`", "`await x.name(...)`"),
+    "awaitable": ("`x.name(...).result()`", "`await x.name(...)`; without `await` it is sent all the same"),
+    "method": ("`x.name(...)`", "`x.name(...)`, as it is: nothing to await"),
+    "property": ("`x.name`", "`x.name`, as it is: nothing to await"),
+    "new": ("not there", "`await x.name(...)`"),
+    "absent": ("`x.name`, `x.name(...)`", "not there in this version"),
+}
+"""How a name is used in the blocking API, and how in `streamlog.aio`."""
+
+
+def aio_form(blocking: type, here: type, name: str) -> str:
+    """The form of one public name of a class of the blocking API in its twin here."""
+    theirs, ours = (inspect.getattr_static(owner, name, None) for owner in (blocking, here))
+    if ours is None:
+        return "absent"
+    if inspect.iscoroutinefunction(ours):
+        if theirs is None:
+            return "new"
+        return "awaited" if inspect.isfunction(theirs) else "property, now awaited"
+    if not inspect.isfunction(ours):
+        return "property"
+    is_awaitable = str(inspect.signature(ours).return_annotation).startswith("Awaitable")
+    return "awaitable" if is_awaitable else "method"
+
+
+def aio_table() -> Iterator[str]:
+    import streamlog
+    from streamlog import aio
+
+    classes = [name for name in aio.__all__ if isinstance(getattr(aio, name), type)]
+    functions = [name for name in aio.__all__ if name not in classes]
+    found: dict[str, list[str]] = {form: [] for form in FORMS}
+    found["entered"] = [f"`{name}(...)`" for name in functions]
+    for name in classes:
+        blocking, here = getattr(streamlog, name), getattr(aio, name)
+        found["entered"] += [f"`{name}`"] * hasattr(here, "__aenter__")
+        found["iterated"] += [f"`{name}`"] * hasattr(here, "__aiter__")
+        forms: dict[str, list[str]] = {}
+        for member in sorted({*dir(blocking), *dir(here)}):
+            if not member.startswith("_"):
+                forms.setdefault(aio_form(blocking, here, member), []).append(f"`{member}`")
+        for form, members in forms.items():
+            found[form].append(f"{name}: {', '.join(members)}")
+    yield "| in the blocking API | in `streamlog.aio` | of |"
+    yield "|---|---|---|"
+    for form, (there, here_too) in FORMS.items():
+        separator = ", " if form in ("entered", "iterated") else "; "
+        yield f"| {there} | {here_too} | {separator.join(found[form])} |"
+
+
 # -- putting it in its place -------------------------------------------------------------------------------
 
 PARTS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
@@ -628,6 +685,7 @@ PARTS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
         "reserved": lambda: errors_table(lambda error: not is_raised(error)),
     },
     "command-line.md": {"commands": commands},
+    "guide.md": {"aio": aio_table},
     "replication.md": {
         "brokers": brokers_diagram,
         "partitions": partitions_diagram,

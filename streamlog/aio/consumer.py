@@ -204,14 +204,14 @@ class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
         on_...: functions or coroutine functions; they run in the loop, inside a poll, and may await what
                 they like.
         """
-        listeners = self.listeners(on_assigned=on_assigned, on_revoked=on_revoked, on_lost=on_lost)
+        listeners = self._listeners(on_assigned=on_assigned, on_revoked=on_revoked, on_lost=on_lost)
         await self._run(lambda core: core.subscribe(topics, **listeners))
 
     async def unsubscribe(self) -> None:
         """Leave the group, or drop the assignment."""
         await self._run(lambda core: core.unsubscribe())
 
-    def listeners(self, **handlers: Handler | None) -> dict[str, Any]:
+    def _listeners(self, **handlers: Handler | None) -> dict[str, Any]:
         """Rebalance listeners that run in the loop while the thread that polls waits and serves them."""
         return {name: self._listener(handler) for name, handler in handlers.items()}
 

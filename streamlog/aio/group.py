@@ -70,7 +70,7 @@ class ConsumerGroup:
         core = self._core
 
         def make() -> Any:
-            listeners = consumer.listeners(on_assigned=on_assigned, on_revoked=on_revoked, on_lost=on_lost)
+            listeners = consumer._listeners(on_assigned=on_assigned, on_revoked=on_revoked, on_lost=on_lost)
             return core.consumer(config=config, **listeners, **options)
 
         consumer = self._adopt(make)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+import streamlog.aio
 from streamlog import config, errors
 from streamlog.core.group_state import VALID_PREVIOUS, State
 
@@ -49,6 +51,28 @@ def test_every_option_has_its_row(role: str) -> None:
         assert re.search(
             rf"^\| `{option.name}`[°†‡]* \|.*{re.escape(option.doc[:20])}", part, re.MULTILINE
         ), option.name
+
+
+def test_the_table_of_asyncio_tells_what_is_awaited() -> None:
+    text = (DOCS / "guide.md").read_text()
+    part = text[text.index("<!-- generated: aio -->") : text.index("<!-- end: aio -->")]
+    told: dict[str, str] = {}
+    for row in part.splitlines()[5:-1]:  # behind `with` and `for`
+        _, form, names = row.strip("| ").split(" | ")
+        for owner, members in re.findall(r"(\w+): ([^;]+)", names):
+            for member in re.findall(r"`(\w+)`", members):
+                assert told.setdefault(f"{owner}.{member}", form) == form, "each once"
+    awaited = {name for name, form in told.items() if "`await" in form}
+    coroutines = {
+        f"{owner}.{member}"
+        for owner in ("Cluster", "Topic", "Partition", "Producer", "Consumer", "ConsumerGroup")
+        for member, value in vars(getattr(streamlog.aio, owner)).items()
+        if inspect.iscoroutinefunction(value) and not member.startswith("_")
+    }
+    assert awaited == coroutines | {"Producer.send", "Producer.send_many"}
+    assert told["Consumer.at_end"].startswith("**a method to await") == ("Consumer.at_end" in coroutines)
+    assert told["Consumer.assignment"].startswith("`x.name`, as it is")
+    assert told["Cluster.topic"].startswith("`x.name(...)`, as it is")
 
 
 def test_every_error_has_its_row() -> None:
