@@ -140,6 +140,7 @@ class ConsumerAssignment(ConsumerPositions):
         self._manual = bool(wanted)
         for tp in [tp for tp in self._assigned if tp not in wanted]:
             self._drop(tp)
+            self._first_ends.pop(tp, None)
         for tp in wanted:
             if tp not in self._assigned:
                 self._take_up(tp)
@@ -214,6 +215,7 @@ class ConsumerAssignment(ConsumerPositions):
                 self._drop(tp)
             self._subscribed, self._pattern, self._manual = (), None, False
             self._ever_assigned = False
+            self._first_ends.clear()
 
     @property
     def subscription(self) -> frozenset[str]:

@@ -134,6 +134,8 @@ class AssignedPartition:
         try:
             check_range(partition, view, offset)
             end = self.lag_end = end_for(view, isolation_level)
+            if self.end_offset is not None and self.end_offset < end:
+                end = self.end_offset  # `stop_at_end`: what came later is not asked for
             if offset >= end:
                 return False
             aborted: Sequence[AbortedTransaction] = ()
