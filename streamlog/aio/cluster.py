@@ -111,7 +111,7 @@ class Cluster(EnteredInLoop, KnowsHabits):
 
     async def __aexit__(self, kind: object, exception: BaseException | None, traceback: object) -> None:
         try:
-            await self._close(commit=exception is None)
+            await self._close(left_by=exception)
         except Exception as error:
             if exception is None:
                 raise
@@ -226,16 +226,16 @@ class Cluster(EnteredInLoop, KnowsHabits):
 
     async def close(self) -> None:
         """Flush the producers, close the consumers, and close the cluster. Idempotent."""
-        await self._close(commit=True)
+        await self._close()
 
-    async def _close(self, *, commit: bool) -> None:
+    async def _close(self, *, left_by: BaseException | None = None) -> None:
         if self._closed:
             return
         self._closed = True
         first: Exception | None = None
         for consumer in list(self._consumers):
             try:
-                await consumer._close(commit=commit)
+                await consumer._close(left_by=left_by)
             except Exception as error:
                 first = first or error
         for producer in list(self._producers):
@@ -244,7 +244,7 @@ class Cluster(EnteredInLoop, KnowsHabits):
             except Exception as error:
                 first = first or error
         try:
-            await self._workers.call(self._core._close, commit=commit)
+            await self._workers.call(self._core._close, left_by=left_by)
         finally:
             self._workers.close()
         if first is not None:

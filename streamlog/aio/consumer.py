@@ -76,8 +76,7 @@ class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
         return self
 
     async def __aexit__(self, kind: object, exception: BaseException | None, traceback: object) -> None:
-        # On an exception the record in hand was not processed: do not commit past it.
-        await self._close(commit=exception is None)
+        await self._close(left_by=exception)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -153,6 +152,7 @@ class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
                 "another task polls this consumer already; one poll at a time, or one consumer each"
             )
         self._is_polling = True
+        self._unlooked = 0  # should it be cancelled: a look comes before the next record
 
     async def _park(self, parked: Parked, left: float | None) -> None:
         """Wait in the loop for news, the core's next look, or the end of the time."""
@@ -183,6 +183,7 @@ class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
             assigned = core._assigned.get(partition)
             if assigned is not None:
                 core._move(assigned, offset)
+        core._commits.is_waiting = True
 
     # -- assignment ------------------------------------------------------------------------------------------
 
@@ -340,14 +341,14 @@ class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
 
     async def close(self) -> None:
         """Commit what was handed out (with auto-commit), leave the group, end. Closing twice is harmless."""
-        await self._close(commit=True)
+        await self._close()
 
-    async def _close(self, *, commit: bool) -> None:
+    async def _close(self, *, left_by: BaseException | None = None) -> None:
         if self._is_closed:
             return
         try:
             if self._core is not None:
-                await self._run(lambda core: core._close(commit=commit))
+                await self._run(lambda core: core._close(left_by=left_by))
         finally:
             self._is_closed = True
             self._waiter.set()

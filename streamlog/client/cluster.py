@@ -85,9 +85,8 @@ class Cluster(KnowsHabits):
         return self
 
     def __exit__(self, kind: object, exception: BaseException | None, traceback: object) -> None:
-        # As with `with consumer`: what was in hand when the exception came is not committed.
         try:
-            self._close(commit=exception is None)
+            self._close(left_by=exception)
         except Exception as error:
             if exception is None:
                 raise
@@ -337,9 +336,10 @@ class Cluster(KnowsHabits):
 
     def close(self) -> None:
         """Flush the producers, close the consumers, and close the cluster when nobody else has it open. Idempotent."""
-        self._close(commit=True)
+        self._close()
 
-    def _close(self, *, commit: bool) -> None:
+    def _close(self, *, left_by: BaseException | None = None, commit: bool = True) -> None:
+        """left_by: the exception that leaves `with`; it has a say in whether consumers commit, see `may_follow`."""
         if self._closed:
             return
         self._closed = True
@@ -350,7 +350,7 @@ class Cluster(KnowsHabits):
             if not self._backend.closed:
                 for consumer in list(self._consumers):
                     try:
-                        consumer._close(commit=commit)
+                        consumer._close(left_by=left_by, commit=commit)
                     except Exception as error:
                         first = first or error
                 for producer in list(self._producers):

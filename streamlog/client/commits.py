@@ -66,6 +66,8 @@ class Commits:
         self._due_ms = self._clock.monotonic_ms() + config.auto_commit_interval_ms
         self.lost: set[TopicPartition] = set()
         """Partitions that went away with records handed out and not committed, since the last transaction ended."""
+        # Whether the consumer waits for records, or was when an exception struck: nobody works on those before.
+        self.is_waiting = False
         self.counts = MemberCounts()
         # What a commit waits on while a rebalance is in its way; made when it is first needed.
         self.waiter: Waiter | None = None
@@ -104,6 +106,14 @@ class Commits:
         except (RebalanceInProgressError, *_STALE) as error:
             if leaving:
                 _log_lost_commit(self._config.group_id, error)
+
+    def may_follow(self, exception: BaseException | None) -> bool:
+        """Whether leaving `with` commits, by what it is left with.
+
+        An exception may be that of the record in hand, which must come again. Ctrl-C, SystemExit or a cancelled
+        task that strikes while the consumer waits is none: what was handed out is as finished as for auto-commit.
+        """
+        return exception is None or (self.is_waiting and not isinstance(exception, Exception))
 
     def _positions(self) -> dict[TopicPartition, OffsetAndMetadata]:
         """What was handed out since the last commit."""

@@ -4,13 +4,11 @@
     hand out --> wait
 
 Everything happens in the caller's thread, inside `poll` (iterating is polling); heartbeats come from the
-cluster's own
-thread. A consumer belongs to one thread at a time; `wakeup` may be called from any.
+cluster's own thread. A consumer belongs to one thread at a time; `wakeup` may be called from any.
 
 Invariants:
  1. A commit never passes a record that was not handed out; while iterating, nor the record the loop body
-    still holds:
-    committing happens at the start of the next poll, and at close.
+    still holds: committing happens at the start of the next poll, and at close.
  2. Records of one partition are handed out in offset order, each once per assignment.
  3. `poll` never exceeds its timeout, whatever the group does.
 
@@ -95,8 +93,7 @@ class Consumer(ConsumerAssignment, KnowsHabits):
         return self
 
     def __exit__(self, kind: object, exception: BaseException | None, traceback: object) -> None:
-        # On an exception the record in hand was not processed: do not commit past it.
-        self._close(commit=exception is None)
+        self._close(left_by=exception)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -115,6 +112,7 @@ class Consumer(ConsumerAssignment, KnowsHabits):
         count_max = self.config.max_poll_records if max_records is None else _checked_count(max_records)
         caller = self._backend.runtime.caller()
         self._taken_from = []
+        self._commits.is_waiting = False
         try:
             try:
                 self._acquire(caller)
@@ -173,8 +171,10 @@ class Consumer(ConsumerAssignment, KnowsHabits):
             look_ms = held_ms
         if look_ms is not None and (left_ms is None or look_ms < left_ms):
             left_ms = look_ms
+        self._commits.is_waiting = True  # and stays so if an exception ends the waiting
         try:
             self._listener.wait(left_ms)
+            self._commits.is_waiting = False
         finally:
             if membership is not None:
                 membership.last_poll_ms = self._clock.monotonic_ms()
@@ -189,6 +189,7 @@ class Consumer(ConsumerAssignment, KnowsHabits):
             caller = self._backend.runtime.caller()
             try:
                 self._acquire(caller)
+                self._commits.is_waiting = False
                 membership = self._membership
                 if self._commits.is_due():
                     self._commits.maybe_auto_commit()
@@ -424,9 +425,9 @@ class Consumer(ConsumerAssignment, KnowsHabits):
 
     def close(self) -> None:
         """Commit what was handed out (with auto-commit), leave the group, end. Closing twice is harmless."""
-        self._close(commit=True)
+        self._close()
 
-    def _close(self, *, commit: bool) -> None:
+    def _close(self, *, left_by: BaseException | None = None, commit: bool = True) -> None:
         caller = self._backend.runtime.caller()
         waiter = self._backend.runtime.waiter()
         while self._closer not in (None, caller) and not self._closed:
@@ -440,7 +441,7 @@ class Consumer(ConsumerAssignment, KnowsHabits):
                     break  # else somebody else's poll ends first, with ClosedError
                 self._listener.wake()
                 waiter.wait(CLOSE_LOOK_MS)
-            if commit:
+            if commit and self._commits.may_follow(left_by):
                 self._commits.maybe_auto_commit(force=True, leaving=True)
         finally:
             try:

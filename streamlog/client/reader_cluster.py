@@ -146,7 +146,7 @@ class ReaderCluster(Cluster):
 
     # -- the end ---------------------------------------------------------------------------------------------
 
-    def _close(self, *, commit: bool) -> None:
+    def _close(self, *, left_by: BaseException | None = None, commit: bool = True) -> None:
         """Close the consumers, and the environments when no other reader of this process uses them.
         Idempotent.
         """

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import streamlog
 import streamlog.aio
-from streamlog import TopicPartition
+from streamlog import Record, TopicPartition
 from streamlog.aio.waiting import THREADS_MAX
 from streamlog.client.consumer import Consumer as BlockingConsumer
 from streamlog.errors import (
@@ -114,6 +118,162 @@ async def test_leaving_on_an_exception_does_not_commit() -> None:
                 await consumer.poll()
                 raise LookupError
         assert await cluster.consumer_group("g").offsets() == {}
+
+
+async def by_polling(consumer: streamlog.aio.Consumer) -> AsyncIterator[Record]:
+    while True:
+        for record in await consumer.poll(25, max_records=7):
+            yield record
+
+
+async def by_iterating(consumer: streamlog.aio.Consumer) -> AsyncIterator[Record]:
+    async for record in consumer:
+        yield record
+
+
+READING = pytest.mark.parametrize("read", [by_polling, by_iterating])
+Read = Callable[[streamlog.aio.Consumer], AsyncIterator[Record]]
+
+
+def is_parked(consumer: streamlog.aio.Consumer) -> bool:
+    return consumer._waiter._sleeper is not None
+
+
+@READING
+@in_loop
+async def test_cancelled_while_it_waits_it_commits_what_is_finished(read: Read) -> None:
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 20)
+        group = cluster.consumer_group("g", ["orders"])
+        consumer, seen = group.consumer(), 0
+
+        async def work() -> None:
+            nonlocal seen
+            async with consumer:
+                async for _ in read(consumer):
+                    seen += 1
+
+        task = asyncio.ensure_future(work())
+        await until(lambda: seen == 20 and is_parked(consumer))
+        assert await group.offsets() == {}
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await group.offsets() == {TP: 20} and await group.members() == []
+
+
+@in_loop
+async def test_cancelled_while_it_looks_it_commits_what_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what the look had found: that is put back."""
+    looking, go_on, poll = threading.Event(), threading.Event(), BlockingConsumer.poll
+
+    def slow(consumer: BlockingConsumer, *arguments: Any) -> list[Record]:
+        found = poll(consumer, *arguments)
+        looking.set()
+        assert go_on.wait(20)
+        return found
+
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 20)
+        group = cluster.consumer_group("g", ["orders"])
+        consumer = group.consumer()
+        assert len(await consumer.poll(max_records=15)) == 15
+
+        async def work() -> None:
+            async with consumer:
+                await consumer.poll()
+
+        monkeypatch.setattr(BlockingConsumer, "poll", slow)
+        task = asyncio.ensure_future(work())
+        await until(looking.is_set)
+        task.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await group.offsets() == {TP: 15}
+
+
+@READING
+@in_loop
+async def test_cancelled_at_any_moment_it_commits_nothing_that_is_not_finished(read: Read) -> None:
+    """Tasks are cancelled after 0, 1, 2, ... steps of the loop: before, in and between looks, and at work."""
+    async with streamlog.aio.open(":memory:", sync="off") as cluster:
+        await filled(cluster, 30)
+        group = cluster.consumer_group("g", ["orders"])
+        finished = before = 0
+
+        async def work() -> None:
+            nonlocal finished
+            async with group.consumer() as consumer:
+                async for record in read(consumer):
+                    await asyncio.sleep(0)
+                    finished = record.offset + 1
+
+        committed: list[int] = []
+        for steps in range(80):
+            task = asyncio.ensure_future(work())
+            for _ in range(steps):
+                await asyncio.sleep(0 if steps % 2 else 0.0002)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            offset = (await group.offsets()).get(TP, 0)
+            assert before <= offset <= finished, steps
+            committed.append(offset)
+            before = offset
+            if offset == 30:
+                await group.reset_offsets(0)
+                finished = before = 0
+        assert 30 in committed
+
+
+@READING
+@in_loop
+async def test_cancelled_while_a_record_is_in_hand_it_commits_nothing(read: Read) -> None:
+    """Though it was cancelled while it waited before: that was caught, and reading went on."""
+    async with streamlog.aio.open(":memory:") as cluster:
+        await filled(cluster, 20)
+        group = cluster.consumer_group("g", ["orders"])
+        with pytest.raises(asyncio.CancelledError):
+            async with group.consumer() as consumer:
+                assert (await consumer.__anext__()).offset == 0  # the others stay in the buffer
+                await consumer.pause(TP)
+                waiting = asyncio.ensure_future(consumer.poll(25))
+                await until(lambda: is_parked(consumer))
+                waiting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+                await consumer.resume(TP)
+                consumer._look_at = asyncio.get_running_loop().time() + 60  # it is not slowness that saves us
+                async for record in read(consumer):
+                    assert record.offset == 1
+                    raise asyncio.CancelledError
+        assert await group.offsets() == {}
+
+
+def test_ctrl_c_while_it_waits_commits_what_is_finished(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with streamlog.aio.open(tmp_path) as cluster:
+            await filled(cluster, 20)
+            async with cluster.consumer_group("g", ["orders"]).consumer() as consumer:
+                interrupting = asyncio.ensure_future(interrupt(consumer))
+                async for _ in consumer:
+                    pass
+                await interrupting
+
+    async def interrupt(consumer: streamlog.aio.Consumer) -> None:
+        await until(lambda: is_parked(consumer) and consumer._core._commits._positions() != {})  # type: ignore[union-attr]
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(main())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with streamlog.open(tmp_path) as cluster:
+        assert cluster.consumer_group("g").offsets() == {TP: 20}
 
 
 @in_loop

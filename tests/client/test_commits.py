@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import threading
-from collections.abc import Callable
+from asyncio import CancelledError
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import streamlog
 from streamlog import Cluster, Consumer, OffsetAndMetadata, Record, Topic, TopicPartition
 from streamlog.errors import (
     CommitFailedError,
@@ -254,6 +258,150 @@ def test_leaving_on_an_exception_does_not(cluster: Cluster, filled: Topic) -> No
         consumer.poll(1, max_records=10)
         raise KeyError
     assert group.offsets() == {T0: 10}
+
+
+# -- interrupted: Ctrl-C, sys.exit() in a signal handler, a cancelled task --------------------------------------
+
+
+class Struck:
+    """A waiter that is struck where its consumer would wait; before, it may bring something to read."""
+
+    def __init__(self, exception: BaseException, *news: Callable[[], object]) -> None:
+        self.exception = exception
+        self.news = list(news)
+
+    def set(self) -> None: ...
+
+    def wait(self, timeout_ms: int | None) -> bool:
+        if not self.news:
+            raise self.exception
+        self.news.pop(0)()
+        return True
+
+
+def by_polling(consumer: Consumer) -> Iterator[Record]:
+    while True:
+        yield from consumer.poll(20, max_records=7)
+
+
+def by_iterating(consumer: Consumer) -> Iterator[Record]:
+    yield from consumer
+
+
+READING = pytest.mark.parametrize("read", [by_polling, by_iterating])
+
+
+@READING
+@pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit, CancelledError])
+def test_interrupted_while_it_waits_it_commits_what_is_finished(
+    cluster: Cluster,
+    filled: Topic,
+    read: Callable[[Consumer], Iterator[Record]],
+    exception: type[BaseException],
+) -> None:
+    group = cluster.consumer_group("g", ["single"])
+    with pytest.raises(exception), group.consumer() as consumer:
+        consumer._listener.waiter = Struck(exception())
+        for _ in read(consumer):
+            assert group.offsets() == {}
+    assert group.offsets() == {T0: 100} and group.members() == []
+
+
+@READING
+def test_interrupted_while_a_record_is_in_hand_it_commits_nothing(
+    cluster: Cluster, filled: Topic, read: Callable[[Consumer], Iterator[Record]]
+) -> None:
+    """Though it waited before, and was interrupted while it did: that was caught, and reading went on."""
+    group = cluster.consumer_group("g", ["single"])
+    with pytest.raises(KeyboardInterrupt), cluster.producer() as producer, group.consumer() as consumer:
+        wait = consumer._listener.waiter
+        consumer._listener.waiter = Struck(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            for _ in read(consumer):
+                pass
+        producer.send("single", b"in hand").result()
+        consumer._listener.waiter = wait
+        for record in read(consumer):
+            assert record.offset == 100
+            raise KeyboardInterrupt
+    assert group.offsets() == {}
+
+
+@READING
+def test_interrupted_behind_a_wait_it_commits_nothing(
+    cluster: Cluster, filled: Topic, read: Callable[[Consumer], Iterator[Record]]
+) -> None:
+    """The same call waits, is given news, and hands them out."""
+    group = cluster.consumer_group("g", ["single"])
+    with pytest.raises(KeyboardInterrupt), cluster.producer() as producer, group.consumer() as consumer:
+        consumer._listener.waiter = Struck(
+            AssertionError("waits again"), lambda: producer.send("single", b"in hand").result()
+        )
+        for record in read(consumer):
+            if record.offset == 100:
+                raise KeyboardInterrupt
+    assert group.offsets() == {}
+
+
+def test_an_error_while_it_waits_commits_nothing(cluster: Cluster, filled: Topic) -> None:
+    group = cluster.consumer_group("g", ["single"])
+    with pytest.raises(LookupError), group.consumer() as consumer:
+        consumer._listener.waiter = Struck(LookupError())
+        for _ in consumer:
+            pass
+    assert group.offsets() == {}
+
+
+def test_interrupted_without_auto_commit_or_before_the_first_poll_it_commits_nothing(
+    cluster: Cluster, filled: Topic
+) -> None:
+    group = cluster.consumer_group("g", ["single"], enable_auto_commit=False)
+    with pytest.raises(KeyboardInterrupt), group.consumer() as consumer:
+        consumer._listener.waiter = Struck(KeyboardInterrupt())
+        for _ in consumer:
+            pass
+    with pytest.raises(KeyboardInterrupt), cluster.consumer(group_id="g") as consumer:
+        consumer.assign([T0])
+        consumer.seek(T0, 42)
+        raise KeyboardInterrupt
+    assert group.offsets() == {}
+
+
+def test_leaving_the_cluster_interrupted_is_leaving_its_consumers(tmp_path: Path) -> None:
+    with streamlog.open(tmp_path) as cluster, cluster.producer() as producer:
+        for name in ("waits", "works"):
+            cluster.create_topic(name)
+            producer.send(name, b"x")
+    with pytest.raises(KeyboardInterrupt), streamlog.open(tmp_path) as cluster:
+        works = cluster.consumer_group("works", ["works"]).consumer()
+        assert len(works.poll(20)) == 1
+        waits = cluster.consumer_group("waits", ["waits"]).consumer()
+        waits._listener.waiter = Struck(KeyboardInterrupt())
+        for _ in waits:
+            pass
+    with streamlog.open(tmp_path) as cluster:
+        assert cluster.consumer_group("works").offsets() == {}
+        assert cluster.consumer_group("waits").offsets() == {TopicPartition("waits", 0): 1}
+
+
+def test_a_signal_strikes_a_poll_that_waits(cluster: Cluster, filled: Topic) -> None:
+    group = cluster.consumer_group("g", ["single"])
+    consumer = group.consumer()
+
+    def strike(*_: object) -> None:
+        if consumer._commits.is_waiting:
+            raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        with pytest.raises(KeyboardInterrupt), consumer:
+            consumer.poll(20)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            consumer.poll(20)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert group.offsets() == {T0: 100}
 
 
 def test_assigning_something_else_commits_what_was_read(cluster: Cluster, filled: Topic) -> None:

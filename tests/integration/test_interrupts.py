@@ -257,6 +257,35 @@ class LeaveGroup(GroupCase):
         super().check(where)
 
 
+class LeaveWhileReading(Case):
+    """Whatever is struck, no record that was not worked on to its end is committed."""
+
+    def prepare(self) -> None:
+        for number in range(6):
+            self.producer.send("t", b"%d" % number, partition=number % 2)
+        self.producer.flush()
+        self.group = self.cluster.consumer_group("g", ["t"])
+        self.finished = {TopicPartition("t", number): 0 for number in (0, 1)}
+        self.consumer = self.group.consumer()
+        while not self.consumer.assignment:
+            self.read()
+
+    def read(self) -> None:
+        for record in self.consumer.poll(0.001, max_records=5):
+            assert repr(record)  # the work: an interrupt may strike in it
+            self.finished[TopicPartition("t", record.partition)] = record.offset + 1
+
+    def act(self) -> object:
+        with self.consumer:
+            self.read()
+            self.read()
+        return None
+
+    def check_more(self, values: Counter[bytes], where: str | None) -> None:
+        committed = self.group.offsets()
+        assert all(offset <= self.finished[tp] for tp, offset in committed.items()), (where, committed)
+
+
 CASES = [
     *(
         SendAndWait,
@@ -268,7 +297,7 @@ CASES = [
         CreateTopic,
         DeleteTopic,
     ),
-    *(JoinGroup, Poll, Commit, Rebalance, LeaveGroup),
+    *(JoinGroup, Poll, Commit, Rebalance, LeaveGroup, LeaveWhileReading),
 ]
 
 
