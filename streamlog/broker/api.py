@@ -5,8 +5,7 @@ values. So an in-process consumer and a real Kafka client can sit in one group a
 
 Group requests (JoinGroup, SyncGroup, Heartbeat, LeaveGroup, OffsetCommit, ...) are the events of `core.group` itself.
 
-Not implemented yet: AddPartitionsToTxn, AddOffsetsToTxn, TxnOffsetCommit (transactions over several brokers);
-OffsetForLeaderEpoch, ElectLeaders, AlterPartitionReassignments (replication).
+Not implemented yet: OffsetForLeaderEpoch, ElectLeaders, AlterPartitionReassignments (replication).
 """
 
 from __future__ import annotations
@@ -71,21 +70,42 @@ class InitProducerId(msgspec.Struct, frozen=True):
     """Taken if the transactional id is new, or its producer id has no epochs left."""
 
 
+class AddPartitions(msgspec.Struct, frozen=True):
+    """A producer is about to write to these partitions for the first time in its transaction.
+
+    Answered once that is replicated: what is written before might never get a marker.
+    """
+
+    producer_id: int
+    producer_epoch: int
+    partitions: list[tuple[str, int]]
+
+
 class EndTxn(msgspec.Struct, frozen=True):
-    """Commit or abort what is open. Answered with (producer id, epoch) of the next transaction."""
+    """Commit or abort what is open. Answered with (producer id, epoch) of the next transaction, once it is complete."""
 
     producer_id: int
     producer_epoch: int
     is_commit: bool
     offsets: list[tuple[str, OffsetCommit]] = []
-    """By group: what its consumer has read, committed with the transaction or not at all."""
+    """By group: what its consumer has read, committed with it or not at all; where one broker has all."""
+    wait_ms: int = 60_000
+    """Answered after this, too, if the decision is replicated: the markers come later then."""
+
+
+class MarkersWritten(msgspec.Struct, frozen=True):
+    """Of a decided transaction: these partitions have their markers."""
+
+    producer_id: int
+    producer_epoch: int
+    partitions: list[tuple[str, int]]
 
 
 class TransactionRequest(msgspec.Struct, frozen=True):
     """A request about one transactional id."""
 
     transactional_id: str
-    event: InitProducerId | EndTxn
+    event: InitProducerId | AddPartitions | EndTxn | MarkersWritten
 
 
 class WriteMarkers(msgspec.Struct, frozen=True):

@@ -32,7 +32,7 @@ from streamlog.broker.upkeep import (
     TrimHead,
 )
 from streamlog.config import ClusterConfig, TopicConfig
-from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC, TopicImage
+from streamlog.core.cluster_image import TopicImage
 from streamlog.core.replica import (
     ReplicaState,
     appended,
@@ -447,7 +447,7 @@ class Broker(TurnOwner):
 
     def on_coordinator_moved(self, turn: Turn, partition: Partition) -> None:
         """We no longer lead a partition of an internal topic: what is folded from it goes."""
-        if self._coordinator is not None and partition.topic == CONSUMER_OFFSETS_TOPIC:
+        if self._coordinator is not None and partition.internal:
             coordinator = self._coordinator
             turn.effects.append(lambda: coordinator.unload(partition))
 

@@ -134,8 +134,8 @@ class Controlling:
         image = self._metadata.image
         if image.controller_id not in self.leases.live(now_ms) or not self.hears(image.controller_id):
             raise NotControllerError(
-                f"broker {image.controller_id} was the controller and is not heard of; one that runs takes over as soon as "
-                f"its session of {self._config.broker_session_timeout_ms} ms is over (if none does: "
+                f"broker {image.controller_id} was the controller and is not heard of; one that runs takes over as soon "
+                f"as its session of {self._config.broker_session_timeout_ms} ms is over (if none does: "
                 "cluster.brokers[i].start())",
                 controller_id=image.controller_id,
             )

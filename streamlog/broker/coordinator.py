@@ -36,7 +36,7 @@ from streamlog.broker.pending import wait_until_told
 from streamlog.broker.turn import DEFER, Pending, Turn
 from streamlog.config import ClusterConfig
 from streamlog.core import group_events as events
-from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC
+from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC, TRANSACTION_STATE_TOPIC
 from streamlog.core.group import GroupMachine, group_partition
 from streamlog.core.group_state import GroupLimits, State
 from streamlog.core.machine import Decision
@@ -394,7 +394,11 @@ class Coordinator:
         return f"{client_id or 'consumer'}-{self._broker.runtime.random.getrandbits(128):032x}"
 
     def unload(self, partition: Partition) -> None:
-        """The broker no longer leads this partition: its groups are another's. Called by the runner."""
+        """The broker no longer leads this partition: its groups, or ids, are another's. Called by the runner."""
+        if partition.topic == TRANSACTION_STATE_TOPIC:
+            if self._transactions is not None:
+                self._transactions.unload(partition)
+            return
         self._folds.pop(partition.number, None)
         gone = [hosted for hosted in self._hosted.values() if hosted.partition.number == partition.number]
         for hosted in gone:
@@ -456,6 +460,8 @@ class Coordinator:
         self, refusal: StreamlogError, answer: Callable[[Pending, object, BaseException | None], None]
     ) -> None:
         """No turn runs any more: whoever is parked learns it."""
+        if self._transactions is not None:
+            self._transactions.completions.close(refusal, answer)
         while self._parked:
             answer(self._parked.popitem()[1], None, refusal)
         self._deadlines.clear()

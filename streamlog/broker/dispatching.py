@@ -24,14 +24,14 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, cast
 
-from streamlog.broker.api import Produce, Produced, Retrying
+from streamlog.broker.api import Produce, Produced
+from streamlog.broker.deliveries import Delivery, Item, Key, decide, expired, is_leader_news, too_late
+from streamlog.broker.joining_transactions import Joiner, Joining, outsider
 from streamlog.broker.runner import Service
 from streamlog.broker.turn import Pending
 from streamlog.errors import (
     ClosedError,
-    LeaderNotAvailableError,
     NetworkError,
-    NotLeaderOrFollowerError,
     OutOfOrderSequenceError,
     StreamlogError,
     StreamlogTimeoutError,
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
     from streamlog.broker.producer_identity import ProducerIdentity
 
-Key = tuple[str, int]
-
 WINDOW_BATCHES: Final = 5
 """Batches of one producer and partition in one request; `core.producer_state` recognises as many."""
 REQUEST_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -52,50 +50,6 @@ WAIT_LOOK_MS: Final = 50
 """A waiter looks up this often: a wake-up may have been lost to an interrupt."""
 LEADER_LOOK_MS: Final = 2
 """The first pause before looking for a new leader; it doubles."""
-DEFAULT_RETRYING: Final = Retrying()
-
-
-class Delivery:
-    """One request of a producer, taken apart."""
-
-    __slots__ = ("deadline_ms", "pending", "produce", "results", "retrying")
-
-    def __init__(self, pending: Pending, produce: Produce, now_ms: int) -> None:
-        self.pending = pending
-        self.produce = produce
-        self.retrying = produce.retrying or DEFAULT_RETRYING
-        self.results: list[Produced | None] = [None] * len(produce.entries)
-        self.deadline_ms = now_ms + self.retrying.delivery_timeout_ms
-
-
-class Item:
-    """One batch on its way to its leader."""
-
-    __slots__ = (
-        "attempts", "batch", "delivery", "error", "index", "is_doubtful", "is_stamped", "leader", "not_before_ms",
-        "request", "sent_ms",
-    )  # fmt: skip
-
-    def __init__(self, delivery: Delivery, index: int, batch: Batch) -> None:
-        self.delivery = delivery
-        self.index = index
-        self.batch = batch
-        self.attempts = 0
-        self.not_before_ms = 0
-        self.sent_ms = 0
-        self.request: Pending | None = None  # under way
-        self.leader: Broker | None = None  # to whom
-        self.error: StreamlogError | None = None  # of the last attempt
-        self.is_stamped = False  # it has its sequence, see `producer_identity`
-        self.is_doubtful = False  # an attempt ended so that it may be in the log
-
-    @property
-    def key(self) -> Key:
-        return self.delivery.produce.entries[self.index][:2]
-
-    @property
-    def is_decided(self) -> bool:
-        return self.delivery.results[self.index] is not None
 
 
 class Dispatcher:
@@ -109,6 +63,7 @@ class Dispatcher:
         self._ready: dict[Key, None] = {}
         """Queues that may have something to send."""
         self._service = Service(cluster.runtime, "streamlog-dispatcher", self._serve)
+        self._joining = Joining(cluster, self._on_joined, self._on_refused)
         self._advancing: dict[int, None] = {}
         """Callers inside of `advance`: an answer sends what waited behind it, and must not do so ever deeper."""
 
@@ -193,7 +148,7 @@ class Dispatcher:
             self._queues.clear()
             self._ready.clear()
         for item in items:
-            _decide(item, Produced(-1, -1, -1, item.error or error))
+            decide(item, Produced(-1, -1, -1, item.error or error))
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
@@ -203,6 +158,7 @@ class Dispatcher:
             return []
         now_ms = self._clock.monotonic_ms()
         together: dict[tuple[Broker, int], list[tuple[Key, list[Item]]]] = {}
+        joiners: dict[Joiner, list[Key]] = {}
         failed: list[tuple[Item, StreamlogError]] = []
         with self._lock:
             for key in list(self._ready):
@@ -214,6 +170,13 @@ class Dispatcher:
                     self._ready[key] = None
                     continue
                 items = _together(queue)
+                joiner = outsider(key, items)
+                if joiner is not None:
+                    joiners.setdefault(joiner, []).append(key)
+                    # Until it is answered; a coordinator that keeps silent is asked again.
+                    queue[0].not_before_ms = now_ms + queue[0].delivery.retrying.request_timeout_ms
+                    self._ready[key] = None
+                    continue
                 try:
                     leader = self._cluster.leader(*key)
                     together.setdefault((leader, items[0].delivery.produce.acks), []).append((key, items))
@@ -235,7 +198,31 @@ class Dispatcher:
                 self._on_answer(request)
         if failed:
             self._settle([(item, None, Produced(-1, -1, -1, error)) for item, error in failed])
-        return [leader for leader, _ in requests]
+        asked = [self._joining.ask(joiner, keys) for joiner, keys in joiners.items()]
+        return [leader for leader, _ in requests] + [broker for broker in asked if broker is not None]
+
+    def _on_joined(self, keys: list[Key]) -> None:
+        """These partitions are part of their transactions: what waited for that may go."""
+        with self._lock:
+            for key in keys:
+                queue = self._queues.get(key)
+                if queue:
+                    queue[0].not_before_ms = 0
+                    self._ready[key] = None
+        self.advance()
+
+    def _on_refused(self, joiner: Joiner, keys: list[Key], error: StreamlogError) -> None:
+        """They are not, for now or for good."""
+        with self._lock:
+            items = [
+                item
+                for key in keys
+                for item in self._queues.get(key, ())
+                if _is_of(item, joiner) and item.request is None
+            ]
+            for item in items:
+                item.attempts += 1
+        self._settle([(item, None, Produced(-1, -1, -1, error)) for item in items])
 
     def _request(
         self, leader: Broker, acks: int, parts: list[tuple[Key, list[Item]]], now_ms: int
@@ -310,9 +297,9 @@ class Dispatcher:
                         item.delivery.pending.on_retry(key[0], item.batch.record_count)
                 else:
                     if error is not None and self._expires(item, error, now_ms):
-                        produced = Produced(-1, -1, -1, _expired(item, key, now_ms))
+                        produced = Produced(-1, -1, -1, expired(item, key, now_ms))
                     _note_sequences(item, error)
-                    _decide(item, produced)
+                    decide(item, produced)
                     queue = self._queues.get(key)
                     if queue is not None and item in queue:
                         queue.remove(item)
@@ -336,7 +323,7 @@ class Dispatcher:
         if now_ms >= item.delivery.deadline_ms:
             return False
         # A leader that changes is found within milliseconds; other troubles take the time they take.
-        is_soon = _is_leader_news(error) or isinstance(error, OutOfOrderSequenceError)
+        is_soon = is_leader_news(error) or isinstance(error, OutOfOrderSequenceError)
         first_ms = min(LEADER_LOOK_MS, retrying.backoff_ms) if is_soon else retrying.backoff_ms
         pause_ms = min(first_ms << min(max(item.attempts - 1, 0), 20), retrying.backoff_max_ms)
         item.not_before_ms = min(now_ms + pause_ms, item.delivery.deadline_ms)
@@ -355,6 +342,8 @@ class Dispatcher:
                 break
             if before.delivery.produce.identity is identity and not before.is_decided:
                 return True  # what is missing goes again before it
+        if identity.is_transactional:
+            return False  # the transaction has lost a record: it can only be aborted
         if identity.expects(item.key, item.batch):
             identity.in_doubt()  # the leader has lost what it acknowledged, or forgotten us
         item.is_stamped = False
@@ -373,7 +362,7 @@ class Dispatcher:
         with self._lock:
             for key, queue in self._queues.items():
                 for item in queue:
-                    error = _too_late(key, item, now_ms)
+                    error = too_late(key, item, now_ms)
                     if error is None:
                         continue
                     late.append((item, item.request, Produced(-1, -1, -1, error)))
@@ -390,6 +379,10 @@ class Dispatcher:
                         deadlines.append(min(item.delivery.deadline_ms, max(item.not_before_ms, now_ms + 1)))
                     break  # those behind it wait for it
         return min(deadlines, default=None)
+
+
+def _is_of(item: Item, joiner: object) -> bool:
+    return item.delivery.produce.identity is joiner
 
 
 def _stamp(key: Key, items: list[Item]) -> None:
@@ -420,22 +413,6 @@ def _note_sequences(item: Item, error: StreamlogError | None) -> None:
         identity.in_doubt()
 
 
-def _decide(item: Item, produced: Produced) -> None:
-    """Write a result down; with the last one the producer has its answer. Again changes nothing."""
-    delivery = item.delivery
-    delivery.results[item.index] = produced
-    pending = delivery.pending
-    if None in delivery.results:
-        return
-    if not pending.done:
-        pending.reply = delivery.results
-        pending.done = True
-    if pending.waiter is not None:
-        pending.waiter.set()
-    if pending.on_done is not None:
-        pending.on_done(pending)
-
-
 def _together(queue: deque[Item]) -> list[Item]:
     """The batches at the head of a queue that may travel in one request."""
     acks = queue[0].delivery.produce.acks
@@ -458,40 +435,3 @@ def _together(queue: deque[Item]) -> list[Item]:
                 break  # a leader knows no more of them again
         items.append(item)
     return items
-
-
-def _is_leader_news(error: StreamlogError) -> bool:
-    return isinstance(error, (NotLeaderOrFollowerError, LeaderNotAvailableError, NetworkError))
-
-
-def _too_late(key: Key, item: Item, now_ms: int) -> StreamlogError | None:
-    """What is told of an item that was not answered in time, or not sent in its time; None if it is in time."""
-    if item.request is None:
-        return (item.error or _unsent(key)) if now_ms >= item.delivery.deadline_ms else None
-    timeout_ms = item.delivery.retrying.request_timeout_ms
-    if now_ms - item.sent_ms < timeout_ms:
-        return None
-    error = NetworkError(f"no answer from the leader of {key[0]}-{key[1]} in {timeout_ms} ms")
-    error.indefinite = True  # type: ignore[misc]
-    return error
-
-
-def _unsent(key: Key) -> StreamlogError:
-    return LeaderNotAvailableError(
-        f"{key[0]}-{key[1]} had no leader that answered", topic=key[0], partition=key[1]
-    )
-
-
-def _expired(item: Item, key: Key, now_ms: int) -> StreamlogTimeoutError:
-    """Kafka: "Expiring N record(s) for t-0: 120000 ms has passed since batch creation"."""
-    timeout_ms = item.delivery.retrying.delivery_timeout_ms
-    error = StreamlogTimeoutError(
-        f"{item.batch.record_count} records for {key[0]}-{key[1]} were not acknowledged within "
-        f"delivery_timeout_ms={timeout_ms}, {item.attempts} attempts; the last answer: {item.error}",
-        topic=key[0],
-        partition=key[1],
-        timeout_ms=timeout_ms,
-        attempts=item.attempts,
-    )
-    error.__cause__ = item.error
-    return error

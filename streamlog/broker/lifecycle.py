@@ -19,6 +19,7 @@ from streamlog.broker.metadata import AppendMetadata
 from streamlog.broker.network import down
 from streamlog.broker.replication import Replication
 from streamlog.core import broker_states
+from streamlog.core.cluster_image import TRANSACTION_STATE_TOPIC
 from streamlog.errors import IllegalStateError, NotControllerError
 
 if TYPE_CHECKING:
@@ -155,6 +156,8 @@ def start(cluster: BrokerCluster, broker_id: int) -> None:
     peers.keep_lease(broker, cluster.runtime.clock.monotonic_ms())
     peers.trace(f"broker {broker_id} starts")
     _catch_up(cluster, broker)
+    if TRANSACTION_STATE_TOPIC in cluster.topics:
+        broker.coordinator.transactions.load_all()  # what it has left undone when it went
     peers.starting.pop(broker_id, None)
 
 

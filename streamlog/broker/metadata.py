@@ -98,6 +98,8 @@ class MetadataLog(TurnOwner):
         self.state = ReplicaState()
         self._default_counts = default_counts
         self._producer_ids: Iterator[int] = iter(())
+        self.transactional_ids: dict[str, None] = {}
+        """Those that producers of this process have had: what is open of them is theirs to end."""
         self.saved_offset = 0  # up to here the image's checkpoint goes
         self._asked_offset = 0  # and up to here it was asked to
         self._config = config

@@ -19,14 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from streamlog.broker.controller_link import ControllerLink
 from streamlog.broker.controlling import JudgeLeases, RebalanceLeaders, RenewLease, TakeControl
 from streamlog.broker.coordinators import Coordinators
 from streamlog.broker.dispatching import Dispatcher
 from streamlog.broker.fetcher import ReplicaFetcher
 from streamlog.broker.helping import Helping
 from streamlog.broker.measuring_replication import ReplicationCounts
-from streamlog.broker.network import METADATA, Network
+from streamlog.broker.message_link import MessageLink
+from streamlog.broker.network import METADATA, Network, Node
 from streamlog.broker.replica_requests import AlterPartition, Reconcile
 from streamlog.broker.runner import Service, Waiter
 from streamlog.core.cluster_image import (
@@ -61,7 +61,7 @@ class Peers:
         self._running: dict[int, Broker] = {}
         self._fetchers: dict[int, dict[int, list[ReplicaFetcher]]] = {}
         self._leases: dict[int, Service] = {}
-        self._controller_links: dict[int, ControllerLink] = {}
+        self._links: dict[tuple[int, Node], MessageLink] = {}
         self.helping = Helping(cluster.runtime)
         self._next_rebalance_ms = 0
         self._note: Callable[[str], None] | None = getattr(cluster.runtime, "note", None)
@@ -146,7 +146,7 @@ class Peers:
         ]
         for end in ends:
             end()
-        for link in self._controller_links.values():
+        for link in list(self._links.values()):
             link.close()
 
     # -- messages ------------------------------------------------------------------------------------------------------
@@ -173,14 +173,22 @@ class Peers:
                 pass  # closing
 
         if self.hears_metadata(broker_id):
-            self._controller_link(broker_id).send(arrive)
+            self.send(broker_id, METADATA, arrive)
 
-    def _controller_link(self, broker_id: int) -> ControllerLink:
-        link = self._controller_links.get(broker_id)
+    def leader(self, topic: str, number: int) -> int:
+        """Who leads a partition. Raises UnknownTopicOrPartitionError, and what is retriable."""
+        return self._cluster.leader(topic, number).id
+
+    def send(self, source: int, target: Node, deliver: Callable[[], object]) -> None:
+        """Have a message of one broker's do something at another; nothing where the network swallows it."""
+        if source == target:
+            deliver()
+            return
+        link = self._links.get((source, target))
         if link is None:
-            made = ControllerLink(self.runtime, self.network, broker_id)
-            link = self._controller_links.setdefault(broker_id, made)
-        return link
+            made = MessageLink(self.runtime, self.network, source, target)
+            link = self._links.setdefault((source, target), made)
+        link.send(deliver)
 
     # -- replication -----------------------------------------------------------------------------------------------------
 

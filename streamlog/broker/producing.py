@@ -41,7 +41,7 @@ def decide(broker: Broker, turn: Turn, pending: Pending, request: Produce) -> No
             if broker.replication is not None:
                 broker.replication.check_leads(turn, partition, request.acks)
             batch = partition.admit(batch, turn.wall_ms)
-            if batch.is_transactional:
+            if batch.is_transactional and broker.replication is None:  # else `joining_transactions` has
                 broker.coordinator.transactions.admit(turn, request.transactional_id, batch, name, number)
             known = None if batch.producer_id < 0 else _known(turn, partition, batch)
         except StreamlogError as error:

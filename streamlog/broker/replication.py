@@ -40,7 +40,7 @@ from streamlog.broker.serving_followers import not_leader, serve_follower
 from streamlog.broker.turn import Pending, Turn
 from streamlog.broker.upkeep import MoveHighWatermarks
 from streamlog.core import leadership as rules
-from streamlog.core.cluster_image import NO_LEADER, PartitionImage
+from streamlog.core.cluster_image import NO_LEADER, TRANSACTION_STATE_TOPIC, PartitionImage
 from streamlog.core.leader_epochs import UNDEFINED, EpochHistory
 from streamlog.core.leadership import Leadership
 from streamlog.core.replica import ReplicaState
@@ -64,7 +64,7 @@ class Replication:
 
     def __init__(self, broker: Broker, peers: Peers) -> None:
         self._broker = broker
-        self._peers = peers
+        self.peers = peers
         self.in_sync_sets = InSyncSets(broker, peers, self.move_high_watermark)
         self.dirty: dict[Key, int] = {}
         self.acknowledgements = Acknowledgements(broker)
@@ -145,7 +145,7 @@ class Replication:
             return  # who reads or writes is told that nobody serves it
         if partition.leadership is not None:
             # What was replicated before is so still: let the followers say it, before somebody asks for the end.
-            self._peers.helping.help(lambda: None, lambda: is_readable(partition))
+            self.peers.helping.help(lambda: None, lambda: is_readable(partition))
 
     def reconcile(self, turn: Turn, pending: Pending) -> None:
         """Take the roles the image gives for what is marked."""
@@ -166,7 +166,7 @@ class Replication:
 
     def take_role(self, turn: Turn, partition: Partition) -> None:
         """Become what the cluster image says this replica is."""
-        image = self._peers.image
+        image = self.peers.image
         topic = image.topics.get(partition.topic)
         if topic is None or topic.topic_id != partition.topic_id:
             return  # deleted: DropTopic is on its way
@@ -224,6 +224,9 @@ class Replication:
             self.trace(f"broker {self._broker.id} leads {partition.name} in epoch {of.leader_epoch}")
 
         turn.effects.append(lead)
+        if partition.topic == TRANSACTION_STATE_TOPIC:
+            # Nobody may ask for what the leader before has left to do: it is looked for now.
+            self._broker.after_turn(turn, lambda: self._broker.coordinator.transactions.load(partition))
 
     def _become_follower(self, turn: Turn, partition: Partition, of: PartitionImage) -> None:
         state: ReplicaState = turn.staged.get(partition) or partition.state
@@ -245,12 +248,12 @@ class Replication:
 
         turn.effects.append(follow)
         key = (partition.topic, partition.number)
-        self._broker.after_turn(turn, lambda: self._peers.news_for(self._broker.id, of.leader, key))
+        self._broker.after_turn(turn, lambda: self.peers.news_for(self._broker.id, of.leader, key))
         self._broker.on_coordinator_moved(turn, partition)
 
     def _settle(self, turn: Turn, partition: Partition, leadership: Leadership, of: PartitionImage) -> None:
         """Still the leader: take over ISR, replicas and who is there."""
-        epochs = {broker_id: known.broker_epoch for broker_id, known in self._peers.image.brokers.items()}
+        epochs = {broker_id: known.broker_epoch for broker_id, known in self.peers.image.brokers.items()}
         settled = rules.settled(
             leadership, of.replicas, of.isr, of.partition_epoch, self._unavailable(of), turn.now_ms, epochs
         )
@@ -283,7 +286,7 @@ class Replication:
         self._broker.slip_in(Reconcile())
 
     def _unavailable(self, of: PartitionImage) -> frozenset[int]:
-        image = self._peers.image
+        image = self.peers.image
         return frozenset(broker for broker in of.replicas if not image.is_active(broker))
 
     # -- appending as the leader ---------------------------------------------------------------------------------------
@@ -294,7 +297,7 @@ class Replication:
         Raises   NotLeaderOrFollowerError, NotEnoughReplicasError (acks=all and fewer in sync than min.insync.replicas).
         """
         is_behind = self.dirty and (partition.topic, partition.number) in self.dirty
-        if is_behind and self._peers.hears_metadata(self._broker.id):
+        if is_behind and self.peers.hears_metadata(self._broker.id):
             # Before a leader of yesterday writes what waited while it was silent.
             self.take_role(turn, partition)
         if turn.is_alone(partition):
@@ -349,7 +352,7 @@ class Replication:
                     self.in_sync_sets.behind[partition] = None
                 elif progress.log_start_offset >= state.log_start_offset:
                     continue
-                self._peers.news_for(follower, self._broker.id, (partition.topic, partition.number))
+                self.peers.news_for(follower, self._broker.id, (partition.topic, partition.number))
             self.acknowledgements.release(partition, leadership, state)
         if turn.transaction is None and partition not in self._unsaved:
             if not self._unsaved:

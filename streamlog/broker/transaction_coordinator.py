@@ -4,17 +4,18 @@
     InitProducerId, EndTxn ------+--turn--> core.transaction --record--> __transaction_state-n  --commit--> known
                                                      +--markers--> every partition of the transaction
 
-A transactional id lives in the partition its name hashes to. With one broker, which leads all partitions, the decision,
-its markers, the offsets that go with it and its completion are one commit: there is no Prepare that a crash could leave
-behind.
+A transactional id lives in the partition its name hashes to. Where one broker has all partitions of a transaction to
+itself, the decision, its markers, the offsets that go with it and its completion are one commit: there is no Prepare that
+a crash could leave behind. Else the decision is replicated first, and `transaction_completion` does the rest.
 
 Invariants:
  1. What is known of an id changes only in an effect of a turn that committed, or while it is being loaded.
  2. A transaction that was open when another process died is aborted as soon as its partition is loaded, which
     `housekeeping` does at the start: readers of committed records wait behind it.
+ 3. What is known may not be replicated yet; nobody is told of it, and no marker written, before it is.
 
 Sources: Kafka TransactionCoordinator, TransactionStateManager; SEMANTICS 3.5.6 to 3.5.17.
-Not implemented: several brokers (markers by request, Prepare), transactions of clients on the wire.
+Not implemented: transactions of clients on the wire.
 """
 
 from __future__ import annotations
@@ -23,20 +24,22 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlog import batch as batches
-from streamlog.broker.api import EndTxn, InitProducerId, TransactionRequest
+from streamlog.broker.api import AddPartitions, EndTxn, InitProducerId, MarkersWritten, TransactionRequest
 from streamlog.broker.partition import Partition
 from streamlog.broker.pending import DEFER, Pending, Turn
 from streamlog.broker.producer_states import observe
+from streamlog.broker.transaction_completion import Completing, Completions
 from streamlog.core import transaction as rules
 from streamlog.core.cluster_image import TRANSACTION_STATE_TOPIC
 from streamlog.core.group import group_partition
 from streamlog.core.transaction import State, TransactionState
 from streamlog.errors import (
+    ConcurrentTransactionsError,
     InvalidTransactionTimeoutError,
     InvalidTxnStateError,
-    TopicAlreadyExistsError,
+    StreamlogError,
+    TransactionAbortableError,
     UnknownTopicOrPartitionError,
-    UnsupportedOperationError,
 )
 from streamlog.record import TopicPartition
 from streamlog.storage import log
@@ -44,12 +47,12 @@ from streamlog.storage import log
 if TYPE_CHECKING:
     from streamlog.batch import Batch
     from streamlog.broker.broker import Broker
-    from streamlog.broker.cluster import BrokerCluster
     from streamlog.broker.coordinator import Coordinator
     from streamlog.broker.hosted_group import HostedGroup
     from streamlog.core.machine import Decision
 
-TOPIC_CONFIG: Final = {"cleanup.policy": "compact", "retention.ms": "-1"}
+REPLICATED_WITHIN_MS: Final = 5_000
+"""As for the commits of groups: until a record is replicated, or its sender has to ask again."""
 _READ_BYTES: Final = 4 * 1024 * 1024
 ABORTED_AT_ONCE_MAX: Final = 64
 """So many transactions whose time is over one turn aborts; the others follow."""
@@ -66,21 +69,31 @@ class TransactionCoordinator:
         self._deadlines: dict[str, int] = {}
         """When each open transaction is aborted for its age, by the monotonic clock."""
         self._load_lock = broker.runtime.turn_lock()
+        self.completions = Completions(broker)
 
     def __repr__(self) -> str:
-        return f"TransactionCoordinator({len(self._states)} ids, {len(self._deadlines)} open)"
+        return f"TransactionCoordinator({len(self._states)} ids, {len(self._deadlines)} open, {self.completions!r})"
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def decide(self, turn: Turn, pending: Pending, request: TransactionRequest) -> object:
         """Decide one request about a transactional id. May return DEFER."""
         transactional_id = request.transactional_id
-        partition = self._partition(turn, transactional_id, type(request.event) is InitProducerId)
+        partition = self._partition(turn, transactional_id)
         match request.event:
             case InitProducerId():
                 self._init(turn, pending, transactional_id, partition, request.event)
+            case AddPartitions():
+                self._add(turn, pending, transactional_id, partition, request.event)
             case EndTxn():
                 return self._end(turn, pending, transactional_id, partition, request.event)
+            case MarkersWritten():
+                completing = self.completions.written(turn, transactional_id, request.event)
+                known = self._known(turn, transactional_id)
+                if completing is not None and known is not None and known.is_decided:
+                    self._put(turn, transactional_id, partition, rules.completed(known, turn.wall_ms))
+                    self.completions.completed(turn, completing)
+                turn.reply(pending, None)
         return None
 
     def admit(self, turn: Turn, transactional_id: str | None, batch: Batch, topic: str, number: int) -> None:
@@ -94,7 +107,7 @@ class TransactionCoordinator:
                 topic=topic,
                 partition=number,
             )
-        partition = self._partition(turn, transactional_id, True)
+        partition = self._partition(turn, transactional_id)
         known = self._known(turn, transactional_id)
         after = rules.with_partitions(
             known,
@@ -120,10 +133,43 @@ class TransactionCoordinator:
             )
         known = self._known(turn, transactional_id)
         if known is not None and known.state is State.ONGOING:
-            known = self._finish(turn, transactional_id, partition, rules.fenced(known, turn.wall_ms))
+            known = self._decided(turn, transactional_id, partition, rules.fenced(known, turn.wall_ms))
+            if known.is_decided:
+                # The answer to who asks again as long as that takes.
+                turn.fail(
+                    pending,
+                    ConcurrentTransactionsError(f"what {transactional_id!r} left open is being aborted"),
+                )
+                return
         after = rules.initialized(known, event.new_producer_id, event.timeout_ms, turn.wall_ms)
         self._put(turn, transactional_id, partition, after)
-        turn.reply(pending, (after.producer_id, after.producer_epoch))
+        self._reply(turn, pending, partition, (after.producer_id, after.producer_epoch))
+
+    def _add(
+        self, turn: Turn, pending: Pending, transactional_id: str, partition: Partition, event: AddPartitions
+    ) -> None:
+        known = self._known(turn, transactional_id)
+        after = rules.with_partitions(
+            known,
+            transactional_id,
+            event.producer_id,
+            event.producer_epoch,
+            [TopicPartition(*one) for one in event.partitions],
+            turn.wall_ms,
+        )
+        if after is not known:
+            self._put(turn, transactional_id, partition, after)
+        self._reply(turn, pending, partition, (after.producer_id, after.producer_epoch))
+
+    def _reply(self, turn: Turn, pending: Pending, partition: Partition, answer: tuple[int, int]) -> None:
+        """Answer once all that was decided about ids of this partition is replicated, by whichever turn."""
+        state = turn.staged.get(partition) or partition.state
+        if turn.is_alone(partition) or state.high_watermark >= state.log_end_offset:
+            turn.reply(pending, answer)
+            return
+        assert self._broker.replication is not None
+        waiting = [(partition, state.log_end_offset, -1)]
+        self._broker.replication.acknowledgements.park(turn, pending, answer, waiting, REPLICATED_WITHIN_MS)
 
     def _end(
         self, turn: Turn, pending: Pending, transactional_id: str, partition: Partition, event: EndTxn
@@ -146,12 +192,18 @@ class TransactionCoordinator:
         )
         if prepared is None:
             assert known is not None
-            turn.reply(pending, (known.producer_id, known.producer_epoch))
+            self._reply(turn, pending, partition, (known.producer_id, known.producer_epoch))
             return None
-        if event.is_commit and event.offsets and not self._commit_offsets(turn, event):
-            return DEFER
-        after = self._finish(turn, transactional_id, partition, prepared)
-        turn.reply(pending, (after.producer_id, after.producer_epoch))
+        if event.is_commit and event.offsets:
+            if self._broker.replication is not None:
+                raise TransactionAbortableError(
+                    f"the cluster got other brokers while {transactional_id!r} had a transaction open; it is aborted"
+                )
+            if not self._commit_offsets(turn, event):
+                return DEFER
+        after = self._decided(turn, transactional_id, partition, prepared, pending, event.wait_ms)
+        if not after.is_decided:
+            self._reply(turn, pending, partition, (after.producer_id, after.producer_epoch))
         return None
 
     def _commit_offsets(self, turn: Turn, event: EndTxn) -> bool:
@@ -172,7 +224,9 @@ class TransactionCoordinator:
     # -- deadlines -----------------------------------------------------------------------------------------------------
 
     def next_deadline_ms(self) -> int | None:
-        return min(self._deadlines.copy().values(), default=None)
+        of_open = min(self._deadlines.copy().values(), default=None)
+        of_decided = self.completions.next_deadline_ms()
+        return min([due for due in (of_open, of_decided) if due is not None], default=None)
 
     def on_tick(self, turn: Turn) -> None:
         """Abort what has been open for too long, and what a process that is no more has left open."""
@@ -181,8 +235,12 @@ class TransactionCoordinator:
             known = self._known(turn, transactional_id)
             if known is None or known.state is not State.ONGOING:
                 continue
-            partition = self._partition(turn, transactional_id)
-            self._finish(turn, transactional_id, partition, rules.fenced(known, turn.wall_ms))
+            try:
+                partition = self._partition(turn, transactional_id)
+            except StreamlogError:
+                continue  # led by another broker as of this very turn
+            self._decided(turn, transactional_id, partition, rules.fenced(known, turn.wall_ms))
+        self.completions.on_tick(turn)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -208,6 +266,44 @@ class TransactionCoordinator:
         else:
             self._deadlines[transactional_id] = turn.now_ms + deadline_ms - turn.wall_ms
             self._groups.deadline_changed = True
+
+    def _decided(
+        self,
+        turn: Turn,
+        transactional_id: str,
+        partition: Partition,
+        prepared: TransactionState,
+        asking: Pending | None = None,
+        wait_ms: int = 0,
+    ) -> TransactionState:
+        """See a decision through: in this turn where everything is ours alone, else it is Prepare that is returned.
+
+        asking:  answered when it is complete, and at the latest after `wait_ms`.
+        """
+        if self._has_all(turn, [partition], prepared):
+            return self._finish(turn, transactional_id, partition, prepared)
+        self._put(turn, transactional_id, partition, prepared)
+        end_offset = turn.staged[partition].log_end_offset
+        completing = Completing(transactional_id, prepared, partition, end_offset, turn.now_ms)
+        if asking is not None:
+            completing.asking = asking
+            completing.reply_by_ms = turn.now_ms + wait_ms
+        self.completions.begin(turn, completing)
+        return prepared
+
+    def _has_all(self, turn: Turn, partitions: list[Partition], prepared: TransactionState) -> bool:
+        """Whether every partition of a transaction that still exists is on this broker, and nowhere else."""
+        if self._broker.replication is None:
+            return True
+        topics = self._broker.metadata.image.topics
+        for topic, number in prepared.partitions:
+            image = topics.get(topic)
+            if image is None or number >= len(image.partitions):
+                continue  # deleted meanwhile
+            if image.partitions[number].replicas != (self._broker.id,):
+                return False
+            partitions.append(self._broker.partition(topic, number))
+        return all(turn.is_alone(partition) and partition.serves for partition in partitions)
 
     def _finish(
         self, turn: Turn, transactional_id: str, partition: Partition, prepared: TransactionState
@@ -238,27 +334,39 @@ class TransactionCoordinator:
 
     # -- loading -------------------------------------------------------------------------------------------------------
 
-    def _partition(self, turn: Turn, transactional_id: str, begins: bool = False) -> Partition:
-        """Where a transactional id lives. begins: something new, which needs one broker; what is open may end anyway."""
-        if begins and self._broker.replication is not None:
-            raise UnsupportedOperationError(
-                "transactions need a cluster of one broker that no fault was asked of, in this version"
-            )
+    def _partition(self, turn: Turn, transactional_id: str) -> Partition:
+        """Where a transactional id lives. Raises NotCoordinatorError where another broker leads it."""
         image = self._broker.metadata.image.topic(TRANSACTION_STATE_TOPIC)
         number = group_partition(transactional_id, len(image.partitions))
         partition = self._broker.partition(TRANSACTION_STATE_TOPIC, number)
+        if self._broker.replication is not None and not turn.is_alone(partition):
+            self._broker.replication.check_coordinates(turn, partition)
         self._load(partition)
         return partition
 
     def load_all(self) -> None:
-        """Know all transactional ids, so that what a dead process left open is aborted soon. By any thread."""
+        """Know all transactional ids we coordinate, so that what was left undone is done soon. By any thread."""
         image = self._broker.metadata.image.topics.get(TRANSACTION_STATE_TOPIC)
-        for number in range(0 if image is None else len(image.partitions)):
-            partition = self._broker.partition(TRANSACTION_STATE_TOPIC, number)
-            if partition.serves:
-                self._load(partition)
-        if self._deadlines:
-            self._broker.plan_service()
+        for number, partition in enumerate(() if image is None else image.partitions):
+            if partition.leader == self._broker.id:
+                self.load(self._broker.partition(TRANSACTION_STATE_TOPIC, number))
+
+    def load(self, partition: Partition) -> None:
+        """We lead a partition of transactional ids: their deadlines and decisions are ours. By any thread."""
+        if partition.serves:
+            self._load(partition)
+            if self.next_deadline_ms() is not None:
+                self._broker.plan_service()
+
+    def unload(self, partition: Partition) -> None:
+        """Another broker coordinates the ids of this partition. Called by the runner; again changes nothing."""
+        self._loaded.pop(partition.number, None)
+        count = len(self._broker.metadata.image.topic(TRANSACTION_STATE_TOPIC).partitions)
+        for transactional_id in list(self._states):
+            if group_partition(transactional_id, count) == partition.number:
+                self._states.pop(transactional_id, None)
+                self._deadlines.pop(transactional_id, None)
+        self.completions.unload(partition)
 
     def _load(self, partition: Partition) -> None:
         """Fold a partition of `__transaction_state`, once: the newest record of each id counts."""
@@ -267,15 +375,23 @@ class TransactionCoordinator:
         with self._load_lock:
             if partition.number in self._loaded:
                 return
+            end_offset = partition.state.log_end_offset
             newest = dict(self._records(partition))
+            clock = self._broker.runtime.clock
+            now_ms, wall_ms = clock.monotonic_ms(), clock.wall_ms()
             for transactional_id, value in newest.items():
-                if value is not None:
-                    self._states[transactional_id] = rules.decode_value(value)
-            now_ms = self._broker.runtime.clock.monotonic_ms()
-            for transactional_id, state in self._states.items():
-                if state.state is State.ONGOING:
-                    # Its producer lived in a process that is no more: nobody can end it.
-                    self._deadlines.setdefault(transactional_id, now_ms)
+                if value is None:
+                    continue
+                state = self._states[transactional_id] = rules.decode_value(value)
+                deadline_ms = state.deadline_ms()
+                if deadline_ms is not None:
+                    # Of a process that is no more: nobody can end it.
+                    is_here = transactional_id in self._broker.metadata.transactional_ids
+                    self._deadlines[transactional_id] = now_ms + (deadline_ms - wall_ms if is_here else 0)
+                elif state.is_decided:
+                    self.completions.resume(
+                        Completing(transactional_id, state, partition, end_offset, now_ms)
+                    )
             self._loaded[partition.number] = None
 
     def _records(self, partition: Partition) -> Iterator[tuple[str, bytes | None]]:
@@ -292,26 +408,3 @@ class TransactionCoordinator:
                     if transactional_id is not None:
                         yield transactional_id, record.value
                 offset = batch.next_offset
-
-
-def call(cluster: BrokerCluster, transactional_id: str, event: Any) -> tuple[int, int]:
-    """Ask the coordinator of a transactional id: the producer id and epoch from now on."""
-    if TRANSACTION_STATE_TOPIC not in cluster.topics:
-        _make_topic(cluster)
-    if cluster.is_replicated and type(event) is InitProducerId:
-        raise UnsupportedOperationError(
-            "transactions need a cluster of one broker that no fault was asked of, in this version"
-        )
-    answer: tuple[int, int] = cluster.broker.call(TransactionRequest(transactional_id, event))
-    return answer
-
-
-def _make_topic(cluster: BrokerCluster) -> None:
-    from streamlog.broker.api import CreateTopic
-
-    cluster.check_usable()
-    partitions = cluster.config.transaction_state_log_num_partitions
-    try:
-        cluster.ask_controller(CreateTopic(TRANSACTION_STATE_TOPIC, partitions, 1, dict(TOPIC_CONFIG)))
-    except TopicAlreadyExistsError:
-        pass

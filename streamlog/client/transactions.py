@@ -16,7 +16,6 @@ Invariants:
     then the next one aborts it first.
 
 Sources: DESIGN section 2; Kafka KafkaProducer, TransactionManager; KIP-98, KIP-447, KIP-890.
-Not implemented: clusters of several brokers.
 """
 
 from __future__ import annotations
@@ -25,12 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from streamlog.broker.api import EndTxn, InitProducerId
 from streamlog.broker.producer_identity import ProducerIdentity
-from streamlog.broker.transaction_coordinator import call
+from streamlog.broker.transaction_coordinators import call
 from streamlog.client.consumer import Consumer
 from streamlog.client.delivery import OpenBatch
 from streamlog.client.failures import attach
 from streamlog.client.fetching import UNKNOWN_OFFSET
 from streamlog.client.producer import Producer
+from streamlog.client.timeouts import SETTLING_MS
 from streamlog.core.transaction import PRODUCER_EPOCH_MAX
 from streamlog.errors import (
     ClosedError,
@@ -51,6 +51,7 @@ from streamlog.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamlog.batch import Batch
     from streamlog.broker.cluster import BrokerCluster
     from streamlog.config import ProducerConfig
     from streamlog.core.group_events import OffsetCommit
@@ -62,11 +63,12 @@ _FATAL = (ProducerFencedError, InvalidProducerIdMappingError)
 class TransactionalIdentity(ProducerIdentity):
     """What makes the batches of one transaction its own. One broker takes them in order, or the transaction fails."""
 
-    __slots__ = ("has_sent",)
+    __slots__ = ("has_sent", "joined", "transactional_id")
 
     is_transactional = True
 
-    def __init__(self, producer_id: int, producer_epoch: int) -> None:
+    def __init__(self, transactional_id: str, producer_id: int, producer_epoch: int) -> None:
+        self.transactional_id = transactional_id
         self.renew(producer_id, producer_epoch)
 
     def __repr__(self) -> str:
@@ -77,6 +79,7 @@ class TransactionalIdentity(ProducerIdentity):
         self.producer_id = producer_id
         self.producer_epoch = producer_epoch
         self.has_sent = False
+        self.joined: set[tuple[str, int]] = set()
         self._guesses = {}
         self._next = {}
 
@@ -84,6 +87,13 @@ class TransactionalIdentity(ProducerIdentity):
         """The first sequence of a batch that is being sealed."""
         self.has_sent = True
         return super().guess(key, records)
+
+    def stamped(self, key: tuple[str, int], batch: Batch, before: Batch | None) -> Batch:
+        """As it was sealed: what fails leaves a gap, and the transaction is aborted for it."""
+        return batch
+
+    def in_doubt(self) -> None:
+        """A record of the transaction may be missing: it is aborted, and the next one has another epoch anyway."""
 
 
 class TransactionalProducer(Producer):
@@ -101,7 +111,7 @@ class TransactionalProducer(Producer):
         self._is_in_doubt = False
         """The end of the last transaction failed: it may be open."""
         self._fatal: StreamlogError | None = None
-        identity = TransactionalIdentity(*_init(backend, config))
+        identity = TransactionalIdentity(self._transactional_id, *_init(backend, config))
         super().__init__(backend, config, on_close)
         self._identity = identity
         self._gate.record_bytes_max = -1  # every send asks `_admit`
@@ -173,9 +183,10 @@ class TransactionalProducer(Producer):
     def _end(self, is_commit: bool, offsets: list[tuple[str, OffsetCommit]] | None = None) -> None:
         """Ask the coordinator for the end; the identity is that of the next transaction then."""
         identity = self._transactional
-        event = EndTxn(identity.producer_id, identity.producer_epoch, is_commit, offsets or [])
+        wait_ms = self.config.max_block_ms
+        event = EndTxn(identity.producer_id, identity.producer_epoch, is_commit, offsets or [], wait_ms)
         try:
-            answer = call(self._backend, self._transactional_id, event)
+            answer = call(self._backend, self._transactional_id, event, wait_ms + SETTLING_MS)
         except _FATAL as error:
             self._fatal = error
             raise
@@ -329,6 +340,13 @@ class Transaction:
             raise CommitFailedError(
                 f"a consumer of this transaction is no member of its group any more, so it was aborted: {error}"
             ) from error
+        except InvalidTxnStateError as error:
+            timeout_ms = self._producer.config.transaction_timeout_ms
+            raise TransactionAbortableError(
+                f"this transaction was aborted before it was committed: it took longer than "
+                f"transaction_timeout_ms={timeout_ms}; do its work in another one",
+                timeout_ms=timeout_ms,
+            ) from error
 
     @property
     def _is_known_there(self) -> bool:
@@ -382,7 +400,7 @@ class Transaction:
 def _init(backend: BrokerCluster, config: ProducerConfig) -> tuple[int, int]:
     """Take over the transactional id: the producer id and epoch of the first transaction."""
     event = InitProducerId(config.transaction_timeout_ms, backend.metadata.new_producer_id())
-    return call(backend, str(config.transactional_id), event)
+    return call(backend, str(config.transactional_id), event, config.max_block_ms)
 
 
 def _check_consumer(consumer: Consumer) -> None:

@@ -14,6 +14,8 @@ from tests.broker.builders import batch_of
 VALUES: list[Any] = [
     api.WriteMarkers(7, 1, 0, True, [("t", 0)]),
     api.InitProducerId(60_000, 7),
+    api.AddPartitions(7, 1, [("t", 0)]),
+    api.MarkersWritten(7, 2, [("t", 0)]),
     api.EndTxn(7, 0, True),
     api.TransactionRequest("t-1", api.EndTxn(7, 0, False)),
     api.Produce([("t", 0, batch_of(b"x", timestamp=1))]),

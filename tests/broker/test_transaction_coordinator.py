@@ -14,7 +14,7 @@ import pytest
 from streamlog.batch import Batch, seal_columnar
 from streamlog.broker import api
 from streamlog.broker.cluster import BrokerCluster
-from streamlog.broker.transaction_coordinator import call
+from streamlog.broker.transaction_coordinators import call
 from streamlog.core import group_events as events
 from streamlog.core.transaction import State
 from streamlog.errors import (

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 
 import streamlog
-from streamlog.broker.controller_link import ControllerLink
+from streamlog.broker.message_link import MessageLink
 from streamlog.broker.network import METADATA, Network
 from streamlog.testing import Simulation
 
-Made = tuple[Simulation, Network, ControllerLink, list[Any]]
+Made = tuple[Simulation, Network, MessageLink, list[Any]]
 
 
 @pytest.fixture
 def made() -> Made:
     simulation = Simulation(1)
     network = Network(lambda: [0, 1], simulation.random)
-    return simulation, network, ControllerLink(simulation, network, 0), []
+    return simulation, network, MessageLink(simulation, network, 0, METADATA), []
 
 
 def test_at_once_while_the_network_is_perfect(made: Made) -> None:
