@@ -22,6 +22,7 @@ import msgspec
 from streamlog.broker.pending import TOLD_WAIT_MS
 from streamlog.broker.upkeep import PutCheckpoints
 from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC, ClusterImage
+from streamlog.core.held_records import HeldRecords, settled_records
 from streamlog.errors import StreamlogError, UnknownTopicOrPartitionError
 from streamlog.storage import log
 from streamlog.storage.fold_checkpoints import PIECE_BYTES_MAX, load_fold, plan_fold, split, stale_pieces
@@ -92,7 +93,7 @@ def save_offsets(broker: Broker, number: int) -> int | None:
     view = partition.view
     if view is None:
         return None
-    end_offset = view.high_watermark
+    end_offset = view.last_stable_offset  # behind it are records of which nobody knows whether they count
     waiter = broker.runtime.waiter()
 
     def pause() -> None:
@@ -132,18 +133,18 @@ def _fold_offsets(
         pieces = load_fold(snapshot, log_id)
     offset, latest = _saved_offsets(pieces, end_offset, pause)
     offset = max(offset, start_offset)
+    held = HeldRecords()
     while offset < end_offset:
         with environment.snapshot() as snapshot:
             found = log.read(snapshot, log_id, offset, end_offset, SLICE_BYTES)
         if not found:
             break
         for batch in found:
-            if not batch.is_control:
-                for record in batch.records(CONSUMER_OFFSETS_TOPIC, 0, offset):
-                    if record.value is None:
-                        latest.pop(record.key, None)
-                    else:
-                        latest[record.key] = record.value
+            for key, value in settled_records(held, batch, CONSUMER_OFFSETS_TOPIC, 0, offset):
+                if value is None:
+                    latest.pop(key, None)
+                else:
+                    latest[key] = value
             offset = batch.next_offset
         pause()
     return latest

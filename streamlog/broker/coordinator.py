@@ -21,18 +21,19 @@ Transactional ids are hosted beside, by `transaction_coordinator`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from streamlog import batch as batches
 from streamlog.broker.api import GroupRequest
 from streamlog.broker.checkpointing import save_offsets
 from streamlog.broker.hosted_group import HostedGroup as HostedGroup
 from streamlog.broker.hosted_group import LoadedFold, load_machines, of_known_partitions
 from streamlog.broker.partition import Partition
 from streamlog.broker.pending import wait_until_told
+from streamlog.broker.transactional_commits import append_records, check_epoch, check_stable
 from streamlog.broker.turn import DEFER, Pending, Turn
 from streamlog.config import ClusterConfig
 from streamlog.core import group_events as events
@@ -111,12 +112,16 @@ class Coordinator:
     def committed(
         self, group_id: str, partitions: list[TopicPartition] | None
     ) -> dict[TopicPartition, OffsetAndMetadata]:
-        """Committed positions of the named partitions (None: all that have one); those without one are left out."""
+        """Committed positions of the named partitions (None: all that have one); those without one are left out.
+
+        Raises UnstableOffsetCommitError for a named one that a transaction is about to commit (KIP-447).
+        """
         hosted = self.group(group_id)
         if hosted is None:
             return {}
         if partitions is None:
             return dict(hosted.machine.all_committed())
+        check_stable(hosted.machine, partitions)
         found = ((partition, hosted.machine.committed(*partition)) for partition in partitions)
         return {partition: offset for partition, offset in found if offset is not None}
 
@@ -188,14 +193,17 @@ class Coordinator:
         if is_answered:
             event = msgspec.structs.replace(event, token=pending.token)
         unknown: dict[TopicPartition, StreamlogError | None] = {}
-        if type(event) is events.OffsetCommit:
+        if isinstance(event, events.OffsetCommit):
             event, unknown = of_known_partitions(event, self._broker.metadata.image.topics)
+        if type(event) is events.TxnOffsetCommit:
+            check_epoch(turn, partition, event)
         decision = hosted.machine.handle(event, turn.now_ms, turn.wall_ms)
         if unknown:
             for _, answer in decision.replies:
                 if isinstance(answer, events.OffsetCommitReply):
                     answer.errors.update(unknown)
-        self._stage(turn, hosted, decision, pending if is_answered else None)
+        transactional = event if type(event) is events.TxnOffsetCommit else None
+        self._stage(turn, hosted, decision, pending if is_answered else None, transactional)
         if not is_answered:
             turn.reply(pending, None)
         if type(event) is events.ExpireOffsets:
@@ -229,6 +237,17 @@ class Coordinator:
     def stage(self, turn: Turn, hosted: HostedGroup, decision: Decision[Any]) -> None:
         """Take over what `decide_commit` has decided."""
         self._stage(turn, hosted, decision, None)
+
+    def end_transaction(self, turn: Turn, partition: Partition, producer_id: int, is_commit: bool) -> None:
+        """Its marker is staged in this turn, in a partition of ours: the offsets it brought count now, or never did."""
+        self._load(partition, leads=True)
+
+        def end() -> None:
+            for hosted in list(self._hosted.values()):
+                if hosted.partition.number == partition.number:
+                    hosted.machine.end_transaction(producer_id, is_commit)
+
+        turn.effects.append(end)
 
     def on_tick(self, turn: Turn) -> None:
         """Let every machine whose deadline has come decide."""
@@ -264,28 +283,31 @@ class Coordinator:
                 self._stage(turn, hosted, decision, None)
 
     def _stage(
-        self, turn: Turn, hosted: HostedGroup, decision: Decision[Any], asking: Pending | None
+        self,
+        turn: Turn,
+        hosted: HostedGroup,
+        decision: Decision[Any],
+        asking: Pending | None,
+        transactional: events.TxnOffsetCommit | None = None,
     ) -> None:
         """asking: the request decided on; parked if the decision does not answer it."""
         end_offset = -1  # what replies wait for, where the partition has followers
         if decision.records:
-            keys = [key for key, _ in decision.records]
-            values = [value for _, value in decision.records]
-            batch = batches.seal_v2_columns(keys, values, timestamps=turn.wall_ms)
-            self._broker.append(turn, hosted.partition, batch)
+            append_records(self._broker, turn, hosted.partition, decision.records, transactional)
             state = turn.staged[hosted.partition]
             if state.high_watermark < state.log_end_offset:
                 end_offset = state.log_end_offset
         turn.staged_machines[hosted] = decision
         machine = hosted.machine
-        turn.effects.append(lambda: self._apply_decision(hosted, machine, decision))
+        producer_id = None if transactional is None else transactional.producer_id
+        turn.effects.append(lambda: self._apply_decision(hosted, machine, decision, producer_id))
         for token, answer in decision.replies:
             pending = asking if asking is not None and asking.token == token else self._parked.get(token)
             if pending is None:
                 continue
             if pending is asking:
                 asking = None
-            turn.effects.append(_forget(self._parked, token))
+            turn.effects.append(partial(self._parked.pop, token, None))
             if isinstance(answer, BaseException):
                 turn.fail(pending, answer)
             elif end_offset >= 0 and self._broker.replication is not None:
@@ -295,10 +317,16 @@ class Coordinator:
             else:
                 turn.reply(pending, answer)
         if asking is not None:
-            turn.effects.append(_park(self._parked, asking))
+            turn.effects.append(partial(self._parked.setdefault, asking.token, asking))
 
-    def _apply_decision(self, hosted: HostedGroup, machine: GroupMachine, decision: Decision[Any]) -> None:
-        machine.apply(decision.records, decision.changes)
+    def _apply_decision(
+        self, hosted: HostedGroup, machine: GroupMachine, decision: Decision[Any], producer_id: int | None
+    ) -> None:
+        if producer_id is None:
+            machine.apply(decision.records, decision.changes)
+        else:
+            machine.hold(producer_id, decision.records)
+            machine.apply((), decision.changes)
         if decision.records:
             self._note_records(hosted.partition.number, len(decision.records))
         if machine.state is State.DEAD and hosted.machine is machine:
@@ -470,11 +498,3 @@ class Coordinator:
 def _not_coordinator(group_id: str, partition: Partition) -> NotCoordinatorError:
     says = f"group {group_id!r}: broker {partition.leader_id} leads {partition.name} and coordinates it"
     return NotCoordinatorError(says, group_id=group_id, leader=partition.leader_id)
-
-
-def _forget(parked: dict[int, Pending], token: int) -> Callable[[], object]:
-    return lambda: parked.pop(token, None)
-
-
-def _park(parked: dict[int, Pending], pending: Pending) -> Callable[[], object]:
-    return lambda: parked.setdefault(pending.token, pending)

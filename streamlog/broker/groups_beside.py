@@ -16,6 +16,7 @@ from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC
 from streamlog.core.group import GroupMachine, group_partition
 from streamlog.core.group_records import decode_key
 from streamlog.core.group_state import GroupLimits, GroupView
+from streamlog.core.held_records import HeldRecords, settled_records
 from streamlog.record import OffsetAndMetadata, TopicPartition
 from streamlog.storage import log
 from streamlog.storage.env import Snapshot
@@ -38,13 +39,14 @@ class GroupBeside(msgspec.Struct, frozen=True):
 class OffsetsFold:
     """One partition of `__consumer_offsets`, folded up to `offset`."""
 
-    __slots__ = ("latest", "log_id", "machines", "offset")
+    __slots__ = ("held", "latest", "log_id", "machines", "offset")
 
     def __init__(self, log_id: int) -> None:
         self.log_id = log_id
         self.offset = 0
         self.machines: dict[str, GroupMachine] = {}
         self.latest: dict[bytes, bytes] = {}
+        self.held = HeldRecords()
 
     def start_from_checkpoint(self, snapshot: Snapshot) -> bool:
         """Begin at the checkpoint the owner's fold left; False if there is none that can be read: it is a cache."""
@@ -67,9 +69,8 @@ class OffsetsFold:
             return False
         found = log.read(snapshot, self.log_id, self.offset, end_offset, bytes_max)
         for batch in found:
-            if not batch.is_control:
-                for record in batch.records(CONSUMER_OFFSETS_TOPIC, 0, self.offset):
-                    self.replay(record.key or b"", record.value)
+            for key, value in settled_records(self.held, batch, CONSUMER_OFFSETS_TOPIC, 0, self.offset):
+                self.replay(key, value)
             self.offset = batch.next_offset
         if not found:
             self.offset = end_offset

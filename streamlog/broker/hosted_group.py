@@ -15,6 +15,7 @@ from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Source
 from streamlog.core.group import GroupMachine
 from streamlog.core.group_records import decode_key
+from streamlog.core.held_records import HeldRecords, settled_records
 from streamlog.errors import StreamlogError, UnknownTopicOrPartitionError
 from streamlog.record import TopicPartition
 from streamlog.storage import log
@@ -118,6 +119,7 @@ def load_machines(
             hosted = machines[group_id] = HostedGroup(group_id, make(group_id), partition)
         hosted.machine.replay(key, value, now_ms)
 
+    held = HeldRecords()
     with environment.snapshot() as snapshot:
         saved = load_fold(snapshot, partition.log_id)
     offset = state.log_start_offset
@@ -126,16 +128,24 @@ def load_machines(
             offset, latest = decode_offsets(saved)
         except msgspec.DecodeError:
             latest = {}  # a cache: without it all of the log is replayed
-        for key, value in latest.items():
-            replay(key, value)
+        for saved_key, saved_value in latest.items():
+            replay(saved_key, saved_value)
         fold.keys_saved = len(latest)
     while True:  # until nothing is found
         with environment.snapshot() as snapshot:
             found = log.read(snapshot, partition.log_id, offset, state.log_end_offset, READ_BYTES)
         if not found:
-            return machines, fold
+            break
         for batch in found:
-            for record in batch.records(partition.topic, partition.number, offset):
-                replay(record.key, record.value)
-                fold.records_since_checkpoint += 1
+            for key, value in settled_records(held, batch, partition.topic, partition.number, offset):
+                replay(key, value)
+            fold.records_since_checkpoint += batch.record_count
             offset = batch.next_offset
+    for producer_id, key, value in held.remaining():
+        decoded = decode_key(key)
+        if decoded is not None:
+            group_id = decoded.group_id
+            if group_id not in machines:
+                machines[group_id] = HostedGroup(group_id, make(group_id), partition)
+            machines[group_id].machine.hold(producer_id, [(key, value)])
+    return machines, fold

@@ -27,8 +27,8 @@ from streamlog import batch as batches
 from streamlog.broker.api import AddPartitions, EndTxn, InitProducerId, MarkersWritten, TransactionRequest
 from streamlog.broker.partition import Partition
 from streamlog.broker.pending import DEFER, Pending, Turn
-from streamlog.broker.producer_states import observe
 from streamlog.broker.transaction_completion import Completing, Completions
+from streamlog.broker.transaction_markers import append_marker
 from streamlog.core import transaction as rules
 from streamlog.core.cluster_image import TRANSACTION_STATE_TOPIC
 from streamlog.core.group import group_partition
@@ -326,8 +326,7 @@ class TransactionCoordinator:
                 written = self._broker.partition(topic, number)
             except UnknownTopicOrPartitionError:
                 continue  # deleted meanwhile
-            produced = self._broker.append(turn, written, marker)
-            observe(self._broker.transaction(turn), turn, written, marker, produced.base_offset)
+            append_marker(self._broker, turn, written, marker, kind is batches.ControlType.COMMIT)
         after = rules.completed(prepared, turn.wall_ms)
         self._put(turn, transactional_id, partition, after)
         return after

@@ -17,11 +17,21 @@ from streamlog.broker.api import Produced, WriteMarkers
 from streamlog.broker.partition import Partition
 from streamlog.broker.pending import Pending, Turn
 from streamlog.broker.producer_states import observe, state_of
+from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC
 from streamlog.core.producer_state import admit_marker
 from streamlog.errors import StreamlogError
 
 if TYPE_CHECKING:
+    from streamlog.batch import Batch
     from streamlog.broker.broker import Broker
+
+
+def append_marker(broker: Broker, turn: Turn, partition: Partition, marker: Batch, is_commit: bool) -> None:
+    """Stage a marker; in a partition of groups the offsets of its transaction count from then on, or never did."""
+    if partition.topic == CONSUMER_OFFSETS_TOPIC:
+        broker.coordinator.end_transaction(turn, partition, marker.producer_id, is_commit)
+    produced = broker.append(turn, partition, marker)
+    observe(broker.transaction(turn), turn, partition, marker, produced.base_offset)
 
 
 def write_markers(broker: Broker, turn: Turn, pending: Pending, request: WriteMarkers) -> None:
@@ -46,8 +56,7 @@ def write_markers(broker: Broker, turn: Turn, pending: Pending, request: WriteMa
             results.append(Produced(-1, -1, -1, error))
             continue
         if is_new:
-            produced = broker.append(turn, partition, marker)
-            observe(broker.transaction(turn), turn, partition, marker, produced.base_offset)
+            append_marker(broker, turn, partition, marker, request.is_commit)
         state = turn.staged.get(partition) or partition.state
         results.append(Produced(state.log_end_offset - 1, -1, state.log_start_offset))
         if not turn.is_alone(partition) and state.high_watermark < state.log_end_offset:

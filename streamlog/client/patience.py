@@ -16,6 +16,7 @@ from streamlog.errors import (
     NotCoordinatorError,
     NotLeaderOrFollowerError,
     OffsetNotAvailableError,
+    UnstableOffsetCommitError,
 )
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ UNSERVED: Final = (
     NotLeaderOrFollowerError,
     LeaderNotAvailableError,
     OffsetNotAvailableError,
+    UnstableOffsetCommitError,
     *COORDINATOR_MOVES,
 )
-"""What is over as soon as somebody leads again: the position stays, the records come later."""
+"""What is over as soon as somebody leads again, or a transaction has ended: the position stays, records come later."""
 
 LOOK_MS: Final = 10
 """The first pause; it doubles, up to LOOK_MS_MAX."""

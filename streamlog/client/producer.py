@@ -19,8 +19,7 @@ Invariants:
  3. Nothing of the user's (serializer, partitioner, callback) runs while the lock is held.
 
 Sources: Kafka KafkaProducer, RecordAccumulator; KIP-480 (sticky partitioning).
-Not implemented yet: idempotence and transactions; retries (one in-process broker either takes a batch or
-says why not).
+Transactions are `transactions`'.
 """
 
 from __future__ import annotations

@@ -22,15 +22,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from streamlog.broker.api import EndTxn, InitProducerId
+from streamlog.broker.api import AddPartitions, EndTxn, InitProducerId
 from streamlog.broker.producer_identity import ProducerIdentity
-from streamlog.broker.transaction_coordinators import call
+from streamlog.broker.transaction_coordinators import AGAIN_MS, call
+from streamlog.broker.transactional_commits import transactional
 from streamlog.client.consumer import Consumer
 from streamlog.client.delivery import OpenBatch
 from streamlog.client.failures import attach
 from streamlog.client.fetching import UNKNOWN_OFFSET
+from streamlog.client.patience import COORDINATOR_MOVES
 from streamlog.client.producer import Producer
 from streamlog.client.timeouts import SETTLING_MS
+from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC
+from streamlog.core.group import group_partition
 from streamlog.core.transaction import PRODUCER_EPOCH_MAX
 from streamlog.errors import (
     ClosedError,
@@ -54,7 +58,7 @@ if TYPE_CHECKING:
     from streamlog.batch import Batch
     from streamlog.broker.cluster import BrokerCluster
     from streamlog.config import ProducerConfig
-    from streamlog.core.group_events import OffsetCommit
+    from streamlog.core.group_events import OffsetCommit, OffsetCommitReply
     from streamlog.record import TopicPartition
 
 _FATAL = (ProducerFencedError, InvalidProducerIdMappingError)
@@ -192,6 +196,31 @@ class TransactionalProducer(Producer):
             raise
         self._is_in_doubt = False
         identity.renew(*answer)
+
+    def _send_offsets(self, offsets: list[tuple[str, OffsetCommit]]) -> None:
+        """Have the groups hold these offsets until the transaction has ended."""
+        backend, identity = self._backend, self._transactional
+        stamp = identity.producer_id, identity.producer_epoch
+        count = len(backend.topic(CONSUMER_OFFSETS_TOPIC).partitions)
+        homes = [(CONSUMER_OFFSETS_TOPIC, group_partition(group_id, count)) for group_id, _ in offsets]
+        clock, waiter = self._runtime.clock, None
+        deadline_ms = clock.monotonic_ms() + self.config.max_block_ms
+        call(backend, self._transactional_id, AddPartitions(*stamp, homes), self.config.max_block_ms)
+        for group_id, commit in offsets:
+            event = transactional(commit, *stamp)
+            while True:
+                try:
+                    left_ms = max(0, deadline_ms - clock.monotonic_ms())
+                    reply: OffsetCommitReply = backend.call_group(group_id, event, left_ms)
+                    break
+                except COORDINATOR_MOVES:
+                    if clock.monotonic_ms() >= deadline_ms:
+                        raise
+                waiter = waiter or self._runtime.waiter()
+                waiter.wait(AGAIN_MS)
+            for error in reply.errors.values():
+                if error is not None:
+                    raise error
 
     def _end_after_all(self) -> bool:
         """Abort what may be open. True: it was committed before, and an interrupt has hidden the answer."""
@@ -334,8 +363,12 @@ class Transaction:
                 self._seek_back()
 
     def _commit(self) -> None:
+        producer, offsets = self._producer, list(self._offsets.items())
         try:
-            self._producer._end(True, list(self._offsets.items()))
+            if offsets and producer._backend.is_replicated:
+                producer._send_offsets(offsets)
+                offsets = []  # they travel by themselves, each to its group
+            producer._end(True, offsets)
         except (UnknownMemberIdError, IllegalGenerationError, FencedInstanceIdError) as error:
             raise CommitFailedError(
                 f"a consumer of this transaction is no member of its group any more, so it was aborted: {error}"

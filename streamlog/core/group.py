@@ -17,12 +17,11 @@ Invariants (beside those of `GroupState.check`):
  1. `apply` and `replay` are the only mutators. A decision fits the version of the state it was made from;
     applied again it is recognised and changes nothing.
  2. The generation never falls.
- 3. `committed` is the fold of the offset records.
+ 3. `committed` is the fold of the offset records; those of a transaction count once it is committed.
 
 Sources: Kafka GroupCoordinatorShard, ClassicGroup, OffsetMetadataManager; SEMANTICS 3.6.
-Not implemented: transactional offset commits (TxnOffsetCommit, UNSTABLE_OFFSET_COMMIT); KIP-848 and share
-groups; deleting a group's machine (the host drops a machine whose state is Dead, or that `is_vacant`, and
-makes a new one on demand).
+Not implemented: KIP-848 and share groups; deleting a group's machine (the host drops a machine whose state is
+Dead, or that `is_vacant`, and makes a new one on demand).
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ from streamlog.core.group_events import (
     StaleOffsets,
     SyncGroup,
     TopicsDeleted,
+    TxnOffsetCommit,
 )
 from streamlog.core.group_records import (
     CommittedOffset,
@@ -54,8 +54,10 @@ from streamlog.core.group_records import (
     decode_group_value,
     decode_key,
     decode_offset_value,
+    encode_offset_key,
 )
 from streamlog.core.group_state import GroupLimits, GroupState, GroupView, State, from_stored
+from streamlog.core.held_records import HeldRecords
 from streamlog.core.machine import Decision, Key, Value
 from streamlog.errors import CoordinatorNotAvailableError, GroupIdNotFoundError
 from streamlog.record import OffsetAndMetadata, TopicPartition
@@ -83,6 +85,8 @@ class GroupMachine:
         self._new_member_id = new_member_id
         self._group = GroupState()
         self._offsets: dict[TopicPartition, CommittedOffset] = {}
+        self._held = HeldRecords()
+        """Offsets that transactions still open are about to commit."""
         self._are_offsets_shared = (
             False  # with the machine this one is a fork of: copied before the first write
         )
@@ -94,7 +98,7 @@ class GroupMachine:
     @property
     def is_vacant(self) -> bool:
         """Nobody would miss this machine: no members, nothing stored."""
-        return self._group.is_vacant and not self._offsets
+        return self._group.is_vacant and not self._offsets and not self._held
 
     @property
     def state(self) -> State:
@@ -111,6 +115,13 @@ class GroupMachine:
         if stored is None:
             return None
         return OffsetAndMetadata(stored.offset, stored.metadata, stored.leader_epoch)
+
+    def is_stable(self, topic: str, partition: int) -> bool:
+        """Whether no open transaction is about to commit another offset (KIP-447)."""
+        return (
+            not self._held
+            or encode_offset_key(self.group_id, TopicPartition(topic, partition)) not in self._held
+        )
 
     def all_committed(self) -> dict[TopicPartition, OffsetAndMetadata]:
         """Every committed offset, sorted by partition."""
@@ -147,7 +158,7 @@ class GroupMachine:
         match event:
             case Heartbeat():
                 group_membership.heartbeat(draft, event)
-            case OffsetCommit():
+            case OffsetCommit() | TxnOffsetCommit():
                 group_offsets.commit(draft, self._offsets, event)
             case JoinGroup():
                 group_membership.join(draft, event)
@@ -158,11 +169,11 @@ class GroupMachine:
             case OffsetDelete():
                 group_offsets.delete_offsets(draft, self._offsets, event)
             case DeleteGroup():
-                group_offsets.delete_group(draft, self._offsets, event)
+                group_offsets.delete_group(draft, self._offsets, self._held, event)
             case ExpireOffsets():
-                group_offsets.expire_offsets(draft, self._offsets)
+                group_offsets.expire_offsets(draft, self._offsets, self._held)
             case TopicsDeleted():
-                group_offsets.forget_topics(draft, self._offsets, event.topics)
+                group_offsets.forget_topics(draft, self._offsets, self._held, event.topics)
             case StaleOffsets():
                 group_offsets.bury(draft, self._offsets, event.partitions)
             case ExtendDeadlines():
@@ -189,6 +200,7 @@ class GroupMachine:
         other._group = self._group
         other._shape = self._shape
         other._offsets = self._offsets
+        other._held = self._held.copy()
         other._are_offsets_shared = True
         return other
 
@@ -214,6 +226,16 @@ class GroupMachine:
         for change in changes:
             self._adopt(change.state)
 
+    def hold(self, producer_id: int, records: Iterable[tuple[Key, Value]]) -> None:
+        """Take over committed records of an open transaction. Again is harmless."""
+        for key, value in records:
+            self._held.hold(producer_id, key, value)
+
+    def end_transaction(self, producer_id: int, is_commit: bool) -> None:
+        """A transaction has its marker: what it held counts, or never did. Again is harmless."""
+        for key, value in self._held.end(producer_id, is_commit):
+            self._store_offset(key, value)
+
     def replay(self, key: Key, value: Value, now_ms: int) -> None:
         """Take over one record of the log while loading. Raises CorruptRecordError.
 
@@ -231,6 +253,11 @@ class GroupMachine:
                 pass  # a kind this version does not know
 
     def _replay_offset(self, key: Key, value: Value) -> None:
+        if self._held:
+            self._held.written(key)
+        self._store_offset(key, value)
+
+    def _store_offset(self, key: Key, value: Value) -> None:
         match decode_key(key):
             case OffsetKey(group_id, partition):
                 assert group_id == self.group_id, f"record of group {group_id} replayed to {self.group_id}"

@@ -6,8 +6,7 @@ Answers are the `...Reply` values below or a `StreamlogError`.
 
 Sources: JoinGroupRequest.json, SyncGroupRequest.json, HeartbeatRequest.json, LeaveGroupRequest.json,
 OffsetCommitRequest.json, OffsetDeleteRequest.json, DeleteGroupsRequest.json and their responses.
-Not implemented: `reason` texts (KIP-800), TxnOffsetCommit (comes with transactions), ConsumerGroupHeartbeat
-(KIP-848).
+Not implemented: `reason` texts (KIP-800), ConsumerGroupHeartbeat (KIP-848).
 """
 
 from __future__ import annotations
@@ -102,6 +101,13 @@ class OffsetCommit(msgspec.Struct, frozen=True, kw_only=True):
     ILLEGAL_GENERATION."""
 
 
+class TxnOffsetCommit(OffsetCommit, frozen=True, kw_only=True):
+    """Positions that count once the producer's transaction is committed (KIP-98, KIP-447)."""
+
+    producer_id: int
+    producer_epoch: int
+
+
 class OffsetDelete(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Forget committed offsets; refused for topics that a live consumer group reads."""
 
@@ -144,7 +150,14 @@ class ExtendDeadlines(msgspec.Struct, frozen=True, gc=False):
 
 
 Request: TypeAlias = (
-    JoinGroup | SyncGroup | Heartbeat | LeaveGroup | OffsetCommit | OffsetDelete | DeleteGroup
+    JoinGroup
+    | SyncGroup
+    | Heartbeat
+    | LeaveGroup
+    | OffsetCommit
+    | TxnOffsetCommit
+    | OffsetDelete
+    | DeleteGroup
 )
 GroupEvent: TypeAlias = Request | ExpireOffsets | TopicsDeleted | StaleOffsets | ExtendDeadlines
 

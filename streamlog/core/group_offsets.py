@@ -6,8 +6,8 @@ out, and `auto_offset_reset` decides). The stored offset is the next one to read
 Sources: Kafka OffsetMetadataManager.commitOffset, deleteOffsets, cleanupExpiredOffsets; ClassicGroup
 .validateOffsetCommit, .offsetExpirationCondition, .validateDeleteGroup; KIP-211 (expiry counts from the
 group being empty).
-Not implemented: TxnOffsetCommit and pending transactional offsets (they come with transactions: expiry,
-deleting and OffsetFetch(require_stable) must then look at them); a retention per commit (OffsetCommit v2-v4).
+Offsets of an open transaction are held by the machine; while they are, the group and its offsets stay.
+Not implemented: a retention per commit (OffsetCommit v2-v4).
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from streamlog.core.group_events import (
 from streamlog.core.group_records import (
     NO_TIMESTAMP,
     CommittedOffset,
+    OffsetKey,
+    decode_key,
     encode_group_key,
     encode_offset_key,
     encode_offset_value,
 )
 from streamlog.core.group_state import State
+from streamlog.core.held_records import HeldRecords
 from streamlog.errors import (
     GroupIdNotFoundError,
     GroupSubscribedToTopicError,
@@ -134,29 +137,31 @@ def delete_offsets(draft: GroupDraft, offsets: Offsets, event: OffsetDelete) -> 
     draft.reply(event.token, OffsetDeleteReply(errors))
 
 
-def delete_group(draft: GroupDraft, offsets: Offsets, event: DeleteGroup) -> None:
+def delete_group(draft: GroupDraft, offsets: Offsets, held: HeldRecords, event: DeleteGroup) -> None:
     group = draft.group
     if group.state is not State.EMPTY or group.pending:
         draft.reply(
             event.token, NonEmptyGroupError(f"group {draft.group_id} has members ({group.state.value})")
         )
-    elif group.is_vacant and not offsets:
+    elif group.is_vacant and not offsets and not held:
         draft.reply(event.token, _group_not_found(draft))
     else:
+        draft.records += [(key, None) for key in sorted(held.keys())]
         _bury(draft, offsets)
         draft.reply(event.token, DeleteGroupReply())
 
 
-def expire_offsets(draft: GroupDraft, offsets: Offsets) -> None:
-    """KIP-211. A group that is empty and has no offsets left is forgotten."""
+def expire_offsets(draft: GroupDraft, offsets: Offsets, held: HeldRecords) -> None:
+    """KIP-211. A group that is empty and has no offsets left is forgotten; not while a transaction commits for it."""
     group = draft.group
     expired = [
         partition
         for partition, committed in offsets.items()
-        if (since_ms := _expires_since(draft, partition, committed)) is not None
+        if not (held and encode_offset_key(draft.group_id, partition) in held)
+        and (since_ms := _expires_since(draft, partition, committed)) is not None
         and draft.wall_ms - since_ms >= draft.limits.offsets_retention_ms
     ]
-    if len(expired) == len(offsets) and group.state is State.EMPTY and not group.pending:
+    if len(expired) == len(offsets) and group.state is State.EMPTY and not (group.pending or held):
         _bury(draft, offsets)
     else:
         _forget(draft, expired)
@@ -177,10 +182,18 @@ def _expires_since(draft: GroupDraft, partition: TopicPartition, committed: Comm
     return None
 
 
-def forget_topics(draft: GroupDraft, offsets: Offsets, topics: Iterable[str]) -> None:
+def forget_topics(draft: GroupDraft, offsets: Offsets, held: HeldRecords, topics: Iterable[str]) -> None:
     """The topics are deleted: one of the same name, later, must not begin in the middle."""
     names = frozenset(topics)
     _forget(draft, [partition for partition in offsets if partition[0] in names])
+    for key in sorted(held.keys()):
+        decoded = decode_key(key)
+        if (
+            isinstance(decoded, OffsetKey)
+            and decoded.partition[0] in names
+            and decoded.partition not in offsets
+        ):
+            draft.records.append((key, None))
 
 
 def bury(draft: GroupDraft, offsets: Offsets, partitions: Iterable[TopicPartition]) -> None:

@@ -11,7 +11,12 @@ import pytest
 
 import streamlog
 from streamlog.core.group import group_partition
-from streamlog.errors import ProducerFencedError, StreamlogError, TransactionAbortableError
+from streamlog.errors import (
+    ProducerFencedError,
+    StreamlogError,
+    TransactionAbortableError,
+    UnstableOffsetCommitError,
+)
 from streamlog.testing import Simulation
 
 SEEDS = pytest.mark.parametrize("seed", range(4))
@@ -169,3 +174,119 @@ def test_all_or_none_through_faults(seed: int, fault: Any) -> None:
         for number, fate in told.items():
             assert fate == "in doubt" or (number in seen) == (fate == "committed"), (number, fate, seen)
         assert len(told) == ROUNDS and "committed" in told.values()
+
+
+# -- reading, processing, writing --------------------------------------------------------------------------------------
+
+
+def fill(cluster: Any, count: int) -> None:
+    cluster.create_topic("in", 3, replication_factor=3, config={"min.insync.replicas": 2})
+    with cluster.producer() as producer:
+        for number in range(count):
+            producer.send("in", b"%04d" % number, key=b"%d" % number)
+
+
+def process(cluster: Any, simulation: Simulation, name: str, is_over: Any, **options: Any) -> Any:
+    """A worker that copies "in" to "out", exactly once; it begins anew after what it cannot go on from."""
+
+    def work() -> None:
+        group = cluster.consumer_group("g", ["in"], enable_auto_commit=False, session_timeout_ms=6_000)
+        chance = simulation.random
+        while not is_over():
+            try:
+                with (
+                    group.consumer() as consumer,
+                    cluster.producer(transactional_id=name, **options) as producer,
+                ):
+                    while not is_over():
+                        with producer.transaction(consumer):
+                            for record in consumer.poll(0.5, max_records=7):
+                                producer.send("out", record.value, key=record.key)
+                            if chance.random() < 0.1:
+                                raise LookupError
+            except LookupError:
+                continue
+            except StreamlogError:
+                simulation.sleep(0.2)
+
+    return simulation.spawn(work)
+
+
+@SEEDS
+@pytest.mark.parametrize("fault", [None, *FAULTS], ids=lambda fault: getattr(fault, "__name__", "no fault"))
+def test_output_is_input_exactly_once_through_faults(seed: int, fault: Any) -> None:
+    with opened(seed) as (cluster, simulation):
+        fill(cluster, 200)
+        over: list[bool] = []
+        options = {
+            "request_timeout_ms": 2_000,
+            "delivery_timeout_ms": 20_000,
+            "transaction_timeout_ms": 15_000,
+        }
+        workers = [
+            process(cluster, simulation, f"t{n}" if n else "t", lambda: bool(over), **options)
+            for n in range(2)
+        ]
+        for number in range(3):
+            simulation.sleep(1 + number / 3)
+            if fault is not None:
+                fault(cluster, simulation, number)
+        group = cluster.consumer_group("g", ["in"])
+        for _ in range(240):
+            if sum(group.lag().values()) == 0 and len(group.lag()) == 3:
+                break
+            simulation.sleep(0.5)
+        over.append(True)
+        for worker in workers:
+            worker.result()
+        simulation.sleep(20)
+        assert sorted(read(cluster)) == [b"%04d" % number for number in range(200)]
+
+
+@SEEDS
+def test_who_takes_a_partition_over_waits_for_the_transaction_that_commits_its_offset(seed: int) -> None:
+    """KIP-447: else it would read again what an open transaction is about to commit."""
+    with opened(seed) as (cluster, simulation):
+        fill(cluster, 30)
+        group = cluster.consumer_group("g", ["in"], enable_auto_commit=False)
+        with cluster.producer(transactional_id="t", transaction_timeout_ms=5_000) as producer:
+            first = group.consumer()
+            transaction = producer.transaction().__enter__()
+            got: list[Any] = []
+            while len(got) < 30:
+                got += first.poll(1)
+            transaction.commit_offsets(first)
+            producer._send_offsets(list(transaction._offsets.items()))  # held from now on, and then it hangs
+            first.close()
+            second = group.consumer()
+            assert second.poll(2) == [] and group.offsets() == {}
+            with pytest.raises(UnstableOffsetCommitError, match="a transaction is about to commit"):
+                group.consumer(default_api_timeout_ms=500).committed(("in", 0))
+            simulation.sleep(5)  # its time is over: aborted
+            got = []
+            while len(got) < 30:
+                got += second.poll(1)
+            second.close()
+            with pytest.raises(ProducerFencedError):
+                transaction.commit()
+
+
+@SEEDS
+def test_offsets_of_a_transaction_survive_the_coordinator_of_their_group(seed: int) -> None:
+    with opened(seed) as (cluster, simulation):
+        fill(cluster, 30)
+        group = cluster.consumer_group("g", ["in"], enable_auto_commit=False)
+        with group.consumer() as consumer, cluster.producer(transactional_id="t") as producer:
+            with producer.transaction(consumer) as transaction:
+                got: list[Any] = []
+                while len(got) < 30:
+                    got += consumer.poll(1)
+                transaction.commit_offsets(consumer)
+                producer._send_offsets(list(transaction._offsets.items()))
+                home = cluster._backend.coordinator.broker("g").id
+                cluster.brokers[home].crash()
+                simulation.sleep(1)
+            assert sum(group.lag().values()) == 0
+            cluster.brokers[home].start()
+        simulation.sleep(1)
+        assert sum(group.offsets().values()) == 30
