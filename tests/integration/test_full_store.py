@@ -193,5 +193,6 @@ def test_too_many_readers(tmp_path: Path) -> None:
             assert producer.send("t", b"writing needs none").result().offset == 1
             for snapshot in held:
                 snapshot.close()
+            reader = cluster.consumer(stop_at_end=True)
             reader.assign([("t", 0)])
             assert [record.value for record in reader.poll(1)] == [b"before", b"writing needs none"]
