@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.aio.mistakes import EnteredInLoop, Unawaited
 from streamlog.aio.waiting import Workers
-from streamlog.client.awaiting import settled
+from streamlog.client.awaiting import refuse_asyncio_wait, settled
 from streamlog.client.delivery import OpenBatch, SendFuture, SentMany
 from streamlog.client.failures import attach
 from streamlog.client.habits import KnowsHabits
@@ -145,6 +145,7 @@ class LateSend:
 
     def add_done_callback(self, callback: Callable[[Any], object]) -> None:
         """Call `callback(future)` once the fate of the record is known."""
+        refuse_asyncio_wait(callback)
 
         def chain(placed: asyncio.Future[SendFuture]) -> None:
             if placed.exception() is not None:

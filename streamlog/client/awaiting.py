@@ -15,11 +15,11 @@ asyncio is imported here only by those who run a loop already.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NoReturn
 
 from streamlog.client.timeouts import SETTLING_MS
-from streamlog.errors import StreamlogTimeoutError
+from streamlog.errors import StreamlogTimeoutError, UnknownNameError
 
 if TYPE_CHECKING:
     import asyncio
@@ -99,3 +99,21 @@ async def all_settled(batches: Iterable[OpenBatch]) -> None:
         batch.producer._hurry(batch)
     for batch in waiting:
         await settled(batch)
+
+
+def refuse_futures_wait(future: object) -> NoReturn:
+    """For `concurrent.futures.wait` and `as_completed`, which lock each future: those of a batch have no lock."""
+    raise UnknownNameError(
+        f"{future!r} is no concurrent.futures.Future; to wait for several: `producer.flush()` or "
+        "`[future.result() for future in futures]`",
+        suggestion="result()",
+    )
+
+
+def refuse_asyncio_wait(callback: Callable[..., object]) -> None:
+    """For `asyncio.wait`, whose callbacks must run in the loop's thread: it would wait for ever."""
+    if getattr(callback, "__module__", None) == "asyncio.tasks":
+        raise TypeError(
+            "asyncio.wait takes Tasks, and what `send` returns is none; write `await asyncio.gather(*futures)`, or "
+            "make Tasks of them with asyncio.ensure_future(future)"
+        )

@@ -24,7 +24,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import accumulate, repeat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
@@ -32,7 +32,7 @@ from streamlog.batch import Batch, seal_columnar
 from streamlog.batch_header import NO_PRODUCER_EPOCH, NO_PRODUCER_ID, NO_SEQUENCE, SEQUENCE_MASK
 from streamlog.broker import api
 from streamlog.broker.turn import Pending
-from streamlog.client.awaiting import all_settled, settled
+from streamlog.client.awaiting import all_settled, refuse_asyncio_wait, refuse_futures_wait, settled
 from streamlog.client.failures import fate_of
 from streamlog.compression import Codec
 from streamlog.errors import StreamlogTimeoutError
@@ -333,7 +333,12 @@ class OpenBatch:
 
 
 class SendFuture(msgspec.Struct, eq=False, gc=False):
-    """The promise of `send`: where the record will be. Awaitable."""
+    """The promise of `send`: where the record will be. Awaitable.
+
+    It is one of many of a batch, so no `concurrent.futures.Future`: it cannot be cancelled, and `wait`,
+    `as_completed` and `asyncio.wrap_future` do not take it. To wait for several, `producer.flush()` or
+    `[future.result() for future in futures]`; in an event loop `await future` or `asyncio.gather(*futures)`.
+    """
 
     batch: Any
     index: int  # in the batch; sure once that is sealed
@@ -380,7 +385,14 @@ class SendFuture(msgspec.Struct, eq=False, gc=False):
 
         Callbacks of one partition run in order; what they raise is logged.
         """
+        refuse_asyncio_wait(callback)
         self.batch.producer._callbacks.add(self.batch, callback, self)
+
+    if not TYPE_CHECKING:
+
+        @property
+        def _condition(self) -> NoReturn:
+            refuse_futures_wait(self)
 
     def __await__(self) -> Generator[Any, None, RecordMetadata]:
         batch: OpenBatch = self.batch

@@ -430,6 +430,20 @@ async def test_callbacks_run_beside_awaiting() -> None:
         assert done == [0, 1, 2]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 makes Tasks of what it is given, and comes back")
+@in_loop
+async def test_asyncio_wait_is_refused_whatever_send_returned() -> None:
+    async with (
+        streamlog.aio.open(":memory:", auto_create_topics=True) as cluster,
+        cluster.producer(linger_ms=60_000) as producer,
+    ):
+        late: Any = producer.send("new", b"x", partition=0)
+        await late
+        for future in (late, producer.send("new", b"y", partition=0)):
+            with pytest.raises(TypeError, match=r"asyncio.gather\(\*futures\)"):
+                await asyncio.wait([future])
+
+
 FORGOTTEN = """
 import asyncio, sys, streamlog.aio
 async def main():

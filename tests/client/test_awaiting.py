@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import streamlog
 from streamlog.client.delivery import SendFuture
-from streamlog.errors import RecordTooLargeError, StreamlogTimeoutError
+from streamlog.errors import RecordTooLargeError, StreamlogTimeoutError, UnknownNameError
 from streamlog.storage.env import WriteTransaction
 
 
@@ -101,3 +105,40 @@ def test_one_task_that_is_cancelled_does_not_concern_the_others() -> None:
                     await first
 
             asyncio.run(send())
+
+
+def test_what_waits_for_other_futures_is_told_what_to_use_instead() -> None:
+    with streamlog.open(":memory:") as cluster:
+        cluster.create_topic("orders")
+        with cluster.producer(linger_ms=60_000) as producer:
+            future = producer.send("orders", b"x")
+            for wait in (concurrent.futures.wait, concurrent.futures.as_completed):
+                with pytest.raises(
+                    UnknownNameError, match=r"no concurrent.futures.Future.*producer\.flush\(\)"
+                ):
+                    list(wait([future], timeout=20))  # type: ignore[call-overload]
+            with pytest.raises(
+                AssertionError, match=r"concurrent.futures.Future is expected, got <SendFuture"
+            ):
+                asyncio.wrap_future(future)  # type: ignore[arg-type]
+            assert not future.done()
+
+
+async def wait_for_all(futures: Iterable[Any]) -> list[streamlog.RecordMetadata]:
+    done, _ = await asyncio.wait(futures, timeout=20)
+    return [future.result() for future in done]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 makes Tasks of what it is given, and comes back")
+def test_asyncio_wait_is_refused_and_waits_for_tasks() -> None:
+    with streamlog.open(":memory:") as cluster:
+        cluster.create_topic("orders")
+        with cluster.producer(linger_ms=60_000) as producer:
+            future = producer.send("orders", b"x")
+            with pytest.raises(TypeError, match=r"asyncio.gather\(\*futures\)"):
+                asyncio.run(wait_for_all([future]))
+
+            async def wait() -> list[streamlog.RecordMetadata]:
+                return await wait_for_all([asyncio.ensure_future(future)])
+
+            assert [metadata.offset for metadata in asyncio.run(wait())] == [0]
