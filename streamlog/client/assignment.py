@@ -301,6 +301,7 @@ class ConsumerAssignment(ConsumerPositions):
             # Whoever iterates over the buffer must not hand out more of what is no longer ours.
             assigned.buffer, assigned.next_index = [], 0
             self._filled.pop(assigned, None)
+            self._unled.pop(assigned, None)  # else it would be read from as soon as somebody leads it
 
     # -- where it stands -------------------------------------------------------------------------------------
 
@@ -341,6 +342,8 @@ class ConsumerAssignment(ConsumerPositions):
         self._check_open()
         self._backend.check_usable()
         tp = assigned.tp
+        if self._assigned.get(tp) is not assigned:
+            return
         try:
             fresh = self._backend.partition(tp.topic, tp.partition)
         except UnknownTopicOrPartitionError:

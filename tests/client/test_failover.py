@@ -172,6 +172,25 @@ def test_a_consumer_leaves_a_leader_that_has_fallen_silent(
         consumer.close()
 
 
+def test_what_nobody_led_when_it_was_given_up_is_not_read_when_somebody_does() -> None:
+    """Found by the hunt, seed 20: records of a partition that had moved to another member came out of `poll`."""
+    simulation = Simulation(1)
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
+        cluster.create_topic("t", partitions=2, replication_factor=1)
+        with cluster.producer() as producer:
+            for number in range(2):
+                producer.send("t", b"%d" % number, partition=number).result()
+        leader = cluster.topic("t")[0].leader
+        consumer = cluster.consumer()
+        consumer.assign([("t", 0)])
+        cluster.brokers[leader].crash()
+        assert consumer.poll(1) == []  # it is known now that nobody leads it
+        consumer.assign([("t", 1)])
+        cluster.brokers[leader].start()
+        simulation.sleep(2)
+        assert [(record.partition, record.value) for _ in range(3) for record in consumer.poll(1)] == [(1, b"1")]
+
+
 def test_answers_do_not_pile_up_on_the_stack() -> None:
     """An answer sends what waited behind it, in the same thread: that must be a loop, however much there is."""
     simulation = Simulation(1)
