@@ -386,7 +386,8 @@ class TransactionCoordinator:
                 if deadline_ms is not None:
                     # Of a process that is no more: nobody can end it.
                     is_here = transactional_id in self._broker.metadata.transactional_ids
-                    self._deadlines[transactional_id] = now_ms + (deadline_ms - wall_ms if is_here else 0)
+                    left_ms = min(deadline_ms - wall_ms, state.timeout_ms)  # the clock may have been set back
+                    self._deadlines[transactional_id] = now_ms + (left_ms if is_here else 0)
                 elif state.is_decided:
                     self.completions.resume(
                         Completing(transactional_id, state, partition, end_offset, now_ms)

@@ -46,6 +46,9 @@ class CommittedBatch(msgspec.Struct, frozen=True):
     last_offset: int
     leader_epoch: int
     checksum: int
+    producer_id: int = -1
+    is_transactional: bool = False
+    is_control: bool = False
 
     def __repr__(self) -> str:
         return (
@@ -136,6 +139,9 @@ class Checker:
 
     def on_told(self, committed: CommittedLog, end_offset: int) -> None:
         """A consumer was told where the readable log ends."""
+
+    def on_step(self) -> None:
+        """An actor took a step."""
 
 
 class HighWatermarkMonotonic(Checker):
@@ -363,22 +369,6 @@ class EachOnceInOrder(Checker):
                     f"{other_offset}"
                 )
         found.insert(at, place)
-
-
-CHECKERS: Final = (
-    HighWatermarkMonotonic,
-    CommittedNeverLost,
-    LogsIdentical,
-    IsrHoldsCommitted,
-    OneLeaderPerEpoch,
-    LeaderInIsr,
-    ImageInvariants,
-    OffsetsDense,
-    EpochsMatchLog,
-    AckedSurvives,
-    NoUncommittedRead,
-    EachOnceInOrder,
-)
 
 
 def _compare(checker: Checker, change: ReplicaChange, batches: list[CommittedBatch]) -> None:

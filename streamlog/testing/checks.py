@@ -13,7 +13,7 @@ No state between two turns goes unseen: `simulation` calls `look` at the end of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
 from streamlog.batch_header import parse_header
@@ -21,14 +21,26 @@ from streamlog.errors import StreamlogError, UnknownTopicOrPartitionError
 from streamlog.storage import log
 from streamlog.storage.keys import BATCH_START
 from streamlog.testing.checkers import (
-    CHECKERS,
     UNCLEAN,
+    AckedSurvives,
     Checker,
     CommittedBatch,
     CommittedLog,
+    CommittedNeverLost,
+    EachOnceInOrder,
+    EpochsMatchLog,
+    HighWatermarkMonotonic,
+    ImageInvariants,
+    IsrHoldsCommitted,
+    LeaderInIsr,
     LogKey,
+    LogsIdentical,
+    NoUncommittedRead,
+    OffsetsDense,
+    OneLeaderPerEpoch,
     ReplicaChange,
 )
+from streamlog.testing.transaction_checkers import CommitsMonotonic, ExactlyOnce, OneOwner, StableOffset
 
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
@@ -39,6 +51,26 @@ if TYPE_CHECKING:
     from streamlog.testing.simulation import Simulation
 
 
+CHECKERS: Final = (
+    HighWatermarkMonotonic,
+    CommittedNeverLost,
+    LogsIdentical,
+    IsrHoldsCommitted,
+    OneLeaderPerEpoch,
+    LeaderInIsr,
+    ImageInvariants,
+    OffsetsDense,
+    EpochsMatchLog,
+    AckedSurvives,
+    NoUncommittedRead,
+    EachOnceInOrder,
+    ExactlyOnce,
+    StableOffset,
+    OneOwner,
+    CommitsMonotonic,
+)
+
+
 class Checks:
     """All checkers over one cluster, as a check of its simulation."""
 
@@ -47,6 +79,9 @@ class Checks:
     ) -> None:
         """cluster: as `streamlog.open` gave it."""
         self.checkers: list[Checker] = [kind() for kind in checkers]
+        self._at_each_step = [
+            checker for checker in self.checkers if type(checker).on_step is not Checker.on_step
+        ]
         self.logs: dict[LogKey, CommittedLog] = {}
         self._backend = cluster._backend
         self._known_brokers: list[Broker] = []
@@ -99,6 +134,22 @@ class Checks:
         committed = self._log(topic, number)
         committed.deleted_below = max(committed.deleted_below, before_offset)
 
+    def joined(self, consumer: Any) -> None:
+        """A member of a group lives from now on."""
+        self[OneOwner].members[consumer] = None
+
+    def left(self, consumer: Any) -> None:
+        """It was closed, or died."""
+        self[OneOwner].members.pop(consumer, None)
+
+    def committed(self, group_id: str, offsets: dict[Any, int]) -> None:
+        """Somebody was told what a group has committed."""
+        self[CommitsMonotonic].on_offsets(group_id, offsets)
+
+    def deleted_below(self, topic: str, number: int) -> int:
+        """Below this somebody has asked for records to be deleted."""
+        return self._log(topic, number).deleted_below
+
     def _log(self, topic: str, number: int) -> CommittedLog:
         image = self._backend.metadata.image.topic(topic)
         return self._committed_log(image, number)
@@ -146,6 +197,8 @@ class Checks:
                 self._take_up(change, concerned)
         if concerned:
             self._look_at_committed(concerned)
+        for checker in self._at_each_step:
+            checker.on_step()
 
     def _look_at_image(self, concerned: dict[CommittedLog, None]) -> None:
         topics = self._backend.metadata.image.topics
@@ -230,7 +283,15 @@ class Checks:
                     return
                 header = parse_header(value, BATCH_START)
                 checksum = crc32(value[BATCH_START:])
-                yield CommittedBatch(header.base_offset, last_offset, header.leader_epoch, checksum)
+                yield CommittedBatch(
+                    header.base_offset,
+                    last_offset,
+                    header.leader_epoch,
+                    checksum,
+                    header.producer_id,
+                    header.is_transactional,
+                    header.is_control,
+                )
 
     def _look_at_committed(self, concerned: dict[CommittedLog, None]) -> None:
         image = self._backend.metadata.image

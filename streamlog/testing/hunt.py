@@ -40,6 +40,11 @@ EXPECTED: Final = (
     "ISR expands",
     "acked records",
     "records read",
+    "committed transactions",
+    "aborted transactions",
+    "fenced transactions",
+    "timed out transactions",
+    "workers that died",
     *KINDS,
 )
 SEEDS_AT_ONCE: Final = 5

@@ -5,7 +5,7 @@
 
 `run(seed)` raises what a checker raised, or SeedFailedError; both carry how to run the seed again and the last events.
 
-Not implemented: transactions, compacted topics of users, clients in other processes.
+Not implemented: compacted topics of users, clients in other processes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from streamlog.errors import StreamlogError
 from streamlog.testing.checkers import ImageInvariants
 from streamlog.testing.checks import Checks
 from streamlog.testing.faults import Adversary
+from streamlog.testing.pipeline import Pipeline
 from streamlog.testing.simulation import Simulation
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def draw(seed: int) -> Options:
             "replica_high_watermark_checkpoint_interval_ms": chance.choice((500, 5_000)),
             "flush_ms": chance.choice((200, 1_000, 5_000)),
             "offsets_topic_num_partitions": chance.randint(1, 3),
+            "transaction_state_log_num_partitions": 2,
             "auto_leader_rebalance_enable": chance.random() < 0.5,
             "leader_imbalance_check_interval_seconds": 10,
         },
@@ -175,6 +177,8 @@ class Workload:
             cluster.create_topic("loose", 1, 2, {"unclean.leader.election.enable": True})
             topics.append("loose")
         self.adversary = Adversary(self)
+        self.pipeline = Pipeline(self)
+        self.pipeline.create(topic_config)
         writers, tasks = [], []
         for number, acks in enumerate(options.acks):
             topic = topics[number % len(topics)] if acks != "all" else "orders"
@@ -184,6 +188,7 @@ class Workload:
         for number in range(2):
             tasks.append(self._spawn("member", number, self._consume_in_group))
         tasks.append(self._spawn("reader", 0, self._read))
+        tasks += self.pipeline.spawn()
         administrator = self._spawn("administrator", 0, self._administer)
         while (
             simulation.now_ms < SECONDS_MIN * 1_000
@@ -289,6 +294,7 @@ class Workload:
             if consumer is None:
                 self.simulation.sleep(0.5)
                 continue
+            self.checks.joined(consumer)
             try:
                 for _ in range(chance.randint(5, 60)):
                     records: Any = self._attempt("poll", consumer.poll, chance.choice((0.3, 1.0, 3.0)))
@@ -303,6 +309,7 @@ class Workload:
                         break
             finally:
                 self._attempt("leave", consumer.close)
+                self.checks.left(consumer)
 
     def _on_read(self, records: list[Record]) -> None:
         self.counts["records read"] += len(records)
@@ -319,6 +326,9 @@ class Workload:
                 end = self._attempt("end", consumer.end_offsets, [("orders", number)])
                 if end:
                     self.checks.told("orders", number, next(iter(end.values())))
+                for group_id in ("group", "pipeline"):
+                    offsets = self._attempt("offsets", self.cluster.consumer_group(group_id).offsets)
+                    self.checks.committed(group_id, offsets or {})
             elif kind == 1:
                 records = self._attempt("read", topic[number].read, 0, 1_000)
                 if records:
@@ -406,6 +416,7 @@ class Workload:
                     is_read = not {"member-0", "member-1"} <= self.without
                     lag = {str(tp): behind for tp, behind in group.lag().items() if behind and is_read}
                     wrong = [f"the group lags: {lag}"] if lag else []
+                    wrong += [behind] if (behind := self.pipeline.lag()) else []
                 except StreamlogError as error:
                     wrong = [f"the group's lag: {error!r}"]
             if not wrong:
@@ -416,7 +427,8 @@ class Workload:
                 )
 
     def _judge(self) -> None:
-        """Everything acknowledged is read, in order, and was seen by the group."""
+        """Everything acknowledged is read, in order, and was seen by the group; and copied exactly once."""
+        self.pipeline.judge(_fail)
         for (topic, number), acked in sorted(self.acked.items()):
             partition = self.cluster.topic(topic)[number]
             start = partition.log_start_offset
@@ -435,6 +447,10 @@ class Workload:
                     raise SeedFailedError(
                         f"the group never saw {value!r} at {topic}-{number} offset {offset}"
                     )
+
+
+def _fail(message: str) -> None:
+    raise SeedFailedError(message)
 
 
 def _brief(result: object) -> str:

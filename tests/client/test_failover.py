@@ -188,7 +188,9 @@ def test_what_nobody_led_when_it_was_given_up_is_not_read_when_somebody_does() -
         consumer.assign([("t", 1)])
         cluster.brokers[leader].start()
         simulation.sleep(2)
-        assert [(record.partition, record.value) for _ in range(3) for record in consumer.poll(1)] == [(1, b"1")]
+        assert [(record.partition, record.value) for _ in range(3) for record in consumer.poll(1)] == [
+            (1, b"1")
+        ]
 
 
 def test_answers_do_not_pile_up_on_the_stack() -> None:

@@ -36,6 +36,7 @@ from streamlog.storage import log
 from streamlog.testing.checkers import InvariantViolatedError
 from streamlog.testing.hunt import faults_unlogged
 from streamlog.testing.workload import run
+from tests.sim.transaction_mutations import TRANSACTION_MUTATIONS
 
 SEEDS_MAX = 200
 
@@ -193,6 +194,7 @@ MUTATIONS: tuple[Callable[[], list[Patch]], ...] = (
     remember_the_last_sequence_only,
     forget_producers_at_failover,
     doubt_without_a_new_epoch,
+    *TRANSACTION_MUTATIONS,
 )
 
 

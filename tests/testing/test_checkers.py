@@ -13,8 +13,11 @@ import streamlog
 from streamlog.core.leader_epochs import EpochEntry, EpochHistory
 from streamlog.record import Record
 from streamlog.testing import Simulation
-from streamlog.testing.checkers import CHECKERS, EachOnceInOrder, InvariantViolatedError
-from streamlog.testing.checks import Checks
+from streamlog.testing.checkers import (
+    EachOnceInOrder,
+    InvariantViolatedError,
+)
+from streamlog.testing.checks import CHECKERS, Checks
 
 Opened = tuple[Any, Simulation, Checks]
 
@@ -220,5 +223,8 @@ def test_a_cluster_that_has_not_converged(opened: Opened) -> None:
 
 
 def test_every_checker_is_tested_here() -> None:
-    source = Path(__file__).read_text(encoding="utf-8")
+    here = Path(__file__)
+    source = here.read_text(encoding="utf-8") + here.with_name("test_transaction_checkers.py").read_text(
+        encoding="utf-8"
+    )
     assert not [kind.__name__ for kind in CHECKERS if source.count(kind.__name__) < 1]

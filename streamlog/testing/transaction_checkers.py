@@ -1,0 +1,115 @@
+"""What must hold of transactions and groups after every step, whatever fails. As `checkers`, which has the shape.
+
+Sources: SEMANTICS 3.5.11 to 3.5.19, 3.6.1, 3.6.5; Adya's anomalies of read committed (G1a aborted reads, G1b torn reads).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from streamlog.testing.checkers import Checker, CommittedBatch, CommittedLog, ReplicaChange
+
+if TYPE_CHECKING:
+    from streamlog.record import Record
+
+
+class ExactlyOnce(Checker):
+    """Of what a `pipeline` has committed nothing is there twice, torn, or of an aborted transaction; what was seen stays.
+
+    Looks at values `<partition>.<offset>=<transaction>`.
+    """
+
+    def __init__(self) -> None:
+        self.copied: dict[tuple[int, int], tuple[int, int]] = {}
+        """Of each record read: where its copy is."""
+        self._fates: dict[int, tuple[int, str]] = {}
+        """By number: how many records, and what its worker was told."""
+
+    def on_transaction(self, number: int, records: int, fate: str) -> None:
+        """A worker was told how its transaction ended: committed, aborted, fenced, in doubt."""
+        self._fates[number] = (records, fate)
+
+    def on_copies(self, records: Iterable[Record]) -> None:
+        """Somebody who reads committed records was given these."""
+        for record in records:
+            source, _, number = (record.value or b"").partition(b"=")
+            records_of, fate = self._fates.get(int(number), (0, "open"))
+            if fate == "aborted":
+                self.fail(f"{record} was read; transaction {int(number)} of {records_of} was aborted")
+            partition, _, offset = source.partition(b".")
+            place = record.partition, record.offset
+            known = self.copied.setdefault((int(partition), int(offset)), place)
+            if known != place:
+                self.fail(
+                    f"orders-{int(partition)} offset {int(offset)} was copied to {known} and to {place}"
+                )
+
+    def on_all_copies(self, records: Iterable[Record]) -> None:
+        """These are all there are, at the end."""
+        there = Counter(int((record.value or b"").partition(b"=")[2]) for record in records)
+        for number, (count, fate) in self._fates.items():
+            if there[number] not in (0, count) or (fate == "committed" and there[number] != count):
+                self.fail(f"transaction {number} is {fate}; {there[number]} of its {count} records are there")
+
+
+class StableOffset(Checker):
+    """The last stable offset never passes a transaction without a marker below the high watermark (SEMANTICS 3.5.13)."""
+
+    def __init__(self) -> None:
+        self._open: dict[CommittedLog, dict[int, int]] = {}
+
+    def on_batches(self, change: ReplicaChange, batches: list[CommittedBatch], from_offset: int) -> None:
+        if not change.is_leader or change.log.is_exempt or change.log.is_compacted:
+            return
+        if from_offset <= change.after.log_start_offset:
+            self._open[change.log] = {}  # read from the beginning
+        opened = self._open.setdefault(change.log, {})
+        for batch in batches:
+            if batch.is_control:
+                opened.pop(batch.producer_id, None)
+            elif batch.is_transactional:
+                opened.setdefault(batch.producer_id, batch.base_offset)
+        first, stable = (
+            min(opened.values(), default=change.after.high_watermark),
+            change.after.last_stable_offset,
+        )
+        if stable > max(first, change.after.log_start_offset):
+            self.fail(f"{change}: last stable offset {stable}, open from {first} on")
+
+
+class OneOwner(Checker):
+    """Of the members that a group has now each partition has one owner at most (SEMANTICS 3.6.5)."""
+
+    def __init__(self) -> None:
+        self.members: dict[Any, None] = {}
+
+    def on_step(self) -> None:
+        owners: dict[tuple[Any, Any], Any] = {}
+        for consumer in self.members:
+            membership = consumer._membership
+            if membership is None or membership._hosted.is_gone:
+                continue
+            view = membership._hosted.view
+            if not any(member.member_id == membership.member_id for member in view.members):
+                continue  # dropped, and does not know it yet
+            for place in consumer._assigned:
+                other = owners.setdefault((membership._hosted, place), consumer)
+                if other is not consumer:
+                    self.fail(f"{place} belongs to {other._membership} and to {membership}")
+
+
+class CommitsMonotonic(Checker):
+    """What a group has committed for a partition never goes back, but where somebody resets it."""
+
+    def __init__(self) -> None:
+        self._committed: dict[tuple[str, Any], int] = {}
+
+    def on_offsets(self, group_id: str, offsets: dict[Any, int]) -> None:
+        """Somebody was told these."""
+        for place, offset in offsets.items():
+            before = self._committed.get((group_id, place), -1)
+            if offset < before:
+                self.fail(f"group {group_id}: {place} was committed at {before}, and is at {offset}")
+            self._committed[group_id, place] = offset
