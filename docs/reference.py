@@ -544,7 +544,7 @@ def elections_table() -> Iterator[str]:
 
 def checkers_table() -> Iterator[str]:
     """What the simulation's checkers look for."""
-    from streamlog.testing.checkers import CHECKERS
+    from streamlog.testing.checks import CHECKERS
 
     yield "| checker | what it holds the cluster to |"
     yield "|---|---|"

@@ -319,8 +319,7 @@ class Broker(TurnOwner):
         if is_unsynced and flushing.has_topic_rules:
             flushing.flush_full(turn)  # first: who reads a record of such a topic may rely on it
         for partition, producers in turn.producers.items():
-            state = turn.staged.get(partition) or partition.state
-            partition.producers.take(producers, turn.wall_ms, state.log_end_offset)
+            partition.producers.take(producers, turn.wall_ms, turn.decided.get(partition, ()))
         if self.replication is None:
             for partition, state in turn.staged.items():
                 partition.publish(state)

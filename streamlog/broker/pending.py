@@ -84,6 +84,7 @@ class Turn(msgspec.Struct, eq=False):
     leaderships: dict[Any, Any] = {}  # partition -> Leadership, None: follows
     epochs: dict[Any, Any] = {}  # partition -> EpochHistory
     producers: dict[Any, dict[int, Any]] = {}  # partition -> producer id -> ProducerState, None: forgotten
+    decided: dict[Any, list[tuple[int, int]]] = {}  # partition -> transactions that got their markers
     transactions: dict[str, Any] = {}  # transactional id -> TransactionState
     parked: list[
         tuple[Pending, Any]

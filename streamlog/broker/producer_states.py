@@ -17,6 +17,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -50,6 +51,8 @@ class ProducerCheckpoint(msgspec.Struct, frozen=True, array_like=True):
     states: dict[int, ProducerState]
     written_ms: dict[int, int]
     """When each wrote last, as `ProducerTable.written_ms`."""
+    decided: list[tuple[int, int]] = []
+    """As `ProducerTable.decided`: transactions whose markers were not replicated then."""
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -67,6 +70,7 @@ class ProducerTable:
         saved_offset: int,
         written_ms: dict[int, int] | None = None,
         unsaved_batches: int = 0,
+        decided: Iterable[tuple[int, int]] = (),
     ) -> None:
         self.states = states
         self.written_ms = {} if written_ms is None else written_ms
@@ -80,8 +84,8 @@ class ProducerTable:
             producer_id: state.open_offset for producer_id, state in states.items() if state.open_offset >= 0
         }
         """Where each open transaction begins, by producer id."""
-        self.decided: list[tuple[int, int]] = []
-        """Transactions whose markers the high watermark has not passed: first offset, and end of the log then."""
+        self.decided = list(decided)
+        """Transactions whose markers may be above the high watermark: first offset, and the one behind the marker."""
 
     def __repr__(self) -> str:
         return f"ProducerTable({len(self.states)} producers, saved up to {self.saved_offset})"
@@ -103,14 +107,16 @@ class ProducerTable:
             return state
         return msgspec.structs.replace(state, first_unstable_offset=first)
 
-    def take(self, staged: dict[int, ProducerState | None], wall_ms: int, end_offset: int) -> None:
-        """Take over what a turn staged, which leaves the log to end at `end_offset`. Again changes nothing."""
+    def take(
+        self, staged: dict[int, ProducerState | None], wall_ms: int, decided: Iterable[tuple[int, int]]
+    ) -> None:
+        """Take over what a turn staged. Again changes nothing."""
+        self.decided += [one for one in decided if one not in self.decided]
         for producer_id, state in staged.items():
             if state is not None and state.open_offset >= 0:
                 self.open_offsets[producer_id] = state.open_offset
-            elif producer_id in self.open_offsets:
-                self.decided.append((self.open_offsets[producer_id], end_offset))
-                del self.open_offsets[producer_id]
+            else:
+                self.open_offsets.pop(producer_id, None)
             if state is None:
                 self.states.pop(producer_id, None)
                 self.written_ms.pop(producer_id, None)
@@ -137,12 +143,11 @@ def observe(
     if batch.is_control:
         control = batch.control_record()
         state = ended(before, batch, control.coordinator_epoch)
-        if before is not None and before.open_offset >= 0 and control.kind is ControlType.ABORT:
-            put_aborted(
-                transaction,
-                partition.log_id,
-                AbortedTransaction(producer_id, before.open_offset, base_offset),
-            )
+        if before is not None and before.open_offset >= 0:
+            turn.decided.setdefault(partition, []).append((before.open_offset, base_offset + 1))
+            if control.kind is ControlType.ABORT:
+                aborted = AbortedTransaction(producer_id, before.open_offset, base_offset)
+                put_aborted(transaction, partition.log_id, aborted)
     else:
         state = observed(before, batch, base_offset)
     if partition.producers is not None:
@@ -161,7 +166,7 @@ def load(reader: Reader, log_id: int, start_offset: int, end_offset: int) -> Pro
     saved = next((checkpoint for checkpoint, _ in found if checkpoint is not None), None)
     if saved is None:
         saved = ProducerCheckpoint(start_offset, {}, {})
-    states, written_ms = dict(saved.states), dict(saved.written_ms)
+    states, written_ms, decided = dict(saved.states), dict(saved.written_ms), list(saved.decided)
     batches = 0
     for stored in log.iterate_headers(reader, log_id, saved.end_offset):
         header = stored.header
@@ -169,9 +174,12 @@ def load(reader: Reader, log_id: int, start_offset: int, end_offset: int) -> Pro
             break
         batches += 1
         if header.producer_id >= 0:
+            known = states.get(header.producer_id)
+            if header.is_control and known is not None and known.open_offset >= 0:
+                decided.append((known.open_offset, header.next_offset))
             fold(reader, log_id, states, header)
             written_ms.pop(header.producer_id, None)
-    return ProducerTable(states, saved.end_offset, written_ms, batches)
+    return ProducerTable(states, saved.end_offset, written_ms, batches, decided)
 
 
 def fold(reader: Reader, log_id: int, states: dict[int, ProducerState], header: BatchHeader) -> None:
@@ -231,7 +239,9 @@ def save_if_due(
         newest = log.get_extra(transaction, log_id, CheckpointKind.PRODUCER_STATE)
         if newest is not None:
             log.put_extra(transaction, log_id, CheckpointKind.PRODUCER_STATE_BEFORE, newest)
-    _put(transaction, log_id, ProducerCheckpoint(end_offset, kept, written_ms))
+    decided = [*(table.decided if table is not None else ()), *turn.decided.get(partition, ())]
+    decided = [(first, end) for first, end in decided if end > state.high_watermark]
+    _put(transaction, log_id, ProducerCheckpoint(end_offset, kept, written_ms, decided))
 
     def note() -> None:
         if partition.producers is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import streamlog
 from streamlog.batch import Batch, seal_columnar
 from streamlog.broker import api, producer_states
 from streamlog.broker.cluster import BrokerCluster
@@ -18,6 +19,7 @@ from streamlog.core.producer_state import ProducerState, observed
 from streamlog.errors import OutOfOrderSequenceError
 from streamlog.storage import log
 from streamlog.storage.keys import CheckpointKind
+from streamlog.testing import Simulation
 from tests.broker.builders import opened
 
 T = 1_700_000_000_000
@@ -200,6 +202,42 @@ def test_old_timestamps_expire_nobody(path: Path) -> None:
     produce(cluster, one, *[batch(number) for number in range(2 * SAVE_BATCHES)])
     assert produce(cluster, one)[0].base_offset == 0
     cluster.close()
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_a_marker_above_the_high_watermark_holds_the_stable_offset_after_loading(
+    is_checkpointed: bool,
+) -> None:
+    """Found by the hunt, seed 39: a broker that came back took the transaction for stable."""
+    simulation = Simulation(1)
+    with streamlog.open(":memory:", brokers=2, sync="off", runtime=simulation) as cluster:
+        cluster.create_topic("t", replication_factor=2)
+        with cluster.producer(transactional_id="x", linger_ms=0) as producer:
+            transaction = producer.transaction().__enter__()
+            for _ in range(SAVE_BATCHES - 2 if is_checkpointed else 2):
+                producer.send("t", b"v").result()
+            leader = cluster.topic("t")[0].leader
+            broker = cluster._backend.peers.running(leader)
+            cluster.network.partition({leader, "metadata"}, {1 - leader})
+            state = broker.partition("t", 0).producers.states
+            [producer_id] = state
+            request = api.WriteMarkers(
+                producer_id, state[producer_id].producer_epoch + 1, 0, False, [("t", 0)]
+            )
+            broker.post(request)
+            broker.post(request)
+            before = broker.partition("t", 0).state
+            assert before.high_watermark == before.log_end_offset - 1 and before.last_stable_offset == 0
+            cluster.brokers[leader].crash()
+            cluster.brokers[leader].start()
+            after = cluster._backend.peers.running(leader).partition("t", 0).state
+            assert after.high_watermark < after.log_end_offset == before.log_end_offset
+            assert after.last_stable_offset == 0
+            cluster.network.heal()
+            transaction.abort()
+            simulation.sleep(15)
+            after = cluster._backend.peers.running(cluster.topic("t")[0].leader).partition("t", 0).state
+            assert after.last_stable_offset == after.high_watermark == after.log_end_offset
 
 
 def test_a_table_says_what_it_holds() -> None:
