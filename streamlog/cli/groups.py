@@ -9,7 +9,7 @@ from streamlog.cli.arguments import Commands, add_command, add_family, add_sync,
 from streamlog.cli.failures import CommandError, UsageError
 from streamlog.cli.opening import reading, topic_of, writing
 from streamlog.cli.starting import Start, parse_start
-from streamlog.cli.terminal import Terminal
+from streamlog.cli.terminal import Terminal, show
 from streamlog.record import TopicPartition
 
 TO_HELP = "earliest, latest, an OFFSET, @MS (ms since the epoch), or a time such as 2024-05-01T12:00:00"
@@ -21,8 +21,9 @@ def add_parser(commands: Commands) -> None:
     add_command(groups, "list", run_list, "list the consumer groups")
 
     describe = add_command(
-        groups, "describe", run_describe, "show committed offsets, lag and members of groups"
-    )
+        groups, "describe", run_describe, "show committed offsets, lag and members of groups",
+        "The lag of a partition without a committed offset is - (null with --json).",
+    )  # fmt: skip
     describe.add_argument("groups", metavar="GROUP", nargs="*", help="default: all")
 
     reset = add_command(
@@ -68,7 +69,7 @@ def run_list(arguments: argparse.Namespace, terminal: Terminal) -> int:
                     "state": group.state,
                     "members": len(group.members()),
                     "topics": sorted({tp.topic for tp in group.offsets()} | set(group.topics)),
-                    "lag": sum(group.lag().values()),
+                    "lag": _total(_lags(group)),
                 }
             )
     if terminal.json:
@@ -101,7 +102,7 @@ def run_describe(arguments: argparse.Namespace, terminal: Terminal) -> int:
         members = len(group["members"])
         terminal.line(
             f"{group['group']}: {group['state']}, {members or 'no'} member{'' if members == 1 else 's'}, lag "
-            f"{group['lag']:,}"
+            f"{show(group['lag'])}"
         )
         terminal.table(
             ("topic", "partition", "committed", "end", "lag", "member"),
@@ -132,9 +133,9 @@ def _description(cluster: Any, name: str) -> dict[str, Any]:
     group = cluster.consumer_group(name)
     members = group.members()
     owners = {tp: member.member_id for member in members for tp in member.assignment}
-    offsets, lag = group.offsets(), group.lag()
+    offsets, lags = group.offsets(), _lags(group)
     partitions = []
-    for tp in sorted(lag.keys() | offsets.keys()):
+    for tp in sorted(lags.keys() | offsets.keys()):
         gone = tp.topic not in cluster.topics
         partitions.append(
             {
@@ -142,19 +143,31 @@ def _description(cluster: Any, name: str) -> dict[str, Any]:
                 "partition": tp.partition,
                 "committed": offsets.get(tp),
                 "end": None if gone else cluster.topic(tp.topic)[tp.partition].high_watermark,
-                "lag": lag.get(tp),
+                "lag": lags.get(tp),
                 "member": owners.get(tp),
             }
         )
     return {
         "group": name,
         "state": group.state,
-        "lag": sum(lag.values()),
+        "lag": _total(lags),
         "members": [
             {"member": m.member_id, "partitions": [list(tp) for tp in m.assignment]} for m in members
         ],
         "partitions": partitions,
     }
+
+
+def _lags(group: Any) -> dict[TopicPartition, int | None]:
+    """How far the group is behind; None where it has not committed: only its own options say where it would start."""
+    committed = group.offsets()
+    return {tp: lag if tp in committed else None for tp, lag in group.lag().items()}
+
+
+def _total(lags: dict[TopicPartition, int | None]) -> int | None:
+    """Of what is committed; None where nothing is."""
+    known = [lag for lag in lags.values() if lag is not None]
+    return sum(known) if known else None
 
 
 def run_reset(arguments: argparse.Namespace, terminal: Terminal) -> int:

@@ -72,6 +72,30 @@ def test_describe_shows_live_members(run_process: Any, store: str) -> None:
             run_process("groups", "delete", "g").failed(3, f"process {os.getpid()}")
 
 
+def test_where_nothing_is_committed_the_lag_is_not_known(cli: Any, store: str) -> None:
+    with streamlog.open(store) as cluster:
+        cluster.create_topic("logs", partitions=2)
+        with cluster.producer() as producer:
+            for partition in (0, 0, 1):
+                producer.send("logs", b"x", partition=partition)
+        with cluster.consumer_group("g", ["logs"], enable_auto_commit=False).consumer() as consumer:
+            while len(consumer.assignment) < 2:
+                consumer.poll(0.1)
+            assert cli("groups", "list", "--json").json[0]["lag"] is None
+            assert cli("groups", "list").text.splitlines()[1].split() == ["g", "Stable", "1", "logs", "-"]
+            [group] = cli("groups", "describe", "--json").json
+            assert group["lag"] is None
+            assert [(p["committed"], p["lag"]) for p in group["partitions"]] == [(None, None)] * 2
+            assert cli("groups", "describe").text.splitlines()[0] == "g: Stable, 1 member, lag -"
+
+            consumer.commit({("logs", 0): 1})
+            assert cli("groups", "list", "--json").json[0]["lag"] == 1, "of what is committed"
+            [group] = cli("groups", "describe", "--json").json
+            assert (group["lag"], [p["lag"] for p in group["partitions"]]) == (1, [1, None])
+            rows = [line.split() for line in cli("groups", "describe").text.splitlines()[2:]]
+            assert [row[2:5] for row in rows] == [["1", "2", "1"], ["-", "1", "-"]]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
