@@ -93,7 +93,7 @@ class ConsumerGroup:
         return await self._workers.call(self._core.offsets)
 
     async def lag(self) -> dict[TopicPartition, int]:
-        """For each partition, how many offsets are behind what is committed."""
+        """For each partition, how many offsets are behind what is committed; see the blocking group's."""
         return await self._workers.call(self._core.lag)
 
     async def reset_offsets(

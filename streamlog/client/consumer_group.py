@@ -149,7 +149,10 @@ class ConsumerGroup:
     @patient
     def lag(self) -> dict[TopicPartition, int]:
         """For each partition, how many offsets are behind what is committed; without a commit, behind
-        where reading would start.
+        where reading would start (`auto_offset_reset`).
+
+        Covers what the group has committed for, what its live members own, and the topics given to `consumer_group`.
+        Opened without topics, a group that has neither commits nor members gives {}: nothing says yet what it reads.
         """
         committed = self.offsets()
         lookup = OffsetLookup(self._backend, self.config)
