@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks import disk, durability, latency, replication, scale, startup, throughput
+from benchmarks import disk, durability, latency, replication, scale, startup, throughput, transactions
 from benchmarks.harness import Bench
 
-THEMES = (throughput, durability, latency, scale, startup, disk, replication)
+THEMES = (throughput, durability, latency, scale, startup, disk, replication, transactions)
 BENCHES: list[Bench] = [bench for theme in THEMES for bench in theme.BENCHES]
 GROUPS: list[str] = list(dict.fromkeys(bench.group for bench in BENCHES))
 

@@ -49,6 +49,8 @@ class CommittedBatch(msgspec.Struct, frozen=True):
     producer_id: int = -1
     is_transactional: bool = False
     is_control: bool = False
+    decided: tuple[tuple[int, int, bool], ...] = ()
+    """(producer id, epoch, whether it is a commit) of the marker it is, or of the decisions that its records say."""
 
     def __repr__(self) -> str:
         return (

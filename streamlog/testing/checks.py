@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
 from streamlog.batch_header import parse_header
+from streamlog.core.cluster_image import TRANSACTION_STATE_TOPIC
 from streamlog.errors import StreamlogError, UnknownTopicOrPartitionError
 from streamlog.storage import log
 from streamlog.storage.keys import BATCH_START
@@ -40,7 +41,14 @@ from streamlog.testing.checkers import (
     OneLeaderPerEpoch,
     ReplicaChange,
 )
-from streamlog.testing.transaction_checkers import CommitsMonotonic, ExactlyOnce, OneOwner, StableOffset
+from streamlog.testing.transaction_checkers import (
+    CommitsMonotonic,
+    ExactlyOnce,
+    MarkersFollowDecisions,
+    OneOwner,
+    StableOffset,
+    decisions,
+)
 
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
@@ -68,6 +76,7 @@ CHECKERS: Final = (
     StableOffset,
     OneOwner,
     CommitsMonotonic,
+    MarkersFollowDecisions,
 )
 
 
@@ -283,6 +292,7 @@ class Checks:
                     return
                 header = parse_header(value, BATCH_START)
                 checksum = crc32(value[BATCH_START:])
+                is_telling = header.is_control or partition.topic == TRANSACTION_STATE_TOPIC
                 yield CommittedBatch(
                     header.base_offset,
                     last_offset,
@@ -291,6 +301,7 @@ class Checks:
                     header.producer_id,
                     header.is_transactional,
                     header.is_control,
+                    decisions(partition.topic, bytes(value[BATCH_START:])) if is_telling else (),
                 )
 
     def _look_at_committed(self, concerned: dict[CommittedLog, None]) -> None:

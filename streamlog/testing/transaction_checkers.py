@@ -9,6 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from streamlog.batch import ControlType, parse_batch
+from streamlog.core.cluster_image import TRANSACTION_STATE_TOPIC
+from streamlog.core.transaction import State, decode_value
 from streamlog.testing.checkers import Checker, CommittedBatch, CommittedLog, ReplicaChange
 
 if TYPE_CHECKING:
@@ -77,6 +80,52 @@ class StableOffset(Checker):
         )
         if stable > max(first, change.after.log_start_offset):
             self.fail(f"{change}: last stable offset {stable}, open from {first} on")
+
+
+class MarkersFollowDecisions(Checker):
+    """A marker is replicated only after the decision that it tells is, in the coordinator's log (SEMANTICS 3.5.11)."""
+
+    def __init__(self) -> None:
+        self._decided: set[tuple[int, int, bool]] = set()
+        self._markers: list[tuple[ReplicaChange, tuple[int, int, bool]]] = []
+
+    def on_batches(self, change: ReplicaChange, batches: list[CommittedBatch], from_offset: int) -> None:
+        is_coordinators = change.log.topic == TRANSACTION_STATE_TOPIC
+        for batch in batches if change.is_leader else ():
+            if is_coordinators:
+                self._decided.update(batch.decided)
+            else:
+                self._markers += [(change, marker) for marker in batch.decided]
+
+    def on_step(self) -> None:
+        markers, self._markers = self._markers, []
+        for change, marker in markers:
+            if marker not in self._decided:
+                producer_id, epoch, is_commit = marker
+                what = "commits" if is_commit else "aborts"
+                self.fail(
+                    f"{change}: a marker {what} producer {producer_id}, epoch {epoch}: nobody has decided that"
+                )
+
+
+def decisions(topic: str, data: bytes) -> tuple[tuple[int, int, bool], ...]:
+    """What a batch says of the ends of transactions: a marker, or records of `__transaction_state`."""
+    batch = parse_batch(data)
+    if batch.is_control:
+        kind = batch.control_record().kind
+        if kind not in (ControlType.COMMIT, ControlType.ABORT):
+            return ()
+        return ((batch.producer_id, batch.producer_epoch, kind is ControlType.COMMIT),)
+    if topic != TRANSACTION_STATE_TOPIC:
+        return ()
+    states = [decode_value(record.value) for record in batch.records(topic, 0, 0) if record.value is not None]
+    return tuple(
+        (one.producer_id, one.producer_epoch, one.state in _COMMITS) for one in states if one.state in _ENDS
+    )
+
+
+_COMMITS = (State.PREPARE_COMMIT, State.COMPLETE_COMMIT)
+_ENDS = (*_COMMITS, State.PREPARE_ABORT, State.COMPLETE_ABORT)
 
 
 class OneOwner(Checker):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
+from streamlog.broker import api
 from streamlog.record import Record
 from streamlog.testing.checkers import InvariantViolatedError
 from streamlog.testing.transaction_checkers import ExactlyOnce
@@ -91,3 +94,19 @@ def test_a_commit_that_goes_back(opened: Opened) -> None:
     checks.committed("other", {("t", 0): 1})
     with pytest.raises(InvariantViolatedError, match="CommitsMonotonic"):
         checks.committed("g", {("t", 0): 4})
+
+
+def test_a_marker_nobody_has_decided(opened: Opened) -> None:
+    cluster, simulation, checks = opened
+    with cluster.producer(transactional_id="x") as producer:
+        for is_commit in (True, False):
+            with contextlib.suppress(LookupError), producer.transaction():
+                producer.send("t", b"x").result(5)
+                if not is_commit:
+                    raise LookupError
+        checks.look()
+        request = api.WriteMarkers(99, 1, 0, True, [("t", 0)])
+        with pytest.raises(InvariantViolatedError, match=r"MarkersFollowDecisions.*producer 99"):
+            cluster._backend.leader("t", 0).call(request)
+            simulation.sleep(1)
+        simulation.checks.clear()
