@@ -18,6 +18,7 @@ from streamlog.batch import Batch
 from streamlog.errors import StreamlogError
 
 if TYPE_CHECKING:
+    from streamlog.broker.pending import Pending
     from streamlog.broker.producer_identity import ProducerIdentity
     from streamlog.core.group_events import GroupEvent, OffsetCommit
 
@@ -89,6 +90,9 @@ class EndTxn(msgspec.Struct, frozen=True):
     is_commit: bool
     offsets: list[tuple[str, OffsetCommit]] = []
     """By group: what its consumer has read, committed with it or not at all; where one broker has all."""
+    after: tuple[Pending, ...] = ()
+    """Commit only if these Produces of the transaction are written; in the same turn, if they are still waiting. No part
+    of Kafka's request, whose client waits for them first."""
     wait_ms: int = 60_000
     """Answered after this, too, if the decision is replicated: the markers come later then."""
 

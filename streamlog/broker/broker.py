@@ -298,6 +298,8 @@ class Broker(TurnOwner):
     # -- committing and applying -------------------------------------------------------------------------------------
 
     def _before_commit(self, turn: Turn) -> None:
+        if turn.unwritten:
+            self.coordinator.transactions.write_staged(turn)
         marks = []
         for partition, state in turn.staged.items():
             if not partition.is_alone and moves_only_mark(partition.state, state):

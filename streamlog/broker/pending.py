@@ -86,6 +86,7 @@ class Turn(msgspec.Struct, eq=False):
     producers: dict[Any, dict[int, Any]] = {}  # partition -> producer id -> ProducerState, None: forgotten
     decided: dict[Any, list[tuple[int, int]]] = {}  # partition -> transactions that got their markers
     transactions: dict[str, Any] = {}  # transactional id -> TransactionState
+    unwritten: dict[str, Any] = {}  # transactional id -> where its last state of this turn is to be written
     parked: list[
         tuple[Pending, Any]
     ] = []  # written, and answered when replicated: (request, its answer then)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from streamlog.batch import ControlType
+from streamlog.batch import ControlRecord, ControlType
 from streamlog.core.producer_state import ProducerState, ended, observed
 from streamlog.storage import log
 from streamlog.storage.aborted import delete_aborted, put_aborted
@@ -135,13 +135,21 @@ def state_of(turn: Turn, partition: Partition, producer_id: int) -> ProducerStat
 
 
 def observe(
-    transaction: WriteTransaction, turn: Turn, partition: Partition, batch: Batch, base_offset: int
+    transaction: WriteTransaction,
+    turn: Turn,
+    partition: Partition,
+    batch: Batch,
+    base_offset: int,
+    control: ControlRecord | None = None,
 ) -> None:
-    """Stage that a batch with a producer id, data or a marker, is appended at `base_offset`."""
+    """Stage that a batch with a producer id, data or a marker, is appended at `base_offset`.
+
+    control:  what the marker says, if that is known already.
+    """
     producer_id = batch.producer_id
     before = state_of(turn, partition, producer_id)
     if batch.is_control:
-        control = batch.control_record()
+        control = control or batch.control_record()
         state = ended(before, batch, control.coordinator_epoch)
         if before is not None and before.open_offset >= 0:
             turn.decided.setdefault(partition, []).append((before.open_offset, base_offset + 1))

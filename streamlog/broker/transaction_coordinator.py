@@ -118,7 +118,7 @@ class TransactionCoordinator:
             turn.wall_ms,
         )
         if after is not known:
-            self._put(turn, transactional_id, partition, after)
+            self._stage(turn, transactional_id, partition, after)
 
     def _init(
         self, turn: Turn, pending: Pending, transactional_id: str, partition: Partition, event: InitProducerId
@@ -194,6 +194,8 @@ class TransactionCoordinator:
             assert known is not None
             self._reply(turn, pending, partition, (known.producer_id, known.producer_epoch))
             return None
+        if event.is_commit and not are_written(turn, event.after):
+            return DEFER
         if event.is_commit and event.offsets:
             if self._broker.replication is not None:
                 raise TransactionAbortableError(
@@ -248,15 +250,38 @@ class TransactionCoordinator:
         staged: TransactionState | None = turn.transactions.get(transactional_id)
         return staged or self._states.get(transactional_id)
 
+    def _stage(
+        self, turn: Turn, transactional_id: str, partition: Partition, state: TransactionState
+    ) -> None:
+        """Know a state once the turn is committed. Only the last of a turn is written: nobody hears of the others."""
+        state._check()
+        if transactional_id not in turn.unwritten:
+            turn.unwritten[transactional_id] = partition
+            turn.effects.append(
+                lambda: self._know(transactional_id, turn.transactions[transactional_id], turn)
+            )
+        turn.transactions[transactional_id] = state
+
+    def write_staged(self, turn: Turn) -> None:
+        """Before the commit: the records of what was staged."""
+        for transactional_id, partition in turn.unwritten.items():
+            self._append(turn, transactional_id, partition, turn.transactions[transactional_id])
+
     def _put(self, turn: Turn, transactional_id: str, partition: Partition, state: TransactionState) -> None:
         """Append the record of a state, and know it once the turn is committed."""
         state._check()
+        turn.unwritten.pop(transactional_id, None)
+        self._append(turn, transactional_id, partition, state)
+        turn.transactions[transactional_id] = state
+        turn.effects.append(lambda: self._know(transactional_id, state, turn))
+
+    def _append(
+        self, turn: Turn, transactional_id: str, partition: Partition, state: TransactionState
+    ) -> None:
         batch = batches.seal_v2_columns(
             [rules.encode_key(transactional_id)], [rules.encode_value(state)], timestamps=turn.wall_ms
         )
         self._broker.append(turn, partition, batch)
-        turn.transactions[transactional_id] = state
-        turn.effects.append(lambda: self._know(transactional_id, state, turn))
 
     def _know(self, transactional_id: str, state: TransactionState, turn: Turn) -> None:
         self._states[transactional_id] = state
@@ -321,14 +346,15 @@ class TransactionCoordinator:
             timestamp=turn.wall_ms,
             coordinator_epoch=partition.state.leader_epoch,
         )
+        control = batches.ControlRecord(kind, partition.state.leader_epoch)
         for topic, number in prepared.partitions:
             try:
                 written = self._broker.partition(topic, number)
             except UnknownTopicOrPartitionError:
                 continue  # deleted meanwhile
-            append_marker(self._broker, turn, written, marker, kind is batches.ControlType.COMMIT)
+            append_marker(self._broker, turn, written, marker, control)
         after = rules.completed(prepared, turn.wall_ms)
-        self._put(turn, transactional_id, partition, after)
+        self._stage(turn, transactional_id, partition, after)
         return after
 
     # -- loading -------------------------------------------------------------------------------------------------------
@@ -408,3 +434,19 @@ class TransactionCoordinator:
                     if transactional_id is not None:
                         yield transactional_id, record.value
                 offset = batch.next_offset
+
+
+def are_written(turn: Turn, produces: tuple[Pending, ...]) -> bool:
+    """Whether these Produces are decided, in this turn or before. Raises TransactionAbortableError if one failed."""
+    for produce in produces:
+        results, error = produce.reply, produce.error
+        if not produce.done:
+            decided = next(((value, wrong) for one, value, wrong in turn.replies if one is produce), None)
+            if decided is None:
+                return False
+            results, error = decided
+        if error is not None or any(produced.error is not None for produced in results):
+            raise TransactionAbortableError(
+                "records of this transaction could not be written, so it is aborted"
+            )
+    return True

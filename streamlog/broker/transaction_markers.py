@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamlog.batch import ControlType, control_batch
+from streamlog.batch import ControlRecord, ControlType, control_batch
 from streamlog.broker.api import Produced, WriteMarkers
 from streamlog.broker.partition import Partition
 from streamlog.broker.pending import Pending, Turn
@@ -26,18 +26,27 @@ if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
 
 
-def append_marker(broker: Broker, turn: Turn, partition: Partition, marker: Batch, is_commit: bool) -> None:
-    """Stage a marker; in a partition of groups the offsets of its transaction count from then on, or never did."""
+def append_marker(
+    broker: Broker, turn: Turn, partition: Partition, marker: Batch, control: ControlRecord
+) -> None:
+    """Stage a marker; in a partition of groups the offsets of its transaction count from then on, or never did.
+
+    control:  what it says.
+    """
     if partition.topic == CONSUMER_OFFSETS_TOPIC:
-        broker.coordinator.end_transaction(turn, partition, marker.producer_id, is_commit)
+        broker.coordinator.end_transaction(
+            turn, partition, marker.producer_id, control.kind is ControlType.COMMIT
+        )
     produced = broker.append(turn, partition, marker)
-    observe(broker.transaction(turn), turn, partition, marker, produced.base_offset)
+    observe(broker.transaction(turn), turn, partition, marker, produced.base_offset, control)
 
 
 def write_markers(broker: Broker, turn: Turn, pending: Pending, request: WriteMarkers) -> None:
     """Append a marker to each partition, or say why not; answered when those are replicated, one `Produced` each."""
+    kind = ControlType.COMMIT if request.is_commit else ControlType.ABORT
+    control = ControlRecord(kind, request.coordinator_epoch)
     marker = control_batch(
-        ControlType.COMMIT if request.is_commit else ControlType.ABORT,
+        kind,
         producer_id=request.producer_id,
         producer_epoch=request.producer_epoch,
         timestamp=turn.wall_ms,
@@ -56,7 +65,7 @@ def write_markers(broker: Broker, turn: Turn, pending: Pending, request: WriteMa
             results.append(Produced(-1, -1, -1, error))
             continue
         if is_new:
-            append_marker(broker, turn, partition, marker, request.is_commit)
+            append_marker(broker, turn, partition, marker, control)
         state = turn.staged.get(partition) or partition.state
         results.append(Produced(state.log_end_offset - 1, -1, state.log_start_offset))
         if not turn.is_alone(partition) and state.high_watermark < state.log_end_offset:

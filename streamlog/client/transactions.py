@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from streamlog.batch import Batch
     from streamlog.broker.cluster import BrokerCluster
+    from streamlog.broker.pending import Pending
     from streamlog.config import ProducerConfig
     from streamlog.core.group_events import OffsetCommit, OffsetCommitReply
     from streamlog.record import TopicPartition
@@ -184,11 +185,17 @@ class TransactionalProducer(Producer):
         assert isinstance(identity, TransactionalIdentity)
         return identity
 
-    def _end(self, is_commit: bool, offsets: list[tuple[str, OffsetCommit]] | None = None) -> None:
+    def _end(
+        self,
+        is_commit: bool,
+        offsets: list[tuple[str, OffsetCommit]] | None = None,
+        after: tuple[Pending, ...] = (),
+    ) -> None:
         """Ask the coordinator for the end; the identity is that of the next transaction then."""
         identity = self._transactional
         wait_ms = self.config.max_block_ms
-        event = EndTxn(identity.producer_id, identity.producer_epoch, is_commit, offsets or [], wait_ms)
+        stamp = identity.producer_id, identity.producer_epoch
+        event = EndTxn(*stamp, is_commit, offsets or [], after, wait_ms)
         try:
             answer = call(self._backend, self._transactional_id, event, wait_ms + SETTLING_MS)
         except _FATAL as error:
@@ -242,6 +249,21 @@ class TransactionalProducer(Producer):
             if batch.is_unsent:
                 batch.fail(TransactionAbortableError("its transaction ended before this record was sent"))
             self._detach(batch)
+
+    def _send_last(self) -> tuple[Pending, ...]:
+        """Hand over what is gathered, and nothing more from now on; the Produces that are not known to be written."""
+        with self._lock:
+            self._enter()
+            self._inside = True
+            try:
+                self._seal(self._open_batches())
+                self._may_seal = False
+            finally:
+                self._inside = False
+        self._reap()
+        return tuple(
+            dict.fromkeys(batch.pending for batch in tuple(self._in_flight) if batch.pending is not None)
+        )
 
     def _discard(self) -> None:
         """From now on nothing travels; what is gathered fails."""
@@ -332,10 +354,13 @@ class Transaction:
             if self._consumer is not None:
                 self.commit_offsets(self._consumer)
             producer._leave()  # first: what another thread sends from now on is refused
-            self._flush()
-            producer._discard()
-            if self._is_known_there:
-                self._commit()
+            if producer._backend.is_replicated:
+                self._flush()
+                producer._discard()
+                if self._is_known_there:
+                    self._commit()
+            else:
+                self._commit_together()
         except BaseException as error:
             try:
                 self.abort()
@@ -362,13 +387,28 @@ class Transaction:
             else:
                 self._seek_back()
 
-    def _commit(self) -> None:
+    def _commit_together(self) -> None:
+        """One broker: what is gathered and the end of the transaction are decided in one turn."""
+        producer = self._producer
+        on_their_way = producer._send_last()
+        if producer._records_failed > self._failed_before:
+            self._flush()  # which says so
+        if self._is_known_there:
+            try:
+                self._commit(on_their_way)
+            except StreamlogError:
+                self._flush()  # which knows the record that failed, and why
+                raise
+        producer._reap()
+
+    def _commit(self, after: tuple[Pending, ...] = ()) -> None:
+        """after: what has to be written for it, and may still wait for its turn."""
         producer, offsets = self._producer, list(self._offsets.items())
         try:
             if offsets and producer._backend.is_replicated:
                 producer._send_offsets(offsets)
                 offsets = []  # they travel by themselves, each to its group
-            producer._end(True, offsets)
+            producer._end(True, offsets, after)
         except (UnknownMemberIdError, IllegalGenerationError, FencedInstanceIdError) as error:
             raise CommitFailedError(
                 f"a consumer of this transaction is no member of its group any more, so it was aborted: {error}"

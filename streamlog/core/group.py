@@ -27,6 +27,7 @@ Dead, or that `is_vacant`, and makes a new one on demand).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 
 from typing_extensions import assert_never
 
@@ -301,6 +302,7 @@ def _refuse(draft: GroupDraft, event: GroupEvent) -> None:
             )
 
 
+@lru_cache(4096)
 def group_partition(group_id: str, partitions: int = 50) -> int:
     """The partition of `__consumer_offsets` that keeps the group: Java's abs(hashCode()) % partitions."""
     code = 0

@@ -13,6 +13,7 @@ import streamlog
 from streamlog.broker import api
 from streamlog.broker.transaction_coordinators import call
 from streamlog.client import transactions
+from streamlog.core.group import group_partition
 from streamlog.errors import (
     CommitFailedError,
     ConfigError,
@@ -532,3 +533,14 @@ def test_a_broker_that_joins_meanwhile_takes_part(cluster: Any) -> None:
                 producer.send("out", b"%d2" % number, partition=0).result()
                 producer.send("out", b"%d3" % number, partition=0)
     assert read(cluster) == [b"01", b"02", b"03", b"11", b"12", b"13"]
+
+
+def test_the_last_records_and_the_end_are_one_commit(cluster: Any) -> None:
+    with cluster.producer(transactional_id="t", linger_ms=1_000) as producer:
+        for _ in range(2):  # the first makes the topic of transactions
+            before = cluster._backend.broker.environment.last_transaction_id()
+            with producer.transaction():
+                producer.send_many("out", [(b"%d" % number, b"x") for number in range(50)])
+        assert cluster._backend.broker.environment.last_transaction_id() == before + 1
+        states = cluster._backend.broker.partition("__transaction_state", group_partition("t", 50)).state
+        assert states.log_end_offset == 3, "the new producer, and one record a transaction"
