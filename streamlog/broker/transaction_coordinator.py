@@ -270,7 +270,8 @@ class TransactionCoordinator:
     def _put(self, turn: Turn, transactional_id: str, partition: Partition, state: TransactionState) -> None:
         """Append the record of a state, and know it once the turn is committed."""
         state._check()
-        turn.unwritten.pop(transactional_id, None)
+        if turn.unwritten.pop(transactional_id, None) is not None:
+            self._append(turn, transactional_id, partition, turn.transactions[transactional_id])
         self._append(turn, transactional_id, partition, state)
         turn.transactions[transactional_id] = state
         turn.effects.append(lambda: self._know(transactional_id, state, turn))
