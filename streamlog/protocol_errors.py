@@ -231,7 +231,7 @@ class UnsupportedVersionError(StreamlogError, code=35, fatal=True):
 
 
 class TopicAlreadyExistsError(StreamlogError, ValueError, code=36):
-    """A topic of that name exists; `exist_ok=True` accepts it if partitions and factor agree."""
+    """A topic of that name exists; `exist_ok=True` accepts it if partitions, factor and options agree."""
 
 
 class InvalidPartitionsError(StreamlogError, ValueError, code=37):

@@ -197,7 +197,7 @@ class Cluster(KnowsHabits):
 
         partitions, replication_factor: None = the cluster's `num_partitions`, `default_replication_factor`.
         config:    topic options by Kafka's names, such as {"retention.ms": 3_600_000}.
-        exist_ok:  use a topic that is there already, if it has the same partitions and factor.
+        exist_ok:  use a topic that is there already, if it has the same partitions, factor and (those given) options.
         Raises     InvalidTopicError, InvalidPartitionsError, InvalidReplicationFactorError, ConfigError,
                    TopicAlreadyExistsError.
         """
@@ -208,7 +208,7 @@ class Cluster(KnowsHabits):
         validate_topic_name(name)
         overrides = topic_overrides(config)
         if exist_ok and name in self._backend.topics:
-            return self._existing(name, partitions, replication_factor)
+            return self._existing(name, partitions, replication_factor, overrides)
         try:
             self._backend.create_topic(
                 name,
@@ -219,16 +219,20 @@ class Cluster(KnowsHabits):
         except TopicAlreadyExistsError:
             if not exist_ok:
                 raise
-            return self._existing(name, partitions, replication_factor)
+            return self._existing(name, partitions, replication_factor, overrides)
         return Topic(self._backend, name)
 
-    def _existing(self, name: str, partitions: int | None, replication_factor: int | None) -> Topic:
+    def _existing(
+        self, name: str, partitions: int | None, replication_factor: int | None, overrides: dict[str, str]
+    ) -> Topic:
+        from streamlog.client.options import different_options
         from streamlog.client.topic import Topic
 
         topic = Topic(self._backend, name)
         for option, wanted, there in (
             ("partitions", partitions, len(topic)),
             ("replication_factor", replication_factor, topic.replication_factor),
+            *different_options(self._backend, name, overrides),
         ):
             if wanted is not None and wanted != there:
                 raise TopicAlreadyExistsError(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from streamlog.config import TopicConfig
+
+if TYPE_CHECKING:
+    from streamlog.broker.cluster import BrokerCluster
 
 
 @overload
@@ -31,3 +34,14 @@ def topic_overrides(
         return parsed
     dropped = TopicConfig.dotted_names([name for name, value in config.items() if value is None])
     return {**parsed, **dict.fromkeys(dropped)}
+
+
+def different_options(
+    backend: BrokerCluster, topic: str, overrides: Mapping[str, str]
+) -> list[tuple[str, object, object]]:
+    """(option, wanted, in force) of those options of a topic that are not in force as `overrides` has them."""
+    there = backend.topic_config(topic)
+    wanted = TopicConfig.with_overrides({**backend.topic(topic).config, **overrides}, backend.config)
+    fields = [(option, option.replace(".", "_")) for option in overrides]
+    pairs = [(option, getattr(wanted, field), getattr(there, field)) for option, field in fields]
+    return [(option, new, old) for option, new, old in pairs if new != old]

@@ -6,7 +6,7 @@ import pytest
 
 from streamlog import Cluster
 from streamlog.client.options import topic_overrides
-from streamlog.errors import ConfigError
+from streamlog.errors import ConfigError, TopicAlreadyExistsError
 
 
 def test_nothing_given_is_nothing_set() -> None:
@@ -49,3 +49,27 @@ def test_a_mapping_may_stand_first_as_in_other_clients(cluster: Cluster) -> None
         cluster.producer({"bootstrap.servers": "localhost:9092"})
     with pytest.raises(ConfigError, match=r"cluster\.consumer_group\(name, topics\)"):
         cluster.consumer("orders")  # type: ignore[arg-type]
+
+
+def test_exist_ok_accepts_a_topic_whose_options_are_as_they_were_asked_for(cluster: Cluster) -> None:
+    cluster.create_topic("t", config={"retention.ms": 1000, "cleanup.policy": "compact"})
+    for config in (
+        None,
+        {},
+        {"retention.ms": 1000},
+        {"retention_ms": "1000"},
+        {"max.message.bytes": 1_048_588},
+    ):
+        assert cluster.create_topic("t", exist_ok=True, config=config).name == "t"
+
+
+def test_and_names_the_one_that_is_not(cluster: Cluster) -> None:
+    cluster.create_topic("t", config={"retention.ms": 1000})
+    for config, wanted, there in (
+        ({"retention.ms": 5}, 5, 1000),
+        ({"retention.ms": 1000, "max.message.bytes": 7}, 7, 1_048_588),
+    ):
+        with pytest.raises(TopicAlreadyExistsError, match="exists with") as told:
+            cluster.create_topic("t", exist_ok=True, config=config)
+        assert (told.value.value, told.value.existing) == (wanted, there)
+    assert cluster.topic("t").config["retention.ms"] == "1000"
