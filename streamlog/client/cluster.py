@@ -7,7 +7,7 @@ A path opened twice in one process is one cluster, counted: the last `close` clo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from re import Pattern
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -22,9 +22,7 @@ from streamlog.client.patience import patient
 from streamlog.config import ConsumerConfig, ProducerConfig
 from streamlog.core.controller import validate_topic_name
 from streamlog.errors import (
-    ConfigError,
     InvalidGroupIdError,
-    InvalidReplicationFactorError,
     TopicAlreadyExistsError,
 )
 from streamlog.metrics import Metrics
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from streamlog.client.producer import Producer
     from streamlog.client.reader_cluster import OpenedReader
     from streamlog.client.topic import Topic
+    from streamlog.record import Record
 
 MEMORY: Final = ":memory:"
 
@@ -129,9 +128,10 @@ class Cluster(KnowsHabits):
         Source   KIP-455.
         """
         from streamlog.broker.controlling import Reassign
+        from streamlog.client.options import checked_assignment
 
         self._check_open()
-        self._backend.control(Reassign(topic, _checked_assignment(assignment)))
+        self._backend.control(Reassign(topic, checked_assignment(assignment)))
 
     def elect_leaders(
         self, topic: str | None = None, partitions: Iterable[int] | None = None, election: str = "preferred"
@@ -201,7 +201,7 @@ class Cluster(KnowsHabits):
         Raises     InvalidTopicError, InvalidPartitionsError, InvalidReplicationFactorError, ConfigError,
                    TopicAlreadyExistsError.
         """
-        from streamlog.client.options import topic_overrides
+        from streamlog.client.options import checked_factor, not_default, topic_overrides
         from streamlog.client.topic import Topic
 
         self._check_open()
@@ -212,8 +212,8 @@ class Cluster(KnowsHabits):
         try:
             self._backend.create_topic(
                 name,
-                -1 if partitions is None else _not_default(partitions),
-                -1 if replication_factor is None else _not_default(_checked_factor(name, replication_factor)),
+                -1 if partitions is None else not_default(partitions),
+                -1 if replication_factor is None else not_default(checked_factor(name, replication_factor)),
                 overrides,
             )
         except TopicAlreadyExistsError:
@@ -310,6 +310,49 @@ class Cluster(KnowsHabits):
 
         return ConsumerGroup(self._backend, group_id, wanted, parsed, self._make_consumer)
 
+    def process(
+        self,
+        group: ConsumerGroup,
+        handler: Callable[[Record], Any],
+        to: str,
+        *,
+        exactly_once: bool = True,
+        workers: int = 1,
+        on_error: str | Callable[[Record, Exception], Any] = "raise",
+        stop_at_end: bool = False,
+        producer: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Read, process, write: `handler(record)` for every record of a group, its output to topic `to`.
+
+        handler:      returns None, a value (it goes with the record's key), a (key, value), a Record (its key, value and
+                      headers), or a list or generator of those.
+        exactly_once: output and progress are one transaction a poll; only committed records are read. False: at least
+                      once, the progress is committed after the output is written.
+        on_error:     as in `ConsumerGroup.run`; also of output that cannot be sent. What is finished is committed.
+        producer:     options of the producers, such as {"value_serializer": "json"}. options: of the members.
+        Blocks until `group.stop()`, Ctrl-C, an error, or - with `stop_at_end` - until everything there was at the start
+        is processed.
+        """
+        from streamlog.client.processing import ProcessRun, check_process
+
+        self._check_open()
+        check_process(group, to, exactly_once)
+        group._carry_out(
+            ProcessRun(
+                self._backend,
+                group,
+                handler,
+                to,
+                exactly_once=exactly_once,
+                workers=workers,
+                on_error=on_error,
+                make_producer=self.producer,
+                producer_options=producer or {},
+                options={**options, "stop_at_end": stop_at_end},
+            )
+        )
+
     @property
     @patient
     def groups(self) -> list[str]:
@@ -377,36 +420,6 @@ class Cluster(KnowsHabits):
         self._backend.check_usable()
         if self._closed:
             self._backend.refuse_closed()
-
-
-def _checked_factor(topic: str, factor: object) -> int:
-    if isinstance(factor, bool) or not isinstance(factor, int):
-        raise InvalidReplicationFactorError(
-            f"replication_factor={factor!r} of topic {topic!r}: allowed: an int >= 1",
-            topic=topic,
-            value=factor,
-        )
-    return factor
-
-
-def _checked_assignment(assignment: Any) -> dict[int, list[int] | None]:
-    allowed = "partition -> broker ids, such as {0: [3, 1]}; None cancels"
-    if isinstance(assignment, Mapping) and all(
-        ids is None or (isinstance(ids, Iterable) and not isinstance(ids, (str, bytes)))
-        for ids in assignment.values()
-    ):
-        return {number: None if ids is None else list(ids) for number, ids in assignment.items()}
-    raise ConfigError(
-        f"reassign({assignment!r}): allowed: {allowed}",
-        option="assignment",
-        value=assignment,
-        allowed=allowed,
-    )
-
-
-def _not_default(count: int) -> int:
-    # -1 asks the controller for its default; a user who passes it gets the range error like for any other number.
-    return -2 if count == -1 else count
 
 
 def _identity(text: str) -> object | None:

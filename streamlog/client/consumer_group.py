@@ -294,9 +294,10 @@ class ConsumerGroup:
         Blocks until `stop()`, Ctrl-C, an error, or - with `stop_at_end` - until everything there was at the
         start is handled.
         """
-        run = GroupRun(
-            self._backend, self, handler, workers, on_error, {**options, "stop_at_end": stop_at_end}
-        )
+        options["stop_at_end"] = stop_at_end
+        self._carry_out(GroupRun(self._backend, self, handler, workers, on_error, options))
+
+    def _carry_out(self, run: GroupRun) -> None:
         self._runs[run] = None
         try:
             run.run()

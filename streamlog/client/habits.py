@@ -105,7 +105,6 @@ NOT_YET: Final[Mapping[str, Mapping[str, str]]] = {
     "Consumer": {"consumer_group_metadata": _TRANSACTIONS, "groupMetadata": _TRANSACTIONS},
     "Cluster": {
         "listen": "the listener for Kafka clients is not part of this version yet",
-        "process": "process() is not part of this version yet; consumer_group(name, topics).run(handler) is",
     },
 }
 

@@ -79,17 +79,16 @@ class GroupRun:
         self._handler = handler
         self._workers = workers
         self._on_error = on_error
-        self._options = dict(options)
+        self._member_options = {**options, "enable_auto_commit": False}
         self._stopping = False
         self._first_error: BaseException | None = None
         self._consumers: list[Consumer] = []
         self._ended = self._runtime.waiter()
 
     def run(self) -> None:
-        options = {**self._options, "enable_auto_commit": False}
         try:
             for _ in range(self._workers):
-                self._consumers.append(self._group.consumer(**options))
+                self._consumers.append(self._group.consumer(**self._member_options))
         except BaseException:
             for consumer in self._consumers:
                 consumer.close()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from streamlog.config import TopicConfig
+from streamlog.errors import ConfigError, InvalidReplicationFactorError
 
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
@@ -45,3 +46,35 @@ def different_options(
     fields = [(option, option.replace(".", "_")) for option in overrides]
     pairs = [(option, getattr(wanted, field), getattr(there, field)) for option, field in fields]
     return [(option, new, old) for option, new, old in pairs if new != old]
+
+
+def checked_factor(topic: str, factor: object) -> int:
+    """Raises InvalidReplicationFactorError."""
+    if isinstance(factor, bool) or not isinstance(factor, int):
+        raise InvalidReplicationFactorError(
+            f"replication_factor={factor!r} of topic {topic!r}: allowed: an int >= 1",
+            topic=topic,
+            value=factor,
+        )
+    return factor
+
+
+def checked_assignment(assignment: Any) -> dict[int, list[int] | None]:
+    """What `reassign` was given. Raises ConfigError."""
+    allowed = "partition -> broker ids, such as {0: [3, 1]}; None cancels"
+    if isinstance(assignment, Mapping) and all(
+        ids is None or (isinstance(ids, Iterable) and not isinstance(ids, (str, bytes)))
+        for ids in assignment.values()
+    ):
+        return {number: None if ids is None else list(ids) for number, ids in assignment.items()}
+    raise ConfigError(
+        f"reassign({assignment!r}): allowed: {allowed}",
+        option="assignment",
+        value=assignment,
+        allowed=allowed,
+    )
+
+
+def not_default(count: int) -> int:
+    """-1 asks the controller for its default; a user who passes it gets the range error like for any other number."""
+    return -2 if count == -1 else count
