@@ -354,6 +354,7 @@ class TopicConfig(Role, frozen=True, kw_only=True):
     ROLE: ClassVar[str] = "topic"
     HABITS: ClassVar[Mapping[str, str]] = {
         "partitions": "partitions is an argument of create_topic, not an option",
+        "num_partitions": "partitions is an argument of create_topic, not an option",
         "replication_factor": "replication_factor is an argument of create_topic, not an option",
         "message_max_bytes": 'for a topic it is called "max.message.bytes"',
         "log_retention_ms": 'for a topic it is called "retention.ms"',

@@ -129,6 +129,7 @@ class ProducerConfig(Role, frozen=True, kw_only=True):
     HABITS: ClassVar[Mapping[str, str]] = {
         "bootstrap_servers": _NO_SERVER,
         "metadata_broker_list": _NO_SERVER,
+        "on_delivery": "each record has its own: send(...).add_done_callback(...)",
     }
     WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = _CLIENT_WITHOUT_EFFECT
 
@@ -253,6 +254,8 @@ class ConsumerConfig(Role, frozen=True, kw_only=True):
         "consumer_timeout_ms": "use poll(timeout=...), or stop_at_end=True to end at the end of the log",
         "enable_partition_eof": "use stop_at_end=True",
         "enable_auto_offset_store": "iterate: the position never passes the record in the loop",
+        "on_assign": "rebalance listeners are arguments of group.consumer and subscribe: on_assigned",
+        "on_revoke": "rebalance listeners are arguments of group.consumer and subscribe: on_revoked",
     }
     WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = _CLIENT_WITHOUT_EFFECT
 

@@ -278,6 +278,9 @@ def test_an_option_like_no_other_points_to_the_list() -> None:
 
 
 HABITS = [
+    ("topic", "num.partitions", "argument of create_topic"),
+    ("producer", "on_delivery", "add_done_callback"),
+    ("consumer", "on_assign", "on_assigned"),
     ("producer", "bootstrap_servers", "streamlog.connect"),
     ("consumer", "bootstrap.servers", "no server"),
     ("consumer", "consumer_timeout_ms", "stop_at_end"),

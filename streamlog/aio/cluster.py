@@ -34,9 +34,10 @@ from streamlog.metrics import Metrics
 from streamlog.record import Record, TopicPartition
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from streamlog.broker.housekeeping import CleanerReport
+    from streamlog.client.habits import NoOthers
 
 
 def connect(url: str, **options: Any) -> Opening:
@@ -143,10 +144,11 @@ class Cluster(EnteredInLoop, KnowsHabits):
         replication_factor: int | None = None,
         config: Mapping[str, Any] | None = None,
         exist_ok: bool = False,
+        **others: Unpack[NoOthers],
     ) -> Topic:
         """Create a topic; arguments and errors as the blocking `create_topic`."""
         topic = await self._workers.call(
-            self._core.create_topic, name, partitions, replication_factor, config, exist_ok
+            self._core.create_topic, name, partitions, replication_factor, config, exist_ok, **others
         )
         return Topic(self._workers, topic)
 

@@ -24,13 +24,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from streamlog.aio.mistakes import EnteredInLoop, IteratedInLoop
 from streamlog.aio.waiting import LoopWaiter, Parked, Servant, Workers, serving
 from streamlog.client.consumer import Consumer as BlockingConsumer
-from streamlog.client.habits import KnowsHabits
+from streamlog.client.habits import KnowsHabits, unknown_argument
 from streamlog.client.timeouts import milliseconds
 from streamlog.errors import ClosedError, IllegalStateError
 from streamlog.record import OffsetAndTimestamp, Record, TopicPartition
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from streamlog.client.habits import NoOthers
 
 ResultT = TypeVar("ResultT")
 Handler = Callable[[list[TopicPartition]], Any]
@@ -80,7 +82,9 @@ class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
 
     # -- reading ---------------------------------------------------------------------------------------------
 
-    async def poll(self, timeout: float = 1.0, max_records: int | None = None) -> list[Record]:
+    async def poll(
+        self, timeout: float = 1.0, max_records: int | None = None, **others: Unpack[NoOthers]
+    ) -> list[Record]:
         """The next records: as soon as there are any, at most `max_records` (default `max_poll_records`).
 
         timeout: seconds to wait for the first record; 0 = only what is there.
@@ -88,6 +92,8 @@ class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
         Cancelled, it has taken nothing: the next poll returns the same records.
         Raises   as the blocking `poll`; IllegalStateError if another task polls this consumer already.
         """
+        if others:
+            raise unknown_argument(self.poll, others)
         wait_ms = milliseconds("poll", timeout, 1000)
         self._begin_polling()
         try:
@@ -199,12 +205,15 @@ class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
         on_assigned: Handler | None = None,
         on_revoked: Handler | None = None,
         on_lost: Handler | None = None,
+        **others: Unpack[NoOthers],
     ) -> None:
         """Share the partitions of these topics with the group's other members.
 
         on_...: functions or coroutine functions; they run in the loop, inside a poll, and may await what
                 they like.
         """
+        if others:
+            raise unknown_argument(self.subscribe, others)
         listeners = self._listeners(on_assigned=on_assigned, on_revoked=on_revoked, on_lost=on_lost)
         await self._run(lambda core: core.subscribe(topics, **listeners))
 
@@ -314,12 +323,17 @@ class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
             self._core.wakeup()
 
     async def commit(
-        self, offsets: Mapping[TopicPartition, Any] | None = None, timeout: float | None = None
+        self,
+        offsets: Mapping[TopicPartition, Any] | None = None,
+        timeout: float | None = None,
+        **others: Unpack[NoOthers],
     ) -> None:
         """Store positions for the group, and wait until they are stored. As the blocking `commit`.
 
         Cancelled while it waits for a rebalance, nothing is stored; later, it may be.
         """
+        if others:
+            raise unknown_argument(self.commit, others)
         loop = self._workers.loop
         timeout_ms = 0 if timeout is None else milliseconds("commit", timeout, 0)
         deadline = None if timeout is None else loop.time() + timeout_ms / 1000

@@ -25,16 +25,17 @@ from streamlog.aio.waiting import Workers
 from streamlog.client.awaiting import refuse_asyncio_wait, settled
 from streamlog.client.delivery import OpenBatch, SendFuture, SentMany
 from streamlog.client.failures import attach
-from streamlog.client.habits import KnowsHabits
+from streamlog.client.habits import KnowsHabits, unknown_argument
 from streamlog.client.producer import Producer as BlockingProducer
 from streamlog.config import ProducerConfig
 from streamlog.errors import BufferExhaustedError, DeliveryError, IllegalStateError
 from streamlog.record import Headers, Record, RecordMetadata
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from streamlog.broker.cluster import BrokerCluster
+    from streamlog.client.habits import NoOthers
 
 Headered = Iterable[tuple[str, bytes | None]]
 
@@ -348,16 +349,20 @@ class Producer(EnteredInLoop, KnowsHabits):
             oldest = self._core.oldest()
             await (asyncio.sleep(0) if oldest is None else settled(oldest))
 
-    async def flush(self, timeout: float | None = None) -> None:
+    async def flush(self, timeout: float | None = None, **others: Unpack[NoOthers]) -> None:
         """Send everything gathered so far and wait until its fate is known.
 
         Raises   DeliveryError if records failed whose futures nobody awaited; StreamlogTimeoutError.
         """
+        if others:
+            raise unknown_argument(self.flush, others)
         self._core._check_open()
         await self._finish(self._core.flush, timeout)
 
-    async def close(self, timeout: float | None = None) -> None:
+    async def close(self, timeout: float | None = None, **others: Unpack[NoOthers]) -> None:
         """Flush and end. Raises as `flush`; the producer is closed in any case. Closing twice is harmless."""
+        if others:
+            raise unknown_argument(self.close, others)
         if self._core._closed:
             return
         try:

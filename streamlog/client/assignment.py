@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from streamlog.broker.replica_selection import nearest_replica
 from streamlog.client.commits import Commits
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
+from streamlog.client.habits import unknown_argument
 from streamlog.client.measuring import ConsumerTraffic
 from streamlog.client.offsets import checked_partitions
 from streamlog.client.patience import UNSERVED
@@ -36,8 +37,11 @@ from streamlog.errors import (
 from streamlog.record import TopicPartition
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from streamlog.broker.cluster import BrokerCluster
     from streamlog.broker.partition import Partition
+    from streamlog.client.habits import NoOthers
     from streamlog.client.membership import Membership
 
 Listener = Callable[[list[TopicPartition]], object]
@@ -153,6 +157,7 @@ class ConsumerAssignment(ConsumerPositions):
         on_assigned: Listener | None = None,
         on_revoked: Listener | None = None,
         on_lost: Listener | None = None,
+        **others: Unpack[NoOthers],
     ) -> None:
         """Share the partitions of these topics with the other members of the group.
 
@@ -162,6 +167,8 @@ class ConsumerAssignment(ConsumerPositions):
         on_...:  rebalance listeners; called inside `poll` with a list of TopicPartition.
         Raises   InvalidGroupIdError without a group; IllegalStateError after `assign`.
         """
+        if others:
+            raise unknown_argument(self.subscribe, others)
         self._check_open()
         if self.config.group_id is None:
             raise InvalidGroupIdError(

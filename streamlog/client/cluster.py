@@ -17,7 +17,7 @@ from streamlog.broker.runner import new_lock
 from streamlog.client.assignment import checked_topics
 from streamlog.client.brokers import BrokerHandle, Brokers
 from streamlog.client.consumer import Consumer
-from streamlog.client.habits import KnowsHabits
+from streamlog.client.habits import KnowsHabits, unknown_argument
 from streamlog.client.patience import patient
 from streamlog.config import ConsumerConfig, ProducerConfig
 from streamlog.core.controller import validate_topic_name
@@ -30,11 +30,12 @@ from streamlog.metrics import Metrics
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from streamlog.broker.housekeeping import CleanerReport
     from streamlog.broker.network import Network
     from streamlog.client.consumer_group import ConsumerGroup
+    from streamlog.client.habits import NoOthers
     from streamlog.client.producer import Producer
     from streamlog.client.reader_cluster import OpenedReader
     from streamlog.client.topic import Topic
@@ -192,6 +193,7 @@ class Cluster(KnowsHabits):
         replication_factor: int | None = None,
         config: Mapping[str, Any] | None = None,
         exist_ok: bool = False,
+        **others: Unpack[NoOthers],
     ) -> Topic:
         """Create a topic.
 
@@ -204,6 +206,8 @@ class Cluster(KnowsHabits):
         from streamlog.client.options import checked_factor, not_default, topic_overrides
         from streamlog.client.topic import Topic
 
+        if others:
+            raise unknown_argument(self.create_topic, others)
         self._check_open()
         validate_topic_name(name)
         overrides = topic_overrides(config)

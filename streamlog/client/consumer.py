@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.client.assignment import ConsumerAssignment
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition, Deserializer
-from streamlog.client.habits import KnowsHabits
+from streamlog.client.habits import KnowsHabits, unknown_argument
+from streamlog.client.offsets import checked_count
 from streamlog.client.patience import UNSERVED
 from streamlog.client.timeouts import milliseconds
 from streamlog.config import ConsumerConfig
 from streamlog.errors import (
     ClosedError,
-    ConfigError,
     IllegalStateError,
     OffsetOutOfRangeError,
     StreamlogError,
@@ -36,11 +36,12 @@ from streamlog.errors import (
 from streamlog.record import Record, TopicPartition
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from streamlog.broker.cluster import BrokerCluster
     from streamlog.broker.reading import LogReader
     from streamlog.client.fetch_waiting import FetchGate
+    from streamlog.client.habits import NoOthers
 
 ITERATION_LOOK_RECORDS: Final = 20
 """While iterating, the clock (auto-commit, max_poll_interval_ms) is looked at after so many records."""
@@ -97,7 +98,9 @@ class Consumer(ConsumerAssignment, KnowsHabits):
 
     # -- reading ---------------------------------------------------------------------------------------------
 
-    def poll(self, timeout: float = 1.0, max_records: int | None = None) -> list[Record]:
+    def poll(
+        self, timeout: float = 1.0, max_records: int | None = None, **others: Unpack[NoOthers]
+    ) -> list[Record]:
         """The next records: as soon as there are any, at most `max_records` (default `max_poll_records`).
 
         timeout: seconds to wait for the first record; 0 = only what is there. Never exceeded.
@@ -106,10 +109,14 @@ class Consumer(ConsumerAssignment, KnowsHabits):
         DeserializationError,
                  CorruptRecordError: the position does not move; ClosedError.
         """
+        if others:
+            raise unknown_argument(self.poll, others)
         self._check_open()
         self._traffic.last_poll_ms = now_ms = self._clock.monotonic_ms()
         deadline_ms = now_ms + milliseconds("poll", timeout, 1000)
-        count_max = self.config.max_poll_records if max_records is None else _checked_count(max_records)
+        count_max = (
+            self.config.max_poll_records if max_records is None else checked_count("max_records", max_records)
+        )
         caller = self._backend.runtime.caller()
         self._taken_from = []
         self._commits.is_waiting = False
@@ -405,18 +412,21 @@ class Consumer(ConsumerAssignment, KnowsHabits):
         self._listener.wake()
 
     def commit(
-        self, offsets: Mapping[TopicPartition, Any] | None = None, timeout: float | None = None
+        self,
+        offsets: Mapping[TopicPartition, Any] | None = None,
+        timeout: float | None = None,
+        **others: Unpack[NoOthers],
     ) -> None:
         """Store positions for the group, and wait until they are stored.
 
         offsets: None = the positions of everything handed out; else partition -> next offset (int or
-        OffsetAndMetadata).
-        A rebalance under way is driven to its end and the commit tried again. With nothing consumed it does
-        nothing.
-        Raises   CommitFailedError if a partition now belongs to another member; InvalidGroupIdError without
-        a group;
+                 OffsetAndMetadata).
+        A rebalance under way is driven to its end and the commit tried again. With nothing consumed it does nothing.
+        Raises   CommitFailedError if a partition now belongs to another member; InvalidGroupIdError without a group;
                  StreamlogTimeoutError.
         """
+        if others:
+            raise unknown_argument(self.commit, others)
         self._check_open()
         timeout_ms = milliseconds("commit", timeout, self.config.default_api_timeout_ms)
         self._commits.commit(offsets, timeout_ms)
@@ -484,14 +494,3 @@ def _deserializer(spec: object, option: str) -> Deserializer | None:
     from streamlog.client.serde import resolve_deserializer  # who reads bytes need not load it
 
     return resolve_deserializer(spec, option)
-
-
-def _checked_count(count: object) -> int:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ConfigError(
-            f"max_records={count!r}: allowed: an int >= 1",
-            option="max_records",
-            value=count,
-            allowed="an int >= 1",
-        )
-    return count

@@ -5,15 +5,26 @@
 Each such name is a class attribute that raises when it is read. No `__getattr__`: a class that has one reads *every*
 attribute four times slower, the hot path's too.
 
+Arguments are told likewise, by methods that take `**others`. `send` does not: collecting them would cost it 5%.
+
 Sources: confluent-kafka-python (Producer, Consumer, AdminClient), kafka-python, aiokafka, Kafka's Java clients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from streamlog.config import TopicConfig
 from streamlog.errors import ConfigError, UnknownNameError
+from streamlog.option_rules import closest
+
+if TYPE_CHECKING:
+    from typing import TypedDict
+
+    class NoOthers(TypedDict):
+        """Of `**others`: nothing, says the type checker; what comes all the same is for `unknown_argument`."""
+
 
 HABITS: Final[Mapping[str, Mapping[str, str]]] = {
     "Producer": {
@@ -108,6 +119,30 @@ NOT_YET: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 
+_SECONDS: Final = {"timeout_ms": "timeout, in seconds"}
+ARGUMENTS: Final[Mapping[str, Mapping[str, str]]] = {
+    "flush": _SECONDS,
+    "close": _SECONDS,
+    "poll": {**_SECONDS, "num_messages": "max_records"},
+    "commit": {
+        **_SECONDS,
+        "asynchronous": "commit(): it waits until the offsets are stored",
+        "message": "offsets={TopicPartition(record.topic, record.partition): record.offset + 1}",
+    },
+    "subscribe": {
+        "on_assign": "on_assigned",
+        "on_revoke": "on_revoked",
+        "listener": "on_assigned, on_revoked and on_lost",
+        "pattern": "topics=re.compile(...)",
+    },
+    "create_topic": {
+        "num_partitions": "partitions",
+        "topic_configs": "config",
+        "if_not_exists": "exist_ok",
+    },
+}
+"""By method: an argument elsewhere, and what it is here."""
+
 
 class Elsewhere:
     """A name other clients have: reading it says what it is called here."""
@@ -178,6 +213,37 @@ def _made_elsewhere(cls: type, given: object) -> ConfigError:
         allowed=here,
         suggestion=here,
     )
+
+
+def unknown_argument(method: Callable[..., Any], others: Mapping[str, object]) -> ConfigError:
+    """The error for keywords that a method does not take: what they are called here, or what is closest."""
+    name, value = next(iter(others.items()))
+    code = method.__code__
+    taken = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    suggestion = ARGUMENTS[method.__name__].get(name)
+    if suggestion is None:
+        options = _topic_options(name) if "config" in taken else {}
+        suggestion = name if name in options else closest(name, (*taken, *options))
+        if suggestion in options:
+            suggestion = f'config={{"{options[suggestion]}": {value!r:.80}}}'
+    hint = f"did you mean `{suggestion}`?" if suggestion else f"it takes {', '.join(taken)}"
+    return ConfigError(
+        f"{method.__name__}() has no argument {name!r} (given {value!r:.80}); {hint}",
+        option=name,
+        value=value,
+        allowed=taken,
+        suggestion=suggestion,
+    )
+
+
+def _topic_options(name: str) -> dict[str, str]:
+    """Kafka's names of topic options by ours; with this one, if it is accepted at all."""
+    options = {option.name: option.dotted for option in TopicConfig.options()}
+    try:
+        TopicConfig.dotted_names([name])
+    except ConfigError:
+        return options
+    return {name: name.replace("_", "."), **options}
 
 
 def _named_here(names: Iterable[str], kind: type) -> list[str]:

@@ -56,6 +56,18 @@ def checked_partitions(partitions: Iterable[Any]) -> list[TopicPartition]:
     return checked
 
 
+def checked_count(argument: str, count: object) -> int:
+    """How many to read at most. Raises ConfigError naming the argument."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ConfigError(
+            f"{argument}={count!r}: allowed: an int >= 1",
+            option=argument,
+            value=count,
+            allowed="an int >= 1",
+        )
+    return count
+
+
 class OffsetLookup:
     """Answers about offsets, as one consumer's options have them."""
 

@@ -44,14 +44,17 @@ from streamlog.client.gathering import (
     record_sizes,
     split_items,
 )
-from streamlog.client.habits import KnowsHabits
+from streamlog.client.habits import KnowsHabits, unknown_argument
 from streamlog.client.serde import resolve_serializer, to_bytes
 from streamlog.client.timeouts import milliseconds
 from streamlog.config import ProducerConfig
 from streamlog.record import Headers
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from streamlog.broker.cluster import BrokerCluster
+    from streamlog.client.habits import NoOthers
 
 TOGETHER_BYTES_MAX: Final = 1024 * 1024
 """Batches one call fills travel together, in one commit, up to so many bytes."""
@@ -386,17 +389,21 @@ class Producer(Accumulator, KnowsHabits):
                 )
         return SentMany([(future.batch, 0, 1) for future in futures], None, futures)
 
-    def flush(self, timeout: float | None = None) -> None:
+    def flush(self, timeout: float | None = None, **others: Unpack[NoOthers]) -> None:
         """Send everything gathered so far and wait until its fate is known.
 
         timeout: seconds; None = until it is, at most `delivery_timeout_ms` and a second.
         Raises   DeliveryError if records failed whose futures nobody read; StreamlogTimeoutError.
         """
+        if others:
+            raise unknown_argument(self.flush, others)
         self._check_open()
         self._flush(milliseconds("flush", timeout, self._patience_ms))
 
-    def close(self, timeout: float | None = None) -> None:
+    def close(self, timeout: float | None = None, **others: Unpack[NoOthers]) -> None:
         """Flush and end. Raises as `flush`; the producer is closed in any case. Closing twice is harmless."""
+        if others:
+            raise unknown_argument(self.close, others)
         timeout_ms = milliseconds("close", timeout, self._patience_ms)
         with self._lock:
             if self._closed:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamlog.broker.partition import Partition as HostedPartition
 from streamlog.broker.reading import corrupt_at, view_of
+from streamlog.client.offsets import checked_count
 from streamlog.client.options import topic_overrides
 from streamlog.core.cluster_image import PartitionImage, TopicImage
 from streamlog.errors import (
@@ -113,13 +114,7 @@ class Partition:
         Raises   OffsetOutOfRangeError below the log start offset (unless `offset` is 0) or above the end;
                  CorruptRecordError with `next_offset`, if the very first batch is damaged (a later one ends the list).
         """
-        if isinstance(max_records, bool) or not isinstance(max_records, int) or max_records < 1:
-            raise ConfigError(
-                f"max_records={max_records!r}: allowed: an int >= 1",
-                option="max_records",
-                value=max_records,
-                allowed="an int >= 1",
-            )
+        checked_count("max_records", max_records)
         if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
             raise ConfigError(
                 f"offset={offset!r}: allowed: an int >= 0",

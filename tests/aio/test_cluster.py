@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,17 @@ async def test_habits_from_elsewhere_get_a_did_you_mean() -> None:
         ):
             with pytest.raises(AttributeError, match=meant):
                 getattr(owner, habit)
+        consumer, producer = cluster.consumer(group_id="g"), cluster.producer()
+        for call, given, meant in (
+            (partial(cluster.create_topic, "fresh"), {"num_partitions": 3}, "`partitions`"),
+            (consumer.poll, {"timeout_ms": 100}, "`timeout, in seconds`"),
+            (consumer.commit, {"asynchronous": True}, "waits until"),
+            (partial(consumer.subscribe, ["orders"]), {"on_assign": print}, "`on_assigned`"),
+            (producer.flush, {"timeout_ms": 100}, "`timeout, in seconds`"),
+            (producer.close, {"timeout_ms": 100}, "`timeout, in seconds`"),
+        ):
+            with pytest.raises(ConfigError, match=meant):
+                await call(**given)
 
 
 @in_loop

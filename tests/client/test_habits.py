@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import pydoc
+import re
 import subprocess
 import sys
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 import streamlog.aio
 from streamlog import Cluster, Consumer, Producer
-from streamlog.client.habits import HABITS, NOT_YET, Elsewhere
+from streamlog.client.habits import ARGUMENTS, HABITS, NOT_YET, Elsewhere
 from streamlog.errors import ConfigError, StreamlogError, UnknownNameError
 
 OWNERS = {"Producer": Producer, "Consumer": Consumer, "Cluster": Cluster}
@@ -103,6 +105,47 @@ def test_what_is_suggested_by_name_exists() -> None:
 def test_clients_are_made_by_their_cluster(kind: Any, given: tuple[object, ...]) -> None:
     with pytest.raises(ConfigError, match=r"did you mean `(cluster\.|streamlog\.open\()"):
         kind(*given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "call", "given", "told"),
+    [
+        ("Cluster", "create_topic", {"num_partitions": 3}, "(given 3); did you mean `partitions`?"),
+        ("Cluster", "create_topic", {"retention_ms": 1}, 'did you mean `config={"retention.ms": 1}`?'),
+        ("Cluster", "create_topic", {"retention_mss": 1}, 'did you mean `config={"retention.ms": 1}`?'),
+        ("Cluster", "create_topic", {"segment_ms": 1}, 'did you mean `config={"segment.ms": 1}`?'),
+        ("Cluster", "create_topic", {"exists_ok": True}, "did you mean `exist_ok`?"),
+        ("Cluster", "create_topic", {"colour": 1}, "it takes name, partitions, replication_factor, config, "),
+        ("Consumer", "poll", {"timeout_ms": 100}, "did you mean `timeout, in seconds`?"),
+        ("Consumer", "poll", {"max_record": 1}, "did you mean `max_records`?"),
+        ("Consumer", "commit", {"asynchronous": True}, "it waits until the offsets are stored"),
+        ("Consumer", "subscribe", {"on_assign": print}, "did you mean `on_assigned`?"),
+        ("Producer", "flush", {"timeout_ms": 100}, "did you mean `timeout, in seconds`?"),
+        ("Producer", "close", {"timeout_ms": 100}, "did you mean `timeout, in seconds`?"),
+    ],
+)
+def test_the_argument_here_is_suggested(
+    owners: dict[str, object], kind: str, call: str, given: dict[str, Any], told: str
+) -> None:
+    first = {"create_topic": ["fresh"], "subscribe": [["orders"]]}.get(call, [])
+    [(name, value)] = given.items()
+    with pytest.raises(ConfigError) as caught:
+        getattr(owners[kind], call)(*first, **given)
+    error = caught.value
+    assert str(error).startswith(f"{call}() has no argument {name!r}") and told in str(error)
+    assert (error.option, error.value) == (name, value) and "self" not in error.allowed
+    assert (error.suggestion is None) == told.startswith("it takes")
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_what_is_suggested_by_argument_exists(kind: type) -> None:
+    for call, habits in ARGUMENTS.items():
+        parameters = inspect.signature(getattr(kind, call)).parameters if hasattr(kind, call) else {}
+        if "others" in parameters:
+            assert not habits.keys() & parameters.keys()
+            for here in habits.values():
+                first = re.split(r"\W", here)[0]
+                assert first in parameters or first == call, (call, here)
 
 
 def test_python_still_sees_missing_attributes(owners: dict[str, object]) -> None:
