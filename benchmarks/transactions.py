@@ -91,6 +91,62 @@ def commit_floor(cell: Cell) -> Metrics:
     return {"commits_per_s": rate}
 
 
+MEMBERS, GROUP_PARTITIONS = 100, 1_000
+
+
+def rebalances(cell: Cell) -> Metrics:
+    """100 members of one group, polled in turn by one thread, share 1,000 partitions; then one leaves, then one joins."""
+    with ours.opened(cell.directory) as cluster:
+        cluster.create_topic(ours.TOPIC, partitions=GROUP_PARTITIONS)
+        group = cluster.consumer_group(
+            GROUP, [ours.TOPIC], partition_assignment_strategy="cooperative-sticky"
+        )
+        members = [group.consumer() for _ in range(MEMBERS)]
+        joined_s = _settle(members)
+        owned = {member: set(member.assignment) for member in members}
+        members.pop().close()
+        left_s = _settle(members)
+        moved = sum(len(owned[member] - set(member.assignment)) for member in members)
+        members.append(group.consumer())
+        back_s = _settle(members)
+        for member in members:
+            member.close()
+    return {"join_ms": joined_s * 1e3, "leave_ms": left_s * 1e3, "moved": moved, "come_back_ms": back_s * 1e3}
+
+
+def _settle(members: list[Any]) -> float:
+    """Seconds until every partition has an owner and nothing is on its way."""
+    started = time.perf_counter()
+    while True:
+        for member in members:
+            member.poll(0)
+        owned = [partition for member in members for partition in member.assignment]
+        if len(owned) == len(set(owned)) == GROUP_PARTITIONS and all(
+            m._membership.is_settled for m in members
+        ):
+            return time.perf_counter() - started
+
+
+def processing(cell: Cell, exactly_once: bool) -> Metrics:
+    """`cluster.process`: one worker copies 100,000 records, 500 a poll."""
+    items = pairs(cell.scaled(100_000), 100)
+    with ours.opened(cell.directory) as cluster:
+        cluster.create_topic(ours.TOPIC, partitions=1)
+        cluster.create_topic("copies", partitions=1)
+        ours.fill(cluster, items)
+        group = cluster.consumer_group(GROUP, [ours.TOPIC])
+        started = time.perf_counter()
+        cluster.process(
+            group,
+            lambda record: record.value,
+            "copies",
+            exactly_once=exactly_once,
+            stop_at_end=True,
+            max_poll_records=500,
+        )
+        return {"records_per_s": len(items) / (time.perf_counter() - started)}
+
+
 BENCHES = [
     Bench(
         "transactions of 100",
@@ -129,5 +185,26 @@ BENCHES = [
         [Contestant("streamlog", commits), Contestant("raw LMDB", commit_floor)],
         [Goal("commits_per_s", "streamlog", at_least=10_000)],
         note="One thread, one partition a commit, each waited for, sync=off.",
+    ),
+    Bench(
+        "process",
+        "transactions",
+        [
+            Contestant("streamlog, exactly once", partial(processing, exactly_once=True)),
+            Contestant("streamlog, at least once", partial(processing, exactly_once=False)),
+        ],
+        [Goal("records_per_s", "streamlog, exactly once", of="streamlog, at least once", at_least=0.4)],
+        note="One worker, one partition, 500 records a poll (Kafka's default), sync=off.",
+    ),
+    Bench(
+        "rebalances of 100 members",
+        "groups",
+        [Contestant("streamlog", rebalances)],
+        [
+            Goal("join_ms", "streamlog", at_most=1_000),
+            Goal("leave_ms", "streamlog", at_most=1_000),
+            Goal("moved", "streamlog", at_most=0),
+        ],
+        note="1,000 partitions, cooperative-sticky, in process. Moved: partitions that others lost when one member left.",
     ),
 ]

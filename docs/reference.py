@@ -292,6 +292,19 @@ def states_diagram() -> Iterator[str]:
     yield "```"
 
 
+def transactions_diagram() -> Iterator[str]:
+    """How a transactional id goes on."""
+    from streamlog.core import transaction
+
+    yield "```mermaid"
+    yield "stateDiagram-v2"
+    yield "    [*] --> EMPTY"
+    for state in transaction.State:
+        for previous in sorted(transaction.VALID_PREVIOUS[state], key=list(transaction.State).index):
+            yield f"    {previous.name} --> {state.name}"
+    yield "```"
+
+
 def states_table() -> Iterator[str]:
     docs = state_docs()
     yield "| state | what it is | what it answers | how it ends |"
@@ -694,6 +707,7 @@ PARTS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
         "elections": elections_table,
     },
     "internals/simulation.md": {"checkers": checkers_table},
+    "internals/transactions.md": {"diagram": transactions_diagram},
     "internals/groups.md": {"diagram": states_diagram, "states": states_table},
 }
 
