@@ -46,7 +46,7 @@ PAUSE_MS: Final = 50
 """Before a worker begins anew."""
 _FENCED = (ProducerFencedError, InvalidProducerIdMappingError)
 
-_names_in_use: WeakKeyDictionary[BrokerCluster, set[str]] = WeakKeyDictionary()
+_names_in_use: WeakKeyDictionary[BrokerCluster, dict[str, object]] = WeakKeyDictionary()
 
 
 class ProcessRun(GroupRun):
