@@ -75,28 +75,26 @@ class ProcessRun(GroupRun):
         self._producer_options = dict(producer_options)
 
     def _consume(self, consumer: Consumer) -> None:
-        names = _names_in_use.setdefault(self._backend, set())
-        number = 0
-        while (name := f"{self._group.group_id}-process-{number}") in names:
-            number += (
-                1  # lowest first: the next process takes the same ones, and so what this one leaves open
-            )
-        names.add(name)
+        names, ours, number = _names_in_use.setdefault(self._backend, {}), object(), 0
+        while names.setdefault(name := f"{self._group.group_id}-process-{number}", ours) is not ours:
+            number += 1  # the lowest that is free: the next process takes it, and what this one has left open
         try:
             self._consume_as(name, consumer)
         finally:
-            names.discard(name)
+            del names[name]
 
     def _consume_as(self, name: str, first: Consumer) -> None:
         consumer = first
         identity = {"transactional_id": name} if self._exactly_once else {}
         waiter = self._runtime.waiter()
         while True:
+            failure: BaseException | None = None
+            is_over = False
             try:
                 with self._make_producer(**self._producer_options, **identity) as producer:
-                    while not self._stopping and not consumer.at_end:
-                        self._turn(consumer, producer)
-                    return
+                    while not self._stopping and not consumer.at_end and failure is None:
+                        failure = self._turn(consumer, producer)
+                is_over = True
             except StreamlogError as error:
                 goes_on = error.retriable or isinstance(error, _FENCED)
                 if self._stopping or not goes_on or isinstance(error, UnknownTopicOrPartitionError):
@@ -104,13 +102,17 @@ class ProcessRun(GroupRun):
             finally:
                 if consumer is not first:
                     consumer.close()
+            if failure is not None:
+                raise failure  # the handler's, of whatever kind: not a reason to begin anew
+            if is_over:
+                return
             first.close()  # what it has handed out may be committed, or not: another one asks
             waiter.wait(PAUSE_MS)
             consumer = self._group.consumer(**self._member_options)
             self._consumers.append(consumer)
 
-    def _turn(self, consumer: Consumer, producer: Producer) -> None:
-        """One poll, and one transaction."""
+    def _turn(self, consumer: Consumer, producer: Producer) -> BaseException | None:
+        """One poll, and one transaction. Returns what a handler raised, once what was finished before is committed."""
         failure: BaseException | None = None
         try:
             with self._transaction(consumer, producer):
@@ -119,9 +121,8 @@ class ProcessRun(GroupRun):
                     producer.flush()
                     consumer.commit()
         except (CommitFailedError, TransactionAbortableError):
-            return  # who owns the partitions now reads it again
-        if failure is not None:
-            raise failure
+            return None  # who owns the partitions now reads it again, the record at fault as well
+        return failure
 
     def _transaction(self, consumer: Consumer, producer: Producer) -> AbstractContextManager[object]:
         if not self._exactly_once:

@@ -15,6 +15,7 @@ from streamlog.errors import (
     ConfigError,
     DeserializationError,
     SerializationError,
+    StreamlogTimeoutError,
     UnknownTopicOrPartitionError,
 )
 from streamlog.testing import Simulation
@@ -115,6 +116,14 @@ def test_an_error_commits_what_is_finished_and_nothing_else(cluster: Any, exactl
     assert sum(group.lag().values()) == COUNT - len(values(cluster))
     cluster.process(group, handler, "out", exactly_once=exactly_once, stop_at_end=True)
     assert values(cluster) == EVERYTHING
+
+
+def test_a_handlers_own_error_is_told_even_if_it_is_one_that_streamlog_would_try_again(cluster: Any) -> None:
+    def handler(record: Record) -> None:
+        raise StreamlogTimeoutError("the handler's own")
+
+    with pytest.raises(StreamlogTimeoutError, match="own"):
+        cluster.process(cluster.consumer_group("g", ["in"]), handler, "out")
 
 
 def test_errors_are_skipped_or_judged(cluster: Any) -> None:
