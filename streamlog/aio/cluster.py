@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from re import Pattern
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from streamlog.aio.consumer import Consumer
 from streamlog.aio.group import ConsumerGroup
 from streamlog.aio.mistakes import EnteredInLoop, Unawaited
+from streamlog.aio.processing import in_loop, in_thread
 from streamlog.aio.producer import LoopProducer, Producer
 from streamlog.aio.waiting import Workers
 from streamlog.client.brokers import BrokerHandle
@@ -196,6 +198,36 @@ class Cluster(EnteredInLoop, KnowsHabits):
         """A group of consumers that share topics; options as the blocking `consumer_group`."""
         core = self._core.consumer_group(group_id, topics, config=config, **options)
         return ConsumerGroup(self._workers, core, self._adopt)
+
+    async def process(
+        self,
+        group: ConsumerGroup,
+        handler: Callable[[Record], Any],
+        to: str,
+        *,
+        exactly_once: bool = True,
+        workers: int = 1,
+        on_error: str | Callable[[Record, Exception], Any] = "raise",
+        stop_at_end: bool = False,
+        producer: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Read, process, write: as the blocking `process`. handler, on_error: coroutine functions, or plain ones, which
+        block the loop while they run.
+
+        Cancelling it finishes the records in hand, commits what is finished, and leaves the group.
+        """
+        core_group: Any = group._core if isinstance(group, ConsumerGroup) else group
+        arguments: dict[str, Any] = {
+            "exactly_once": exactly_once,
+            "workers": workers,
+            "on_error": in_loop(on_error),
+            "stop_at_end": stop_at_end,
+            "producer": producer,
+            **options,
+        }
+        run = partial(self._core.process, core_group, in_loop(handler), to, **arguments)
+        await in_thread(run, lambda: core_group.stop())
 
     def _adopt(self, make: Callable[[], BlockingConsumer]) -> Consumer:
         consumer = Consumer(self._workers, make, self._forget_consumer)
