@@ -227,7 +227,7 @@ class Cluster(EnteredInLoop, KnowsHabits):
             **options,
         }
         run = partial(self._core.process, core_group, in_loop(handler), to, **arguments)
-        await in_thread(run, lambda: core_group.stop())
+        await in_thread(self._core._backend.runtime.spawn, run, lambda: core_group.stop())
 
     def _adopt(self, make: Callable[[], BlockingConsumer]) -> Consumer:
         consumer = Consumer(self._workers, make, self._forget_consumer)

@@ -10,13 +10,17 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 
-async def in_thread(run: Callable[[], None], stop: Callable[[], None]) -> None:
-    """Wait for what blocks, in a thread of its own; cancelled, `stop` it and wait for its end."""
+async def in_thread(
+    spawn: Callable[[str, Callable[[], None]], object], run: Callable[[], None], stop: Callable[[], None]
+) -> None:
+    """Wait for what blocks, in a thread of its own; cancelled, `stop` it and wait for its end.
+
+    spawn:  begins a thread: name, and what it does.
+    """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
 
@@ -35,7 +39,7 @@ async def in_thread(run: Callable[[], None], stop: Callable[[], None]) -> None:
             error = failure
         loop.call_soon_threadsafe(tell, error)
 
-    threading.Thread(target=work, name="streamlog-aio-process", daemon=True).start()
+    spawn("streamlog-aio-process", work)
     try:
         await asyncio.shield(ended)
     except asyncio.CancelledError:
