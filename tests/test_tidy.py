@@ -40,6 +40,7 @@ FLOOR_0 = frozenset(
             "clock",
             "metrics",
             "version",
+            "wording",
         ),
     }
 )

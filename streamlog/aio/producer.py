@@ -30,6 +30,7 @@ from streamlog.client.producer import Producer as BlockingProducer
 from streamlog.config import ProducerConfig
 from streamlog.errors import BufferExhaustedError, DeliveryError, IllegalStateError
 from streamlog.record import Headers, Record, RecordMetadata
+from streamlog.wording import plural
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -437,7 +438,7 @@ class Producer(EnteredInLoop, KnowsHabits):
         first = unknown[0].placed.exception()
         records = [record for late in unknown for record in late.records()]
         raise DeliveryError(
-            f"{len(records)} records could not be sent; the first, for {unknown[0].topic}: {first}",
+            f"{plural(len(records), 'record')} could not be sent; the first, for {unknown[0].topic}: {first}",
             count=len(records),
             failed=records,
         ) from first

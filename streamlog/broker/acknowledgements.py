@@ -36,6 +36,7 @@ from streamlog.errors import (
     StreamlogError,
     StreamlogTimeoutError,
 )
+from streamlog.wording import plural
 
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
@@ -212,8 +213,8 @@ class Acknowledgements:
         if len(leadership.maximal_isr) >= isr_min:
             return None
         return NotEnoughReplicasAfterAppendError(
-            f"{partition.name}: the records were written and replicated, but only {len(leadership.isr)} replicas are in "
-            f"sync now, fewer than min.insync.replicas={isr_min}",
+            f"{partition.name}: the records were written and replicated, but only "
+            f"{plural(len(leadership.isr), 'replica')} in sync now, fewer than min.insync.replicas={isr_min}",
             topic=partition.topic,
             partition=partition.number,
             isr=leadership.isr,

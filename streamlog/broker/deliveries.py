@@ -16,6 +16,7 @@ from streamlog.errors import (
     StreamlogError,
     StreamlogTimeoutError,
 )
+from streamlog.wording import plural
 
 if TYPE_CHECKING:
     from streamlog.batch import Batch
@@ -111,7 +112,7 @@ def expired(item: Item, key: Key, now_ms: int) -> StreamlogTimeoutError:
     """Kafka: "Expiring N record(s) for t-0: 120000 ms has passed since batch creation"."""
     timeout_ms = item.delivery.retrying.delivery_timeout_ms
     error = StreamlogTimeoutError(
-        f"{item.batch.record_count} records for {key[0]}-{key[1]} were not acknowledged within "
+        f"{plural(item.batch.record_count, 'record')} for {key[0]}-{key[1]} not acknowledged within "
         f"delivery_timeout_ms={timeout_ms}, {item.attempts} attempts; the last answer: {item.error}",
         topic=key[0],
         partition=key[1],

@@ -46,6 +46,7 @@ from streamlog.core.leadership import Leadership
 from streamlog.core.replica import ReplicaState
 from streamlog.errors import NotCoordinatorError, NotEnoughReplicasError, StreamlogError
 from streamlog.storage import log
+from streamlog.wording import plural
 
 if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
@@ -310,9 +311,9 @@ class Replication:
                 raise not_leader(partition, self._broker.id)
         if acks == -1 and rules.is_under_min_isr(leadership, partition.config.min_insync_replicas):
             raise NotEnoughReplicasError(
-                f"{partition.name} has {len(leadership.isr)} replicas in sync ({_brokers(leadership.isr)}), fewer than "
-                f"min.insync.replicas={partition.config.min_insync_replicas}; with acks='all' nothing is written until "
-                "more are back",
+                f"{partition.name} has {plural(len(leadership.isr), 'replica')} in sync "
+                f"({_brokers(leadership.isr)}), fewer than min.insync.replicas="
+                f"{partition.config.min_insync_replicas}; with acks='all' nothing is written until more are back",
                 topic=partition.topic,
                 partition=partition.number,
                 isr=leadership.isr,

@@ -18,10 +18,11 @@ from streamlog.cli.interrupts import SLICE_SECONDS, Interrupts
 from streamlog.cli.opening import partitions_of, reading, topic_of, writing
 from streamlog.cli.outputs import Output, OutputDirectory, StdoutOutput
 from streamlog.cli.starting import HELP, Start, parse_start
-from streamlog.cli.terminal import Terminal, plural
+from streamlog.cli.terminal import Terminal
 from streamlog.clock import SystemClock
 from streamlog.errors import CommitFailedError
 from streamlog.record import TopicPartition
+from streamlog.wording import plural
 
 DESCRIPTION: Final = """\
 Reads to the end and stops; --follow goes on with what is written from then on.

@@ -26,9 +26,10 @@ from streamlog.cli.demo_proof import Proof, SourceProof, document, prove
 from streamlog.cli.demo_view import View, make_view, tell_verdict
 from streamlog.cli.failures import DAMAGED, OK, CommandError, UsageError
 from streamlog.cli.opening import require_new
-from streamlog.cli.terminal import Terminal, plural, size
+from streamlog.cli.terminal import Terminal, size
 from streamlog.clock import SystemClock
 from streamlog.record import TopicPartition
+from streamlog.wording import plural
 
 DESCRIPTION: Final = """\
 Log lines of a make-believe shop (or your own FILEs) are written by three producers and read by a group of

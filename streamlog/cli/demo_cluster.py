@@ -26,9 +26,10 @@ from streamlog.cli.demo_view import View, make_view, tell_verdict
 from streamlog.cli.failures import DAMAGED, OK, TERMINATED, CommandError, Terminated
 from streamlog.cli.interrupts import Interrupts
 from streamlog.cli.opening import require_new
-from streamlog.cli.terminal import Terminal, plural
+from streamlog.cli.terminal import Terminal
 from streamlog.errors import PreferredLeaderNotAvailableError, StreamlogError
 from streamlog.record import TopicPartition
+from streamlog.wording import plural
 
 DESCRIPTION: Final = """\
 Three brokers in this process, a topic with three replicas, producers that wait for all replicas in sync

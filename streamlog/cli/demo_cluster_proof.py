@@ -11,6 +11,7 @@ import msgspec
 from streamlog.cli.demo_cluster_traffic import GROUP, TOPIC, Placed
 from streamlog.cli.demo_proof import CONTRADICTIONS_MAX
 from streamlog.record import Record
+from streamlog.wording import plural
 
 
 class ClusterProof(msgspec.Struct):
@@ -57,13 +58,13 @@ def prove_cluster(
     places = {(delivery.partition, delivery.offset) for delivery in deliveries}
     missed = sum((ack.partition, ack.offset) not in places for ack in acks)
     if missed:
-        wrong.append(f"{missed} acknowledged records were never delivered to {GROUP!r}")
+        wrong.append(f"never delivered to {GROUP!r}: {plural(missed, 'acknowledged record')}")
     in_log = [(record.key or b"", int(record.value or b"-1")) for record in log.values()]
     disordered = out_of_order(in_log, "in the log", wrong)
     disordered |= out_of_order([(d.key, d.number) for d in deliveries], "as they were delivered", wrong)
     replicas, alike = _compare_replicas(checksums, factors, wrong)
     if lag:
-        wrong.append(f"the group {GROUP!r} still lags {lag} records behind")
+        wrong.append(f"the group {GROUP!r} still lags {plural(lag, 'record')} behind")
     keys = {ack.key for ack in acks}
     return ClusterProof(
         len(acks),
@@ -125,5 +126,5 @@ def _compare_replicas(
             told = ", ".join(f"broker {broker} {checksum[:12]}" for broker, checksum in of_brokers.items())
             wrong.append(f"the replicas of {TOPIC}-{number} differ: {told}")
         if len(of_brokers) != factors[number]:
-            wrong.append(f"{TOPIC}-{number} has {len(of_brokers)} replicas, not {factors[number]}")
+            wrong.append(f"{TOPIC}-{number} has {plural(len(of_brokers), 'replica')}, not {factors[number]}")
     return sum(map(len, checksums.values())), alike

@@ -13,6 +13,7 @@ import msgspec
 from streamlog.cli.demo_lines import Input, rebuild
 from streamlog.cli.demo_process import GROUP, LINE_HEADER, TOPIC, Delivery
 from streamlog.record import Record
+from streamlog.wording import plural
 
 CONTRADICTIONS_MAX: Final = 20
 
@@ -80,9 +81,9 @@ def prove(given: Input, stored: Iterable[Record], runs: list[list[Delivery]], la
     sources = _compare_sources(given, firsts, wrong)
     missing = len(given.lines) - len({delivery.line for delivery in firsts})
     if missing:
-        wrong.append(f"{missing} lines were never delivered")
+        wrong.append(f"never delivered: {plural(missing, 'line')}")
     if lag:
-        wrong.append(f"the group {GROUP} still lags {lag} records behind")
+        wrong.append(f"the group {GROUP} still lags {plural(lag, 'record')} behind")
     return Proof(
         len(given.lines),
         len(places),
@@ -110,7 +111,7 @@ def _check_log(given: Input, stored: Iterable[Record], wrong: list[str]) -> dict
         if line is None or line.value != record.value or line.key != record.key:
             wrong.append(f"line {number} is not in the log as it was read")
     if len(seen) < len(given.lines):
-        wrong.append(f"{len(given.lines) - len(seen)} lines are not in the log")
+        wrong.append(f"not in the log: {plural(len(given.lines) - len(seen), 'line')}")
     return places
 
 

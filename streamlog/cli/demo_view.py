@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.cli.demo_process import GROUP, PARTITIONS, TOPIC
-from streamlog.cli.terminal import Terminal, plural
+from streamlog.cli.terminal import Terminal
+from streamlog.wording import plural
 
 if TYPE_CHECKING:
     from streamlog.cli.demo_proof import Verdict

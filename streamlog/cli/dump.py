@@ -13,9 +13,10 @@ from streamlog.batch import MAGIC_COLUMNAR, Batch
 from streamlog.cli.arguments import Commands, add_command, whole
 from streamlog.cli.formats import full, record_document
 from streamlog.cli.opening import partitions_of, reading, topic_of
-from streamlog.cli.terminal import Terminal, plural, size, when
+from streamlog.cli.terminal import Terminal, size, when
 from streamlog.errors import StreamlogError
 from streamlog.storage.verification import Dumped
+from streamlog.wording import plural
 
 DESCRIPTION: Final = """\
 headers   the header of each batch, whether its body is sound or not

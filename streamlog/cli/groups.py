@@ -11,6 +11,7 @@ from streamlog.cli.opening import reading, topic_of, writing
 from streamlog.cli.starting import Start, parse_start
 from streamlog.cli.terminal import Terminal, show
 from streamlog.record import TopicPartition
+from streamlog.wording import plural
 
 TO_HELP = "earliest, latest, an OFFSET, @MS (ms since the epoch), or a time such as 2024-05-01T12:00:00"
 
@@ -101,7 +102,7 @@ def run_describe(arguments: argparse.Namespace, terminal: Terminal) -> int:
             terminal.line()
         members = len(group["members"])
         terminal.line(
-            f"{group['group']}: {group['state']}, {members or 'no'} member{'' if members == 1 else 's'}, lag "
+            f"{group['group']}: {group['state']}, {plural(members, 'member') if members else 'no members'}, lag "
             f"{show(group['lag'])}"
         )
         terminal.table(

@@ -9,8 +9,9 @@ from typing import IO, Final
 
 from streamlog.cli.failures import CommandError
 from streamlog.cli.formats import Format, readable
-from streamlog.cli.terminal import Terminal, plural
+from streamlog.cli.terminal import Terminal
 from streamlog.record import Record
+from streamlog.wording import plural
 
 OPEN_FILES_MAX: Final = 64
 WITHOUT_KEY: Final = "no-key"

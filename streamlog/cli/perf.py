@@ -29,6 +29,7 @@ from streamlog.cli.opening import reading, topic_of, writing
 from streamlog.cli.terminal import Terminal
 from streamlog.clock import SystemClock
 from streamlog.record import TopicPartition
+from streamlog.wording import plural
 
 MEGABYTE: Final = 1 << 20
 REPORT_MS: Final = 5000
@@ -315,7 +316,7 @@ def run_consume(arguments: argparse.Namespace, terminal: Terminal) -> int:
                 elif clock.monotonic_us() - news_us > arguments.timeout * 1e6:
                     terminal.warn(
                         f"streamlog: nothing came for {arguments.timeout:g} s: read {count:,} of "
-                        f"{total:,} records"
+                        f"{plural(total, 'record')}"
                     )
                     break
         ended_ms, ended_us = clock.wall_ms(), clock.monotonic_us()

@@ -17,10 +17,11 @@ from streamlog.cli.formats import PRODUCE_FORMATS, BadLine, parse_json_line
 from streamlog.cli.interrupts import Interrupts
 from streamlog.cli.lines import STDIN, UNTERMINATED, Source, split_lines
 from streamlog.cli.opening import topic_of, writing
-from streamlog.cli.terminal import Terminal, duration, plural, size
+from streamlog.cli.terminal import Terminal, duration, size
 from streamlog.clock import SystemClock
 from streamlog.errors import StreamlogError
 from streamlog.record import Record
+from streamlog.wording import plural
 
 DESCRIPTION: Final = """\
 Without FILE (or with -) lines come from stdin. A record is written as soon as its line is complete.

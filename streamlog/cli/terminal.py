@@ -165,8 +165,3 @@ def when(timestamp_ms: int) -> str:
     except (OverflowError, OSError, ValueError):
         return f"{timestamp_ms} ms"
     return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{timestamp_ms % 1000:03d}"
-
-
-def plural(count: int, noun: str) -> str:
-    """'1 line', '2,000 lines'."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "es" if noun.endswith(("s", "ch")) else "s")

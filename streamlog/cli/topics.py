@@ -17,8 +17,9 @@ from streamlog.cli.arguments import (
 )
 from streamlog.cli.failures import CommandError, UsageError
 from streamlog.cli.opening import reading, topic_of, writing
-from streamlog.cli.terminal import Terminal, plural, show, size
+from streamlog.cli.terminal import Terminal, show, size
 from streamlog.client.topic import Topic
+from streamlog.wording import plural
 
 CONFIG_HELP = "a topic option by Kafka's name, such as retention.ms=3600000 (may be repeated)"
 

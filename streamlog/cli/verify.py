@@ -10,8 +10,9 @@ from typing import Any
 from streamlog.cli.arguments import Commands, add_command
 from streamlog.cli.failures import DAMAGED, OK
 from streamlog.cli.opening import require_directory
-from streamlog.cli.terminal import Terminal, duration, plural, size
+from streamlog.cli.terminal import Terminal, duration, size
 from streamlog.clock import SystemClock
+from streamlog.wording import plural
 
 DESCRIPTION = """\
 Checks CRC, header, offsets and timestamps of every batch, every checkpoint against its log, and what is

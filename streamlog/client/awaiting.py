@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from streamlog.client.timeouts import SETTLING_MS
 from streamlog.errors import StreamlogTimeoutError, UnknownNameError
+from streamlog.wording import plural
 
 if TYPE_CHECKING:
     import asyncio
@@ -61,7 +62,7 @@ class Arrivals:
             if not future.done():
                 future.set_exception(
                     StreamlogTimeoutError(
-                        f"{batch.record_count} records for {batch.topic}-{batch.partition} were not written "
+                        f"{plural(batch.record_count, 'record')} for {batch.topic}-{batch.partition} not written "
                         f"within delivery_timeout_ms={timeout_ms}; they may still be",
                         topic=batch.topic,
                         partition=batch.partition,

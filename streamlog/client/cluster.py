@@ -26,6 +26,7 @@ from streamlog.errors import (
     TopicAlreadyExistsError,
 )
 from streamlog.metrics import Metrics
+from streamlog.wording import plural
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -454,8 +455,7 @@ def close_all() -> None:
         if pending:
             _say(
                 f"the streamlog cluster at {opened.backend.directory.location} was not closed and "
-                f"{pending} records were still on "
-                "their way; they were sent now. Use `with`, or close()"
+                f"{plural(pending, 'record')} still on the way; sent now. Use `with`, or close()"
             )
     _open_clusters.clear()
 

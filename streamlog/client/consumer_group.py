@@ -18,6 +18,7 @@ from streamlog.core import consumer_protocol
 from streamlog.core import group_events as events
 from streamlog.errors import ConfigError, NonEmptyGroupError
 from streamlog.record import OffsetAndMetadata, Record, TopicPartition
+from streamlog.wording import plural
 
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
@@ -56,7 +57,7 @@ class ConsumerGroup:
         if self._backend.closed:
             return f"<ConsumerGroup {self.group_id!r} of a closed cluster>"
         count = len(self.members())
-        return f"<ConsumerGroup {self.group_id!r} {self.state}, {count} member{'' if count == 1 else 's'}>"
+        return f"<ConsumerGroup {self.group_id!r} {self.state}, {plural(count, 'member')}>"
 
     # -- members -----------------------------------------------------------------------------------------------------
 

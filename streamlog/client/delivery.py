@@ -37,6 +37,7 @@ from streamlog.client.failures import fate_of
 from streamlog.compression import Codec
 from streamlog.errors import StreamlogTimeoutError
 from streamlog.record import Headers, Record, RecordMetadata
+from streamlog.wording import plural
 
 if TYPE_CHECKING:
     from streamlog.broker.producer_identity import ProducerIdentity
@@ -272,8 +273,8 @@ class OpenBatch:
     def not_written_within(self, timeout_ms: int) -> StreamlogTimeoutError:
         """What is told to who has waited for so long."""
         return StreamlogTimeoutError(
-            f"{self.record_count} records for {self.topic}-{self.partition} were not written within {timeout_ms} ms; "
-            "they may still be",
+            f"{plural(self.record_count, 'record')} for {self.topic}-{self.partition} not written within {timeout_ms} "
+            "ms; they may still be",
             topic=self.topic,
             partition=self.partition,
             timeout_ms=timeout_ms,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from streamlog.errors import DeliveryError, InvalidRecordError, InvalidTimestampError
+from streamlog.wording import plural
 
 if TYPE_CHECKING:
     from streamlog.client.delivery import OpenBatch
@@ -65,7 +66,8 @@ def raise_unknown(failed: list[OpenBatch]) -> None:
         return
     first = next(batch for batch, some in unread if some)
     raise DeliveryError(
-        f"{len(records)} records could not be written; the first, for {first.topic}-{first.partition}: {first.error}",
+        f"{plural(len(records), 'record')} could not be written; the first, for {first.topic}-{first.partition}: "
+        f"{first.error}",
         count=len(records),
         failed=records,
     ) from first.error

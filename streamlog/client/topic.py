@@ -22,6 +22,7 @@ from streamlog.errors import (
     UnknownTopicOrPartitionError,
 )
 from streamlog.record import Record, TopicPartition
+from streamlog.wording import plural
 
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
@@ -198,7 +199,7 @@ class Topic:
         except (ClosedError, StoreForkedError):
             return f"<Topic {self.name!r} of a closed cluster>"
         count = len(partitions)
-        told = f"{count} partition{'' if count == 1 else 's'}"
+        told = plural(count, "partition")
         if any(len(partition.replicas) > 1 or partition.leader < 0 for partition in partitions):
             leaders = sorted({partition.leader for partition in partitions if partition.leader >= 0})
             told += f" led by {', '.join(map(str, leaders)) or 'nobody'}"

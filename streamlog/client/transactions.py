@@ -445,7 +445,7 @@ class Transaction:
         if failed:
             what = "" if first is None else f"; the first: {first}"
             raise TransactionAbortableError(
-                f"{failed} records of this transaction could not be written, so it was aborted{what}",
+                f"records of this transaction could not be written ({failed}), so it was aborted{what}",
                 count=failed,
             ) from first
 

@@ -41,6 +41,7 @@ from streamlog.errors import (
     InvalidTopicError,
     TopicAlreadyExistsError,
 )
+from streamlog.wording import plural
 
 LOG_ID_MAX: Final = 2**32 - 2
 PRODUCER_IDS_AT_ONCE: Final = 1_000
@@ -131,7 +132,7 @@ def decide_add_partitions(
     have = len(topic.partitions)
     if isinstance(total, bool) or not isinstance(total, int) or total <= have:
         raise InvalidPartitionsError(
-            f"topic {name!r} has {have} partitions; the new total must be larger, not "
+            f"topic {name!r} has {plural(have, 'partition')}; the new total must be larger, not "
             f"{total!r} (partitions are never removed)",
             topic=name,
             partitions=total,

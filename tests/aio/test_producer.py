@@ -242,7 +242,7 @@ async def test_items_send_many_does_not_take_are_refused() -> None:
         with pytest.raises(SerializationError):
             await producer.send_many("orders", many)
         producer.send_many("orders", many)
-        with pytest.raises(DeliveryError, match=r"1 records could not be sent.*tuple of 3"):
+        with pytest.raises(DeliveryError, match=r"1 record could not be sent.*tuple of 3"):
             await producer.flush()
         await producer.close()
         assert topic[0].high_watermark == 2 * PORTION_RECORDS_MAX

@@ -274,11 +274,11 @@ def test_the_proof_needs_no_global_order() -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        (lambda log, runs: log.pop(), "1 lines are not in the log"),
+        (lambda log, runs: log.pop(), "not in the log: 1 line"),
         (lambda log, runs: log.append(log[4]), "line 4 is in the log twice"),
         (lambda log, runs: replace(log, 5, value=b"other"), "line 5 is not in the log as it was read"),
         (lambda log, runs: replace(log, 5, key=b"k0"), "line 5 is not in the log as it was read"),
-        (lambda log, runs: runs[1].pop(), "1 lines were never delivered"),
+        (lambda log, runs: runs[1].pop(), "never delivered: 1 line"),
         (lambda log, runs: runs[0].append(runs[0][3]), "was delivered twice by the same process"),
         (lambda log, runs: runs[0].insert(0, runs[0].pop(9)), "lines of k0 were delivered out of order"),
         (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from streamlog.cli.terminal import Terminal, duration, is_number, plural, show, size, when
+from streamlog.cli.terminal import Terminal, duration, is_number, show, size, when
 
 
 class Screen(io.TextIOWrapper):
@@ -110,10 +110,5 @@ def test_words() -> None:
         *("0 B", "999 B", "1.0 kB", "171.2 kB", "5.0 MB", "7.0 GB", "3.0 TB")
     ]
     assert [duration(ms) for ms in (0.4, 12, 1250, 185_000)] == ["0 ms", "12 ms", "1.25 s", "3:05 min"]
-    assert [plural(count, noun) for count, noun in ((1, "line"), (2000, "line"), (2, "batch"))] == [
-        "1 line",
-        "2,000 lines",
-        "2 batches",
-    ]
     assert when(-1) == "-"
     assert when(1_700_000_000_123).endswith(".123") and len(when(0)) == 23

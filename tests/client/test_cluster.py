@@ -343,7 +343,7 @@ def test_the_interpreters_exit_flushes_and_says_so(tmp_path: Path) -> None:
     )
     ended = run_script(script, str(tmp_path / "d"))
     assert ended.returncode == 0, ended.stderr
-    assert "1 records were still on their way" in ended.stderr
+    assert "1 record still on the way" in ended.stderr
     with streamlog.open(tmp_path / "d", sync="off") as cluster:
         assert [record.value for record in cluster.topic("t")[0].read()] == [b"kept"]
 
