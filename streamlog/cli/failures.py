@@ -63,6 +63,8 @@ def explain(error: BaseException) -> tuple[int, str]:
             )
         case errors.UnknownTopicOrPartitionError():
             return FAILED, f"{error}. `streamlog topics list` shows what there is"
+        case errors.TopicAlreadyExistsError() if "existing" in error.facts:
+            return FAILED, _another_topic(error)
         case errors.NonEmptyGroupError():
             return FAILED, f"{error}. Stop its consumers first"
         case errors.StreamlogError():
@@ -85,6 +87,16 @@ def os_error(error: OSError) -> str:
     if error.filename is None:
         return reason
     return f"cannot use {os.fsdecode(error.filename)}: {reason}"
+
+
+def _another_topic(error: errors.TopicAlreadyExistsError) -> str:
+    """A topic is there, but not as the options of a command have it."""
+    topic, name, value, existing = (error.facts[key] for key in ("topic", "option", "value", "existing"))
+    flag = {"partitions": "--partitions", "replication_factor": "--replication-factor"}.get(
+        str(name), f"--config {name}"
+    )
+    changes = "" if name == "replication_factor" else "; `streamlog topics alter` changes it"
+    return f"topic {topic!r} exists with {name}={existing}, not {value}; leave {flag} out to use it as it is{changes}"
 
 
 def _locked(error: errors.ClusterLockedError) -> str:

@@ -14,11 +14,13 @@ from typing import Any
 
 import streamlog
 from streamlog.cli.arguments import closest
-from streamlog.cli.failures import CommandError
+from streamlog.cli.failures import CommandError, UsageError
 from streamlog.client.topic import Topic
-from streamlog.errors import UnknownTopicOrPartitionError
+from streamlog.core.cluster_image import INTERNAL_TOPICS
+from streamlog.errors import ConfigError, UnknownTopicOrPartitionError
 from streamlog.storage.directory import read_format
 from streamlog.storage.filesystem import is_new
+from streamlog.wording import plural
 
 
 @contextmanager
@@ -34,9 +36,21 @@ def writing(arguments: argparse.Namespace, *, create: bool = False) -> Iterator[
     """The cluster to write to, as its owner. `create`: make the directory if there is none."""
     if not create:
         require_directory(arguments.dir)
-    brokers = getattr(arguments, "brokers", None)  # None: as many as the directory has, else 1
-    with streamlog.open(arguments.dir, brokers=brokers, sync=getattr(arguments, "sync", "full")) as cluster:
+    with _owned(arguments) as cluster:
         yield cluster
+
+
+def _owned(arguments: argparse.Namespace) -> Any:
+    brokers = getattr(arguments, "brokers", None)  # None: as many as the directory has, else 1
+    try:
+        return streamlog.open(arguments.dir, brokers=brokers, sync=getattr(arguments, "sync", "full"))
+    except ConfigError as error:
+        if error.option != "brokers" or error.allowed is None:
+            raise
+        raise UsageError(
+            f"--brokers {brokers}: {arguments.dir} has {plural(int(error.allowed), 'broker')}; leave --brokers out. More "
+            "are added in Python: cluster.add_broker()"
+        ) from error
 
 
 def require_directory(path: str) -> None:
@@ -60,6 +74,15 @@ def require_new(path: str, otherwise: str) -> None:
     if not is_new(Path(path)):
         raise CommandError(
             f"{path} is not empty; the demo needs a new directory, or leave --dir out and it uses {otherwise}"
+        )
+
+
+def refuse_internal(name: str) -> None:
+    """Refuse a topic that streamlog keeps for itself: made by hand it would have other options than it needs."""
+    if name in INTERNAL_TOPICS:
+        raise CommandError(
+            f"topic {name!r} is internal: streamlog makes it when it is first needed, and writes it alone. "
+            f"`streamlog topics describe {name}` shows it, `streamlog dump {name}` what is in it"
         )
 
 

@@ -25,7 +25,7 @@ from streamlog.cli.arguments import (
 from streamlog.cli.failures import CommandError
 from streamlog.cli.interrupts import SLICE_SECONDS, Interrupts
 from streamlog.cli.latencies import Latencies
-from streamlog.cli.opening import reading, topic_of, writing
+from streamlog.cli.opening import reading, refuse_internal, topic_of, writing
 from streamlog.cli.terminal import Terminal
 from streamlog.clock import SystemClock
 from streamlog.record import TopicPartition
@@ -138,6 +138,7 @@ def _add_topic(parser: Parser) -> None:
 
 
 def _prepare(cluster: Any, arguments: argparse.Namespace) -> Any:
+    refuse_internal(arguments.topic)
     if arguments.topic not in cluster.topics:
         cluster.create_topic(
             arguments.topic,

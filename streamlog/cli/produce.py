@@ -16,7 +16,7 @@ from streamlog.cli.failures import CommandError, UsageError
 from streamlog.cli.formats import PRODUCE_FORMATS, BadLine, parse_json_line
 from streamlog.cli.interrupts import Interrupts
 from streamlog.cli.lines import STDIN, UNTERMINATED, Source, split_lines
-from streamlog.cli.opening import topic_of, writing
+from streamlog.cli.opening import refuse_internal, topic_of, writing
 from streamlog.cli.terminal import Terminal, duration, size
 from streamlog.clock import SystemClock
 from streamlog.errors import StreamlogError
@@ -77,6 +77,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     """Produce everything, or up to the first line that cannot be."""
+    refuse_internal(arguments.topic)
     make_record = _record_maker(arguments)
     sources = [Source(name) for name in arguments.files or [STDIN]]
     sizes = [source.size_bytes() for source in sources]

@@ -16,7 +16,7 @@ from streamlog.cli.arguments import (
     whole,
 )
 from streamlog.cli.failures import CommandError, UsageError
-from streamlog.cli.opening import reading, topic_of, writing
+from streamlog.cli.opening import reading, refuse_internal, topic_of, writing
 from streamlog.cli.terminal import Terminal, show, size
 from streamlog.client.topic import Topic
 from streamlog.wording import plural
@@ -30,7 +30,7 @@ def add_parser(commands: Commands) -> None:
     create = add_command(topics, "create", run_create, "create topics, and the directory if there is none")
     create.add_argument("topics", metavar="TOPIC", nargs="+")
     create.add_argument(
-        "--partitions", "-p", type=whole(1), default=1, metavar="N", help="how many partitions (default 1)"
+        "--partitions", "-p", type=whole(1), metavar="N", help="how many partitions (default 1)"
     )
     create.add_argument(
         "--config", "-c", type=key_value, action="append", default=[], metavar="NAME=VALUE", help=CONFIG_HELP
@@ -38,7 +38,7 @@ def add_parser(commands: Commands) -> None:
     create.add_argument(
         "--if-not-exists",
         action="store_true",
-        help="do nothing for topics that exist with the same partitions",
+        help="do nothing for topics that exist with the partitions and options given",
     )
     add_replication(create)
     add_sync(create)
@@ -85,6 +85,7 @@ def run_create(arguments: argparse.Namespace, terminal: Terminal) -> int:
     with writing(arguments, create=True) as cluster:
         created = []
         for name in arguments.topics:
+            refuse_internal(name)
             existed = name in cluster.topics
             if existed and not arguments.if_not_exists:
                 raise CommandError(

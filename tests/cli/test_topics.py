@@ -31,7 +31,24 @@ def test_create_json_and_if_not_exists(cli: Any) -> None:
         {"topic": "b", "partitions": 1, "created": True},
     ]
     cli("topics", "create", "a").failed(1, "'a'", "exists", "--if-not-exists")
-    cli("topics", "create", "a", "--if-not-exists", "--partitions", "2").failed(1, "partitions=1, not 2")
+    again = ("topics", "create", "a", "--if-not-exists")
+    cli(*again, "--partitions", "2").failed(
+        1, "partitions=1, not 2", "leave --partitions out", "topics alter"
+    )
+    cli(*again, "--replication-factor", "2").failed(1, "leave --replication-factor out")
+    cli(*again, "--config", "retention.ms=7").failed(1, "leave --config retention.ms out", "not 7")
+    cli("topics", "create", "wide", "--partitions", "4")
+    assert cli("topics", "create", "wide", "--if-not-exists").code == 0, "nothing was asked for"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["topics", "create"], ["produce", "--create"], ["perf", "produce", "--records", "1", "--topic"]],
+)
+def test_internal_topics_are_not_made_by_hand(cli: Any, store: str, command: list[str]) -> None:
+    cli("topics", "create", "a")
+    cli(*command, "__consumer_offsets", stdin=b"x\n").failed(1, "is internal", "when it is first needed")
+    cli("topics", "describe", "__consumer_offsets").failed(1, "no topic '__consumer_offsets'")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +220,9 @@ def test_several_brokers(cli: Any, store: str) -> None:
     assert cli("groups", "describe", "g", "--json").json[0]["lag"] == 0
     assert cli("verify").code == 0
     cli("topics", "create", "b", "--replication-factor", "4").failed(1, "4", "3")
-    cli("topics", "create", "b", "--brokers", "2").failed(2, "brokers=2", "has 3")
+    cli("topics", "create", "b", "--brokers", "2").failed(
+        2, f"--brokers 2: {store} has 3 brokers; leave --brokers out", "cluster.add_broker()"
+    )
 
 
 def test_what_is_not_in_sync_is_told(cli: Any, store: str) -> None:
