@@ -18,6 +18,7 @@ from streamlog.cli.interrupts import Interrupts
 from streamlog.cli.lines import STDIN, UNTERMINATED, Source, split_lines
 from streamlog.cli.opening import refuse_internal, topic_of, writing
 from streamlog.cli.terminal import Terminal, duration, size
+from streamlog.client.topic import Topic
 from streamlog.clock import SystemClock
 from streamlog.errors import StreamlogError
 from streamlog.record import Record
@@ -85,7 +86,8 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     if any(source.is_stdin for source in sources) and sys.stdin.isatty():
         terminal.note("Every line you type becomes a record; Ctrl-D ends.")
     with writing(arguments, create=arguments.create) as cluster, Interrupts() as interrupts:
-        _prepare_topic(cluster, arguments)
+        topic = _prepare_topic(cluster, arguments)
+        make_record.needs_keys = "compact" in topic.config["cleanup.policy"]
         production = Production(cluster, arguments, make_record, interrupts)
         with terminal.progress("producing", total, "bytes") as progress:
             production.run(sources, progress.advance)
@@ -93,7 +95,7 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     return interrupts.exit_code
 
 
-def _prepare_topic(cluster: Any, arguments: argparse.Namespace) -> None:
+def _prepare_topic(cluster: Any, arguments: argparse.Namespace) -> Topic:
     if arguments.create and arguments.topic not in cluster.topics:
         cluster.create_topic(
             arguments.topic,
@@ -111,6 +113,7 @@ def _prepare_topic(cluster: Any, arguments: argparse.Namespace) -> None:
             f"topic {topic.name!r} has {plural(len(topic), 'partition')}, numbered from 0; there is no "
             f"{arguments.partition}"
         )
+    return topic
 
 
 class RecordMaker:
@@ -125,6 +128,8 @@ class RecordMaker:
         self.partition = -1 if arguments.partition is None else arguments.partition
         self.keyless = 0
         """Lines that --key-regex did not match."""
+        self.needs_keys = False
+        """Whether the topic is compacted: it refuses records without a key, a whole batch for one of them."""
 
     @property
     def is_plain(self) -> bool:
@@ -142,9 +147,13 @@ class RecordMaker:
                 )
             return key, value
         if self.regex is None:
+            if self.key is None and self.needs_keys:
+                raise _keyless("--key-regex, --key, --key-file or --format key-value give it one")
             return self.key, line
         found = self.regex.search(line)
         if found is None:
+            if self.needs_keys:
+                raise _keyless("--key-regex does not match it")
             self.keyless += 1
             return None, line
         return found[1] if self.regex.groups else found[0], line
@@ -155,9 +164,15 @@ class RecordMaker:
         if self.format == "json":
             made = parse_json_line(line)
             key = self.key if made.key is None else made.key
+            if key is None and self.needs_keys:
+                raise _keyless('its "key" is missing or null; --key gives one to such lines')
             return Record("", self.partition, -1, made.timestamp, key, made.value, made.headers)
         key, value = self.pair(line)
         return Record("", self.partition, -1, -1, key, value, headers)
+
+
+def _keyless(remedy: str) -> BadLine:
+    return BadLine(f"the topic is compacted, so every record needs a key, and this line has none: {remedy}")
 
 
 def _record_maker(arguments: argparse.Namespace) -> RecordMaker:

@@ -194,6 +194,27 @@ def test_a_line_without_a_separator_is_named(cli: Any) -> None:
     assert values(cli) == ["b", "d"]
 
 
+@pytest.mark.parametrize(
+    ("options", "lines", "told"),
+    [
+        ([], b"a 1\nb 2\n", ["line 1 of stdin", "--key-regex, --key, --key-file", "Nothing was written"]),
+        (
+            ["--key-regex", r"^(\w) "],
+            b"a 1\nb 2\nno key\na 3\n",
+            ["line 3 of", "--key-regex does not match it"],
+        ),
+        (["--format", "json"], b'{"key":"a","value":"1"}\n{"value":"2"}\n', ["line 2 of", "missing or null"]),
+    ],
+)
+def test_a_line_without_a_key_for_a_compacted_topic_is_named(
+    cli: Any, options: list[str], lines: bytes, told: list[str]
+) -> None:
+    cli("topics", "create", "logs", "--config", "cleanup.policy=delete,compact")
+    cli("produce", "logs", *options, stdin=lines).failed(1, "compacted", *told)
+    written = int(told[0].split()[1]) - 1
+    assert len(cli("consume", "logs").out.splitlines()) == written, "what stands before it"
+
+
 def test_an_oversized_line_is_named(cli: Any) -> None:
     done = cli("produce", "logs", "--create", stdin=b"good\n" + b"x" * 1_100_000 + b"\nafter\n")
     done.failed(1, "line 2 of stdin")
