@@ -14,8 +14,13 @@ sys.path.insert(0, str(FOLDER))  # pytest imports by path here, so siblings are 
 from group_script import GroupScript  # noqa: E402
 from replica_script import ReplicaScript  # noqa: E402
 from runner import Command, Interpreter, parse_command, parse_script, run_script  # noqa: E402
+from transaction_script import TransactionScript  # noqa: E402
 
-INTERPRETERS: dict[str, Callable[[], Interpreter]] = {"group": GroupScript, "replica": ReplicaScript}
+INTERPRETERS: dict[str, Callable[[], Interpreter]] = {
+    "group": GroupScript,
+    "replica": ReplicaScript,
+    "transaction": TransactionScript,
+}
 """Area (folder) -> its interpreter. A new area is a folder of scripts and a line here."""
 
 SCRIPTS = sorted(FOLDER.glob("*/*.txt"))
