@@ -311,9 +311,12 @@ class Cluster(KnowsHabits):
             )
         parsed = ConsumerConfig.from_options({**options, "group_id": group_id}, config)
         wanted = None if topics is None else checked_topics(topics)
+        return self._group_class()(self._backend, group_id, wanted, parsed, self._make_consumer)
+
+    def _group_class(self) -> type[ConsumerGroup]:
         from streamlog.client.consumer_group import ConsumerGroup
 
-        return ConsumerGroup(self._backend, group_id, wanted, parsed, self._make_consumer)
+        return ConsumerGroup
 
     def process(
         self,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from streamlog.broker.verification import DirectoryReport, Progress
+    from streamlog.client.consumer_group import ConsumerGroup
     from streamlog.storage.verification import Dumped
 
 
@@ -110,6 +111,11 @@ class ReaderCluster(Cluster):
         consumer = ReaderConsumer(self._backend, config, self._forget_consumer)
         self._consumers[consumer] = None
         return consumer
+
+    def _group_class(self) -> type[ConsumerGroup]:
+        from streamlog.client.reader_group import ReaderGroup
+
+        return ReaderGroup
 
     def verify(self, progress: Progress | None = None, *, check_files: bool = True) -> DirectoryReport:
         """Walk every batch, index and checkpoint; see `broker.verification.verify_cluster`."""
