@@ -17,7 +17,8 @@ BROKEN_PIPE: Final = 141
 TERMINATED: Final = 143
 
 READING_COMMANDS: Final = (
-    "consume (without --group), topics list and describe, groups list and describe, dump, verify and backup"
+    "consume (without --group), topics list and describe, groups list and describe, groups reset-offsets --dry-run, "
+    "dump, verify and backup"
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from streamlog.cli.arguments import Commands, add_command, add_family, add_sync, closest
+from streamlog.cli.arguments import Commands, add_command, add_family, add_sync, closest, whole
 from streamlog.cli.failures import CommandError, UsageError
 from streamlog.cli.opening import reading, topic_of, writing
 from streamlog.cli.starting import Start, parse_start
@@ -44,7 +44,18 @@ def add_parser(commands: Commands) -> None:
         metavar="TOPIC",
         help="only this topic (may be repeated; needed for a new group)",
     )
-    reset.add_argument("--dry-run", action="store_true", help="only show what would be committed")
+    reset.add_argument(
+        "--partition",
+        type=whole(0),
+        action="append",
+        metavar="N",
+        help="only this partition (may be repeated)",
+    )
+    reset.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only show what would be committed; works beside whoever owns the directory",
+    )
     add_sync(reset)
 
     delete = add_command(groups, "delete", run_delete, "forget groups and their offsets")
@@ -172,7 +183,8 @@ def _total(lags: dict[TopicPartition, int | None]) -> int | None:
 
 
 def run_reset(arguments: argparse.Namespace, terminal: Terminal) -> int:
-    with writing(arguments) as cluster:
+    opening = reading if arguments.dry_run else writing
+    with opening(arguments) as cluster:
         known = arguments.group in cluster.groups
         if not known and not arguments.topic:
             _known(cluster, arguments.group, arguments.dir)
@@ -180,7 +192,17 @@ def run_reset(arguments: argparse.Namespace, terminal: Terminal) -> int:
         group = cluster.consumer_group(arguments.group)
         before = group.offsets()
         to = _target(arguments.to, arguments.shift_by)
-        target: dict[TopicPartition, int] = group.reset_offsets(to, topics=topics, dry_run=arguments.dry_run)
+        target: dict[TopicPartition, int] = group.reset_offsets(to, topics=topics, dry_run=True)
+        if arguments.partition:
+            target = _only(target, set(arguments.partition))
+        members = len(group.members())
+        if not arguments.dry_run:
+            group.reset_offsets(target)
+        elif members:
+            terminal.note(
+                f"streamlog: group {arguments.group!r} has {plural(members, 'member')} now; offsets are moved only "
+                "while it has none"
+            )
         lag = {
             tp: cluster.topic(tp.topic)[tp.partition].high_watermark - offset for tp, offset in target.items()
         }
@@ -208,6 +230,15 @@ def run_reset(arguments: argparse.Namespace, terminal: Terminal) -> int:
         title,
     )
     return 0
+
+
+def _only(target: dict[TopicPartition, int], numbers: set[int]) -> dict[TopicPartition, int]:
+    chosen = {tp: offset for tp, offset in target.items() if tp.partition in numbers}
+    missing = numbers - {tp.partition for tp in chosen}
+    if missing:
+        there = ", ".join(f"{tp.topic}-{tp.partition}" for tp in target) or "nothing"
+        raise CommandError(f"--partition {min(missing)} is none of what the group reads: {there}")
+    return chosen
 
 
 def _target(to: Start | None, shift_by: int | None) -> str | int:

@@ -119,6 +119,38 @@ def test_reset(filled: Any, options: list[str], expected: int) -> None:
     assert filled("consume", "logs", "--group", "g").out == b"".join(b"%d\n" % n for n in range(expected, 10))
 
 
+def test_reset_of_some_partitions(cli: Any) -> None:
+    cli("topics", "create", "logs", "--partitions", "3")
+    for number in range(3):
+        cli("produce", "logs", "--partition", str(number), stdin=b"a\nb\n")
+    cli("consume", "logs", "--group", "g")
+    reset = ("groups", "reset-offsets", "g", "--to", "1", "--partition", "0", "--partition", "2")
+    for options in (["--dry-run"], []):
+        rows = cli(*reset, *options, "--json").json["partitions"]
+        assert [(row["partition"], row["committed"]) for row in rows] == [(0, 1), (2, 1)]
+    [group] = cli("groups", "describe", "g", "--json").json
+    assert [p["committed"] for p in group["partitions"]] == [1, 2, 1]
+    cli(*reset, "--partition", "3").failed(1, "--partition 3", "logs-0, logs-1, logs-2")
+
+
+def test_a_dry_run_reads_beside_the_owner(run_process: Any, store: str) -> None:
+    with streamlog.open(store) as cluster:
+        cluster.create_topic("logs")
+        with cluster.producer() as producer:
+            producer.send("logs", b"x")
+        with cluster.consumer_group("g", ["logs"]).consumer() as consumer:
+            while not consumer.poll(1):
+                pass
+            consumer.commit()
+            dry = run_process("groups", "reset-offsets", "g", "--to", "earliest", "--dry-run", "--json")
+            row = {"topic": "logs", "partition": 0, "before": 1, "committed": 0, "lag": 1}
+            assert dry.json["partitions"] == [row]
+            assert dry.err == (
+                "streamlog: group 'g' has 1 member now; offsets are moved only while it has none\n"
+            )
+        assert cluster.consumer_group("g").lag() == {streamlog.TopicPartition("logs", 0): 0}
+
+
 def test_reset_for_people(filled: Any) -> None:
     lines = filled("groups", "reset-offsets", "g", "--to", "earliest", "--dry-run").text.splitlines()
     assert "would be committed" in lines[0] and lines[2].split() == ["logs", "0", "4", "0", "10"]
