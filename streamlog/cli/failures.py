@@ -56,6 +56,8 @@ def explain(error: BaseException) -> tuple[int, str]:
             return FAILED, str(error)
         case errors.DiskFullError():
             return FAILED, f"{error}. Nothing written before was lost: make room and run the command again"
+        case errors.CorruptRecordError() if "next_offset" in error.facts:
+            return FAILED, _corrupt(error)
         case errors.CorruptStoreError() | errors.CorruptRecordError():
             return (
                 FAILED,
@@ -98,6 +100,19 @@ def _another_topic(error: errors.TopicAlreadyExistsError) -> str:
     )
     changes = "" if name == "replication_factor" else "; `streamlog topics alter` changes it"
     return f"topic {topic!r} exists with {name}={existing}, not {value}; leave {flag} out to use it as it is{changes}"
+
+
+def _corrupt(error: errors.CorruptRecordError) -> str:
+    """A damaged batch, and the ways past it and back to a whole one."""
+    facts = error.facts
+    topic, number, behind = facts["topic"], facts["partition"], facts["next_offset"]
+    why = "" if error.__cause__ is None else f": {error.__cause__}"
+    return (
+        f"{topic}-{number} is corrupt at offset {facts['offset']}, up to {facts['last_offset']}{why}. The rest is "
+        f"readable: `streamlog consume {topic} --partition {number} --from {behind}` goes on behind it, a group after "
+        f"`streamlog groups reset-offsets GROUP --topic {topic} --partition {number} --to {behind}`. `streamlog verify` "
+        "lists all damage; a copy made by `streamlog backup` can replace the directory"
+    )
 
 
 def _locked(error: errors.ClusterLockedError) -> str:

@@ -20,6 +20,15 @@ from streamlog.cli.failures import CommandError, UsageError, explain
         (errors.NotAStreamlogDirectoryError("/x is a file"), 1, ["/x is a file", "--dir"]),
         (errors.DiskFullError("no space"), 1, ["no space", "make room"]),
         (errors.CorruptRecordError("bad crc"), 1, ["bad crc", "streamlog verify", "backup"]),
+        (
+            errors.CorruptRecordError("", topic="t", partition=2, offset=5, last_offset=8, next_offset=9),
+            1,
+            [
+                "t-2 is corrupt at offset 5, up to 8. ",
+                "consume t --partition 2 --from 9",
+                "--partition 2 --to 9",
+            ],
+        ),
         (errors.UnknownTopicOrPartitionError("unknown topic 'x'"), 1, ["topics list"]),
         (errors.NonEmptyGroupError("2 live members"), 1, ["Stop its consumers"]),
         (errors.UnknownServerError(), 1, ["UnknownServerError"]),

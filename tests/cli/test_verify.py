@@ -56,7 +56,17 @@ def test_a_flipped_bit(cli: Any, store: str) -> None:
     assert dumped.text.splitlines()[0].endswith("ok") and "DAMAGED" in dumped.text.splitlines()[1]
     assert "1 batch damaged" in dumped.err
     assert cli("consume", "logs", "--max", "1").out == b"first batch\n"
-    cli("consume", "logs", "--from", "1").failed(1, "logs", "corrupt at offset 1", "verify")
+    cli("produce", "logs", stdin=b"behind it\n")
+    alone, grouped = cli("consume", "logs", "--from", "1"), cli("consume", "logs", "--group", "g")
+    for told in (alone, grouped):
+        told.failed(
+            1, "logs-0 is corrupt at offset 1", "CRC", "--partition 0 --from 2", "--partition 0 --to 2"
+        )
+        assert told.err.count("verify") == 1 and "next_offset" not in told.err
+    assert cli("consume", "logs", "--partition", "0", "--from", "2").out == b"behind it\n"
+    reset = ["--topic", "logs", "--partition", "0", "--to", "2"]
+    assert cli("groups", "reset-offsets", "g", *reset).code == 0
+    assert cli("consume", "logs", "--group", "g").out == b"behind it\n"
 
 
 def test_beside_a_live_owner(run_process: Any, store: str) -> None:
