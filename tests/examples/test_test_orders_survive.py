@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,14 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "test_orders_surviv
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_it_holds(example: ModuleType, seed: int) -> None:
     example.test_a_crashed_leader_loses_no_acknowledged_order(seed)
+
+
+def test_a_user_needs_nothing_but_pytest_to_run_it() -> None:
+    """Within a checkout, too: the project's own options want pytest-xdist."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", str(EXAMPLE)]
+    done = subprocess.run(command, cwd=EXAMPLE.parents[1], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
 
 
 def test_it_is_short() -> None:
