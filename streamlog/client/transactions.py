@@ -122,15 +122,8 @@ class TransactionalProducer(Producer):
         self._gate.record_bytes_max = -1  # every send asks `_admit`
 
     def __repr__(self) -> str:
-        state = (
-            "closed"
-            if self._closed
-            else "fenced"
-            if self._fatal
-            else "in a transaction"
-            if self._transaction
-            else "idle"
-        )
+        state = "fenced" if self._fatal else "in a transaction" if self._transaction else "idle"
+        state = "closed" if self._closed else state
         return f"<Producer transactional_id={self._transactional_id!r} {state}>"
 
     def transaction(self, consumer: Consumer | None = None) -> Transaction:
@@ -173,11 +166,13 @@ class TransactionalProducer(Producer):
             self._end_after_all()
         if identity.producer_epoch > PRODUCER_EPOCH_MAX:
             identity.renew(*_init(self._backend, self.config))
-        self._discard()  # what an interrupted end has left
+        if self._open_batches():
+            self._discard()  # what an interrupted end has left
         self._failed.clear()  # of a former transaction, which was aborted for that
         self._may_seal = True
         transaction._failed_before = self._records_failed
         self._transaction = transaction
+        self._gate.record_bytes_max = self._usual_bytes_max  # nothing is gathered yet: there is room
 
     @property
     def _transactional(self) -> TransactionalIdentity:
