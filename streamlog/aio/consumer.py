@@ -25,6 +25,7 @@ from streamlog.aio.mistakes import EnteredInLoop, IteratedInLoop
 from streamlog.aio.waiting import LoopWaiter, Parked, Servant, Workers, serving
 from streamlog.client.consumer import Consumer as BlockingConsumer
 from streamlog.client.habits import KnowsHabits, unknown_argument
+from streamlog.client.offsets import Partitions, checked_partitions
 from streamlog.client.timeouts import milliseconds
 from streamlog.errors import ClosedError, IllegalStateError
 from streamlog.record import OffsetAndTimestamp, Record, TopicPartition
@@ -193,9 +194,9 @@ class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
 
     # -- assignment ------------------------------------------------------------------------------------------
 
-    async def assign(self, partitions: Iterable[TopicPartition | tuple[str, int]]) -> None:
+    async def assign(self, partitions: Partitions) -> None:
         """Read exactly these partitions, without a group's help. Replaces the former assignment."""
-        listed = partitions if isinstance(partitions, TopicPartition) else list(partitions)
+        listed = checked_partitions(partitions)
         await self._run(lambda core: core.assign(listed))
 
     async def subscribe(
@@ -257,13 +258,11 @@ class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
         """Read from `offset` next. Checked against the log at the next poll, as Kafka does."""
         await self._run(lambda core: core.seek(partition, offset))
 
-    async def seek_to_beginning(
-        self, partitions: Iterable[TopicPartition | tuple[str, int]] | None = None
-    ) -> None:
+    async def seek_to_beginning(self, partitions: Partitions | None = None) -> None:
         """Read from the log's start next; all assigned partitions by default."""
         await self._run(lambda core: core.seek_to_beginning(partitions))
 
-    async def seek_to_end(self, partitions: Iterable[TopicPartition | tuple[str, int]] | None = None) -> None:
+    async def seek_to_end(self, partitions: Partitions | None = None) -> None:
         """Read only what comes from now on; all assigned partitions by default."""
         await self._run(lambda core: core.seek_to_end(partitions))
 
@@ -279,15 +278,11 @@ class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
         """The group's committed offset of a partition; None if nobody has committed."""
         return await self._run(lambda core: core.committed(partition))
 
-    async def beginning_offsets(
-        self, partitions: Iterable[TopicPartition | tuple[str, int]]
-    ) -> dict[TopicPartition, int]:
+    async def beginning_offsets(self, partitions: Partitions) -> dict[TopicPartition, int]:
         """The log start offset of each."""
         return await self._run(lambda core: core.beginning_offsets(partitions))
 
-    async def end_offsets(
-        self, partitions: Iterable[TopicPartition | tuple[str, int]]
-    ) -> dict[TopicPartition, int]:
+    async def end_offsets(self, partitions: Partitions) -> dict[TopicPartition, int]:
         """The offset behind the last readable record of each."""
         return await self._run(lambda core: core.end_offsets(partitions))
 

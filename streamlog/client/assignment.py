@@ -18,7 +18,7 @@ from streamlog.client.commits import Commits
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
 from streamlog.client.habits import unknown_argument
 from streamlog.client.measuring import ConsumerTraffic
-from streamlog.client.offsets import checked_partitions
+from streamlog.client.offsets import Partitions, checked_partitions
 from streamlog.client.patience import UNSERVED
 from streamlog.client.positions import ConsumerPositions
 from streamlog.config import ConsumerConfig
@@ -122,8 +122,8 @@ class ConsumerAssignment(ConsumerPositions):
         self._traffic = ConsumerTraffic(backend.metrics, self, backend.runtime.clock.monotonic_ms())
         self._commits.counts = self._traffic.member
 
-    def assign(self, partitions: Iterable[TopicPartition | tuple[str, int]]) -> None:
-        """Read exactly these partitions, without a group's help. Replaces the former assignment.
+    def assign(self, partitions: Partitions) -> None:
+        """Read exactly these partitions, or this one, without a group's help. Replaces the former assignment.
 
         Raises   UnknownTopicOrPartitionError; IllegalStateError after `subscribe`.
         """

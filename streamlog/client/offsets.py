@@ -8,7 +8,7 @@ Source: SEMANTICS 3.8 (Kafka OffsetFetcher, AutoOffsetResetStrategy, KIP-1106 fo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from streamlog.broker.partition import Partition
 from streamlog.broker.reading import end_for, view_of
@@ -30,9 +30,13 @@ if TYPE_CHECKING:
 BY_DURATION: Final = "by_duration:"
 
 
-def checked_partitions(partitions: Iterable[Any]) -> list[TopicPartition]:
-    """Partitions given as TopicPartition or (topic, number). Raises ConfigError naming what is neither."""
-    if isinstance(partitions, TopicPartition):
+Partitions: TypeAlias = "TopicPartition | tuple[str, int] | Iterable[TopicPartition | tuple[str, int]]"
+"""One, or several."""
+
+
+def checked_partitions(partitions: Partitions | Iterable[Any]) -> list[TopicPartition]:
+    """Partitions given as TopicPartition or (topic, number), or one. Raises ConfigError naming what is neither."""
+    if isinstance(partitions, tuple) and partitions and isinstance(partitions[0], str):
         partitions = [partitions]
     if not isinstance(partitions, Iterable) or isinstance(partitions, (str, bytes)):
         partitions = [partitions]

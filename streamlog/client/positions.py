@@ -11,11 +11,11 @@ Source: Kafka KafkaConsumer (seek, position, offsetsForTimes), SEMANTICS 3.8.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from streamlog.client.fetching import UNKNOWN_OFFSET, AssignedPartition
-from streamlog.client.offsets import OffsetLookup, checked_partitions
+from streamlog.client.offsets import OffsetLookup, Partitions, checked_partitions
 from streamlog.client.patience import patient
 from streamlog.config import ConsumerConfig
 from streamlog.errors import ClosedError, ConfigError, IllegalStateError
@@ -49,13 +49,13 @@ class ConsumerPositions:
         self._move(assigned, offset)
 
     @patient
-    def seek_to_beginning(self, partitions: Iterable[TopicPartition | tuple[str, int]] | None = None) -> None:
+    def seek_to_beginning(self, partitions: Partitions | None = None) -> None:
         """Read from the log's start next; all assigned partitions by default."""
         for assigned in self._several(partitions):
             self._move(assigned, self._offsets.beginning_offset(assigned.partition))
 
     @patient
-    def seek_to_end(self, partitions: Iterable[TopicPartition | tuple[str, int]] | None = None) -> None:
+    def seek_to_end(self, partitions: Partitions | None = None) -> None:
         """Read only what comes from now on; all assigned partitions by default."""
         for assigned in self._several(partitions):
             self._move(assigned, self._offsets.end_offset(assigned.partition))
@@ -96,10 +96,8 @@ class ConsumerPositions:
         return self._offsets.committed(tp)
 
     @patient
-    def beginning_offsets(
-        self, partitions: Iterable[TopicPartition | tuple[str, int]]
-    ) -> dict[TopicPartition, int]:
-        """The log start offset of each."""
+    def beginning_offsets(self, partitions: Partitions) -> dict[TopicPartition, int]:
+        """The log start offset of each; one partition does as well."""
         self._check_open()
         return {
             tp: self._offsets.beginning_offset(self._backend.partition(*tp))
@@ -107,11 +105,9 @@ class ConsumerPositions:
         }
 
     @patient
-    def end_offsets(
-        self, partitions: Iterable[TopicPartition | tuple[str, int]]
-    ) -> dict[TopicPartition, int]:
+    def end_offsets(self, partitions: Partitions) -> dict[TopicPartition, int]:
         """The offset behind the last readable record of each: high watermark, or last stable offset if
-        read_committed.
+        read_committed. One partition does as well.
         """
         self._check_open()
         return {
@@ -141,11 +137,11 @@ class ConsumerPositions:
 
         As everywhere else, one list of partitions does as well.
         """
-        for assigned in self._several(partitions):
+        for assigned in self._named(partitions):
             assigned.paused = True
 
     def resume(self, *partitions: TopicPartition | tuple[str, int]) -> None:
-        for assigned in self._several(partitions):
+        for assigned in self._named(partitions):
             assigned.paused = False
             if assigned.subscription is not None:
                 self._listener.mark(assigned.subscription)
@@ -183,13 +179,13 @@ class ConsumerPositions:
             )
         return assigned
 
-    def _several(
-        self, partitions: Iterable[TopicPartition | tuple[str, int]] | None
-    ) -> list[AssignedPartition]:
+    def _several(self, partitions: Partitions | None) -> list[AssignedPartition]:
         if partitions is None:
             self._check_open()
             return list(self._assigned.values())
-        given: list[Any] = list(partitions)
-        if len(given) == 1 and isinstance(given[0], (list, set, frozenset)):
-            given = list(given[0])
-        return [self._assigned_partition(tp) for tp in checked_partitions(given)]
+        return [self._assigned_partition(tp) for tp in checked_partitions(partitions)]
+
+    def _named(self, arguments: tuple[Any, ...]) -> list[AssignedPartition]:
+        """The partitions that are a call's arguments, or one list of them."""
+        one_list = len(arguments) == 1 and isinstance(arguments[0], (list, set, frozenset))
+        return self._several(arguments[0] if one_list else list(arguments))

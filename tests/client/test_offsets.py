@@ -33,9 +33,24 @@ def consumer(cluster: Cluster, orders: Topic) -> Consumer:
 def test_beginnings_and_ends(consumer: Consumer) -> None:
     assert consumer.beginning_offsets([A, B]) == {A: 2, B: 0}
     assert consumer.end_offsets([A, ("orders", 1)]) == {A: 10, B: 0}
-    assert consumer.end_offsets(A) == {A: 10}
+    for one in (A, ("orders", 0)):
+        assert consumer.end_offsets(one) == {A: 10} and consumer.beginning_offsets(one) == {A: 2}
     with pytest.raises(UnknownTopicOrPartitionError):
         consumer.end_offsets([("nowhere", 0)])
+
+
+def test_one_partition_does_where_several_do(cluster: Cluster, consumer: Consumer) -> None:
+    one = ("orders", 1)
+    consumer.seek_to_end(one)
+    consumer.seek_to_beginning(A)
+    consumer.pause(one)
+    assert (consumer.position(A), consumer.paused()) == (2, {B})
+    consumer.resume([one])
+    consumer.assign(one)
+    assert (consumer.assignment, consumer.paused()) == ({B}, frozenset())
+    for wrong in (("orders", "1"), ("orders",), ("orders", 0, 1), "orders"):
+        with pytest.raises(ConfigError, match="is no partition"):
+            consumer.end_offsets(wrong)  # type: ignore[arg-type]
 
 
 def test_position_resolves_and_moves(consumer: Consumer) -> None:
