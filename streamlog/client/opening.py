@@ -58,6 +58,13 @@ def open_cluster(
         raise ConfigError(
             f"mode={mode!r}: allowed: 'rw' or 'r'", option="mode", value=mode, allowed="'rw' or 'r'"
         )
+    if runtime is not None and not hasattr(
+        runtime, "clock"
+    ):  # a forgotten Simulation(...), too: the class has none
+        allowed = "streamlog.testing.Simulation(seed=7), or None for real time"
+        raise ConfigError(
+            f"runtime={runtime!r}: allowed: {allowed}", option="runtime", value=runtime, allowed=allowed
+        )
     parsed = ClusterConfig.from_options(options, config)
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text:

@@ -33,7 +33,13 @@ from zlib import crc32
 
 from streamlog.broker.runner import Lock, TurnLock, Waiter
 from streamlog.clock import ManualClock
-from streamlog.errors import ClosedError, ForeignThreadError, IllegalStateError, SimulationStalledError
+from streamlog.errors import (
+    ClosedError,
+    ConfigError,
+    ForeignThreadError,
+    IllegalStateError,
+    SimulationStalledError,
+)
 from streamlog.testing.checkers import InvariantViolatedError
 
 EPOCH_MS: Final = 1_700_000_000_000
@@ -203,6 +209,14 @@ class Simulation:
     wakes_cost = False
 
     def __init__(self, seed: int = 0, *, stall_max_ms: int = 600_000) -> None:
+        for name, given in (("seed", seed), ("stall_max_ms", stall_max_ms)):
+            if isinstance(given, bool) or not isinstance(given, int):
+                raise ConfigError(
+                    f"Simulation: {name}={given!r}: allowed: an int",
+                    option=name,
+                    value=given,
+                    allowed="an int",
+                )
         self.seed = seed
         self.clock = ManualClock()
         self.clock.set_wall_ms(EPOCH_MS)

@@ -22,6 +22,7 @@ from streamlog.errors import (
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
 )
+from streamlog.testing import Simulation
 
 # -- opening twice -----------------------------------------------------------------------------------------
 
@@ -126,7 +127,11 @@ def test_another_number_of_brokers_on_an_existing_directory(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sync": "fast"}, {"sync": None}, {"mode": "w"}, {"syncc": "off"}, {"config": {"no.such": 1}}]
+    "wrong",
+    [
+        *({"sync": "fast"}, {"sync": None}, {"mode": "w"}, {"syncc": "off"}, {"config": {"no.such": 1}}),
+        *({"runtime": 7}, {"runtime": Simulation}, {"runtime": 7, "mode": "r"}),
+    ],
 )
 def test_wrong_options_of_open_create_nothing(tmp_path: Path, wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):

@@ -8,7 +8,13 @@ import time
 import pytest
 
 import streamlog
-from streamlog.errors import ClosedError, ForeignThreadError, IllegalStateError, SimulationStalledError
+from streamlog.errors import (
+    ClosedError,
+    ConfigError,
+    ForeignThreadError,
+    IllegalStateError,
+    SimulationStalledError,
+)
 from streamlog.testing import Simulation
 from tests.processes import said_by
 
@@ -27,6 +33,15 @@ def test_time_passes_only_when_nobody_is_ready() -> None:
         task.result()
     assert sorted(seen) == [("a", 1000), ("a", 2000), ("a", 3000), ("b", 1500), ("b", 3000), ("b", 4500)]
     assert simulation.clock.wall_ms() == simulation.now_ms + 1_700_000_000_000
+
+
+@pytest.mark.parametrize("wrong", ["x", "7", None, 1.5, True])
+def test_a_seed_is_an_int(wrong: object) -> None:
+    with pytest.raises(ConfigError, match=r"seed=.*allowed: an int") as caught:
+        Simulation(wrong)  # type: ignore[arg-type]
+    assert (caught.value.option, caught.value.value) == ("seed", wrong)
+    with pytest.raises(ConfigError, match="stall_max_ms="):
+        Simulation(1, stall_max_ms=wrong)  # type: ignore[arg-type]
 
 
 def test_a_latch_set_before_the_wait_lets_it_through() -> None:
