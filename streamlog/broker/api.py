@@ -105,11 +105,15 @@ class MarkersWritten(msgspec.Struct, frozen=True):
     partitions: list[tuple[str, int]]
 
 
+class ExpireTransactionalId(msgspec.Struct, frozen=True):
+    """Forget a transactional id, if it is idle for long enough. Source: Kafka `transactional.id.expiration.ms`."""
+
+
 class TransactionRequest(msgspec.Struct, frozen=True):
     """A request about one transactional id."""
 
     transactional_id: str
-    event: InitProducerId | AddPartitions | EndTxn | MarkersWritten
+    event: InitProducerId | AddPartitions | EndTxn | MarkersWritten | ExpireTransactionalId
 
 
 class WriteMarkers(msgspec.Struct, frozen=True):

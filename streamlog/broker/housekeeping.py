@@ -136,6 +136,7 @@ class Housekeeping:
             if now_ms >= self._next_expiry_ms:
                 self._next_expiry_ms = now_ms + config.offsets_retention_check_interval_ms
                 self._expire_offsets()
+                self._expire_transactional_ids()
             if now_ms >= self._next_release_ms:
                 self._next_release_ms = now_ms + STALE_READERS_MS
                 for broker in self._cluster.brokers:
@@ -174,6 +175,12 @@ class Housekeeping:
         if CONSUMER_OFFSETS_TOPIC in self._cluster.topics:
             for broker in self._cluster.brokers:
                 broker.coordinator.expire_offsets()
+
+    def _expire_transactional_ids(self) -> None:
+        if TRANSACTION_STATE_TOPIC in self._cluster.topics:
+            for broker in self._cluster.brokers:
+                if not broker.paused:
+                    broker.coordinator.transactions.expire_ids()
 
     def _any_compacted(self) -> bool:
         default = ",".join(self._cluster.config.log_cleanup_policy)

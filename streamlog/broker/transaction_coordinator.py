@@ -24,7 +24,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlog import batch as batches
-from streamlog.broker.api import AddPartitions, EndTxn, InitProducerId, MarkersWritten, TransactionRequest
+from streamlog.broker.api import (
+    AddPartitions,
+    EndTxn,
+    ExpireTransactionalId,
+    InitProducerId,
+    MarkersWritten,
+    TransactionRequest,
+)
 from streamlog.broker.partition import Partition
 from streamlog.broker.pending import DEFER, Pending, Turn
 from streamlog.broker.transaction_completion import Completing, Completions
@@ -54,6 +61,7 @@ if TYPE_CHECKING:
 REPLICATED_WITHIN_MS: Final = 5_000
 """As for the commits of groups: until a record is replicated, or its sender has to ask again."""
 _READ_BYTES: Final = 4 * 1024 * 1024
+EXPIRED_AT_ONCE_MAX: Final = 1_000
 ABORTED_AT_ONCE_MAX: Final = 64
 """So many transactions whose time is over one turn aborts; the others follow."""
 
@@ -94,7 +102,38 @@ class TransactionCoordinator:
                     self._put(turn, transactional_id, partition, rules.completed(known, turn.wall_ms))
                     self.completions.completed(turn, completing)
                 turn.reply(pending, None)
+            case ExpireTransactionalId():
+                self._expire(turn, transactional_id, partition)
+                turn.reply(pending, None)
         return None
+
+    def expire_ids(self) -> int:
+        """Have ids forgotten that nobody has used for long. By any thread; returns how many were found."""
+        wall_ms, expiration_ms = (
+            self._broker.runtime.clock.wall_ms(),
+            self._broker.config.transactional_id_expiration_ms,
+        )
+        found = [
+            tid
+            for tid, state in self._states.copy().items()
+            if rules.is_expired(state, expiration_ms, wall_ms)
+        ]
+        for transactional_id in found[:EXPIRED_AT_ONCE_MAX]:
+            self._broker.post(TransactionRequest(transactional_id, ExpireTransactionalId()))
+        return len(found)
+
+    def _expire(self, turn: Turn, transactional_id: str, partition: Partition) -> None:
+        known = self._known(turn, transactional_id)
+        expiration_ms = self._broker.config.transactional_id_expiration_ms
+        if known is None or not rules.is_expired(known, expiration_ms, turn.wall_ms):
+            return  # it has come back to life
+        turn.unwritten.pop(transactional_id, None)
+        tombstone = batches.seal_v2_columns(
+            [rules.encode_key(transactional_id)], [None], timestamps=turn.wall_ms
+        )
+        self._broker.append(turn, partition, tombstone)
+        turn.transactions[transactional_id] = None
+        turn.effects.append(lambda: self._states.pop(transactional_id, None))
 
     def admit(self, turn: Turn, transactional_id: str | None, batch: Batch, topic: str, number: int) -> None:
         """Before a transactional batch is appended: take its partition into the transaction (KIP-890, server side).
@@ -247,8 +286,12 @@ class TransactionCoordinator:
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def _known(self, turn: Turn, transactional_id: str) -> TransactionState | None:
-        staged: TransactionState | None = turn.transactions.get(transactional_id)
-        return staged or self._states.get(transactional_id)
+        if transactional_id in turn.transactions:
+            staged: TransactionState | None = turn.transactions[
+                transactional_id
+            ]  # None: forgotten in this turn
+            return staged
+        return self._states.get(transactional_id)
 
     def _stage(
         self, turn: Turn, transactional_id: str, partition: Partition, state: TransactionState
@@ -407,7 +450,7 @@ class TransactionCoordinator:
             now_ms, wall_ms = clock.monotonic_ms(), clock.wall_ms()
             for transactional_id, value in newest.items():
                 if value is None:
-                    continue
+                    continue  # expired
                 state = self._states[transactional_id] = rules.decode_value(value)
                 deadline_ms = state.deadline_ms()
                 if deadline_ms is not None:

@@ -193,6 +193,12 @@ def fenced(state: TransactionState, wall_ms: int) -> TransactionState:
     return _prepared(state, False, wall_ms)
 
 
+def is_expired(state: TransactionState, expiration_ms: int, wall_ms: int) -> bool:
+    """Whether a transactional id has been idle for so long that it is forgotten (`transactional.id.expiration.ms`)."""
+    is_idle = state.state is not State.ONGOING and not state.is_decided
+    return is_idle and wall_ms - state.updated_ms >= expiration_ms
+
+
 def completed(state: TransactionState, wall_ms: int) -> TransactionState:
     """All markers are written."""
     after = _COMPLETE_OF[state.state]

@@ -15,6 +15,7 @@ VALUES: list[Any] = [
     api.WriteMarkers(7, 1, 0, True, [("t", 0)]),
     api.InitProducerId(60_000, 7),
     api.AddPartitions(7, 1, [("t", 0)]),
+    api.ExpireTransactionalId(),
     api.MarkersWritten(7, 2, [("t", 0)]),
     api.EndTxn(7, 0, True),
     api.TransactionRequest("t-1", api.EndTxn(7, 0, False)),

@@ -22,6 +22,7 @@ from streamlog.errors import (
     ConcurrentTransactionsError,
     IllegalGenerationError,
     InvalidProducerEpochError,
+    InvalidProducerIdMappingError,
     InvalidTxnStateError,
     ProducerFencedError,
     StreamlogError,
@@ -237,6 +238,33 @@ def test_the_time_goes_on_at_the_next_coordinator(client: Client) -> None:
     client.simulation.sleep(2)
     assert client.state is State.COMPLETE_ABORT
     broker.start()
+
+
+@pytest.mark.parametrize("state", ["empty", "ended", "open"])
+def test_an_id_that_nobody_uses_for_long_is_forgotten(client: Client, state: str) -> None:
+    stamp = client.init(timeout_ms=800_000)
+    if state == "ended":
+        stamp = client.transact(stamp, b"x")
+    elif state == "open":
+        client.add(stamp)
+    week_ms = client.backend.config.transactional_id_expiration_ms
+    client.simulation.jump_wall_clock(week_ms - 60_000)
+    client.simulation.sleep(10)
+    client.simulation.jump_wall_clock(60_000)
+    client.simulation.sleep(700)  # looked for every ten minutes
+    for _ in range(2):
+        if state == "open":
+            client.add(stamp, ("t", 0))
+        else:
+            with pytest.raises(InvalidProducerIdMappingError):
+                client.add(stamp)
+            broker = client.cluster.brokers[coordinator_of(client.backend, "x").id]
+            broker.crash()  # the next coordinator does not know it, either
+            client.simulation.sleep(15)
+            broker.start()
+    if state != "open":
+        other = client.init()
+        assert other[0] != stamp[0] and other[1] == 0
 
 
 # -- 3.5.17 ------------------------------------------------------------------------------------------------------------
