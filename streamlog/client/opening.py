@@ -58,13 +58,7 @@ def open_cluster(
         raise ConfigError(
             f"mode={mode!r}: allowed: 'rw' or 'r'", option="mode", value=mode, allowed="'rw' or 'r'"
         )
-    if runtime is not None and not hasattr(
-        runtime, "clock"
-    ):  # a forgotten Simulation(...), too: the class has none
-        allowed = "streamlog.testing.Simulation(seed=7), or None for real time"
-        raise ConfigError(
-            f"runtime={runtime!r}: allowed: {allowed}", option="runtime", value=runtime, allowed=allowed
-        )
+    _check_runtime(runtime)
     parsed = ClusterConfig.from_options(options, config)
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text:
@@ -97,6 +91,14 @@ def open_cluster(
         opened = clusters._Opened(backend, key, asked)
         clusters._open_clusters[key] = opened
         return Cluster(opened)
+
+
+def _check_runtime(runtime: object) -> None:
+    if runtime is not None and not hasattr(runtime, "clock"):  # nor has the class Simulation one
+        allowed = "streamlog.testing.Simulation(seed=7), or None for real time"
+        raise ConfigError(
+            f"runtime={runtime!r}: allowed: {allowed}", option="runtime", value=runtime, allowed=allowed
+        )
 
 
 def _warn_of_lag_in_messages(messages: int) -> None:
