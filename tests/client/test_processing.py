@@ -21,6 +21,9 @@ from streamlog.errors import (
 from streamlog.testing import Simulation
 
 COUNT = 200
+SEEDS = pytest.mark.parametrize(
+    "seed", [0, *[pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 8)]]
+)
 
 
 @pytest.fixture
@@ -235,7 +238,7 @@ def test_two_runs_of_one_group_do_not_fence_each_other(cluster: Any) -> None:
 # -- several brokers, and faults -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(4))
+@SEEDS
 @pytest.mark.parametrize("exactly_once", [True, False])
 def test_through_crashes_of_brokers(seed: int, exactly_once: bool) -> None:
     simulation = Simulation(seed)
@@ -282,7 +285,7 @@ def test_through_crashes_of_brokers(seed: int, exactly_once: bool) -> None:
             assert values(cluster) == EVERYTHING
 
 
-@pytest.mark.parametrize("seed", range(3))
+@SEEDS
 def test_a_worker_that_is_fenced_begins_anew(seed: int) -> None:
     simulation = Simulation(seed)
     with streamlog.open(":memory:", brokers=3, sync="off", runtime=simulation) as cluster:

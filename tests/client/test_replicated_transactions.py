@@ -19,7 +19,9 @@ from streamlog.errors import (
 )
 from streamlog.testing import Simulation
 
-SEEDS = pytest.mark.parametrize("seed", range(4))
+SEEDS = pytest.mark.parametrize(
+    "seed", [0, *[pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 12)]]
+)
 ROUNDS = 12
 
 

@@ -16,7 +16,7 @@ from streamlog.testing.workload import FAULTS_MIN, OPERATIONS_MIN, SECONDS_MIN, 
 from tests.processes import said_by
 
 
-@pytest.mark.parametrize("seed", [3, 8, 19, 49])
+@pytest.mark.parametrize("seed", [3, 19])
 def test_a_seed(seed: int) -> None:
     outcome = run(seed)
     assert outcome.operations >= OPERATIONS_MIN and outcome.virtual_seconds >= SECONDS_MIN

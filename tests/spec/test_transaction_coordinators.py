@@ -87,7 +87,7 @@ class Client:
             return [record.value for record in reader]
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, *[pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3)]])
 def client(request: pytest.FixtureRequest) -> Iterator[Client]:
     simulation = Simulation(request.param)
     with streamlog.open(":memory:", brokers=3, sync="off", runtime=simulation) as cluster:
