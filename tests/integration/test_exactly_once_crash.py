@@ -18,10 +18,10 @@ RECORDS_A_ROUND = 400
 PIPELINE = Path(__file__).with_name("pipeline.py")
 
 
-def fill(path: Path, first: int) -> None:
-    with streamlog.open(path, sync="off") as cluster:
-        cluster.create_topic("in", partitions=3, exist_ok=True)
-        cluster.create_topic("out", partitions=2, exist_ok=True)
+def fill(path: Path, first: int, brokers: int) -> None:
+    with streamlog.open(path, sync="off", brokers=brokers) as cluster:
+        cluster.create_topic("in", partitions=3, replication_factor=brokers, exist_ok=True)
+        cluster.create_topic("out", partitions=2, replication_factor=brokers, exist_ok=True)
         with cluster.producer() as producer:
             numbers = range(first, first + RECORDS_A_ROUND)
             producer.send_many("in", [(b"%d" % (number % 11), b"%d" % number) for number in numbers])
@@ -46,12 +46,12 @@ def committed(path: Path) -> list[tuple[bytes | None, int]]:
         return [(record.key, int(record.value)) for record in consumer]
 
 
-def killed_again_and_again(path: Path, rounds: int) -> None:
+def killed_again_and_again(path: Path, rounds: int, brokers: int) -> None:
     chance = random.Random(SEED)
     print(f"seed {SEED}")
     ready_ms: list[int] = []
     for number in range(rounds):
-        fill(path, number * RECORDS_A_ROUND)
+        fill(path, number * RECORDS_A_ROUND, brokers)
         with run(path) as process:
             assert process.stdout is not None
             ready_ms.append(int(process.stdout.readline().split()[1]))
@@ -73,10 +73,12 @@ def killed_again_and_again(path: Path, rounds: int) -> None:
     )
 
 
-def test_output_is_input_after_ten_kills(tmp_path: Path) -> None:
-    killed_again_and_again(tmp_path / "c", 10)
+@pytest.mark.parametrize(("brokers", "rounds"), [(1, 10), (3, 4)])
+def test_output_is_input_after_some_kills(tmp_path: Path, brokers: int, rounds: int) -> None:
+    killed_again_and_again(tmp_path / "c", rounds, brokers)
 
 
 @pytest.mark.long
-def test_output_is_input_after_a_hundred_kills(tmp_path: Path) -> None:
-    killed_again_and_again(tmp_path / "c", 100)
+@pytest.mark.parametrize("brokers", [1, 3])
+def test_output_is_input_after_a_hundred_kills(tmp_path: Path, brokers: int) -> None:
+    killed_again_and_again(tmp_path / "c", 100, brokers)
