@@ -20,9 +20,11 @@ from streamlog.client.consumer import Consumer
 from streamlog.client.habits import KnowsHabits, unknown_argument
 from streamlog.client.patience import patient
 from streamlog.config import ConsumerConfig, ProducerConfig
+from streamlog.core.cluster_image import INTERNAL_TOPICS
 from streamlog.core.controller import validate_topic_name
 from streamlog.errors import (
     InvalidGroupIdError,
+    InvalidTopicError,
     TopicAlreadyExistsError,
 )
 from streamlog.metrics import Metrics
@@ -211,6 +213,8 @@ class Cluster(KnowsHabits):
             raise unknown_argument(self.create_topic, others)
         self._check_open()
         validate_topic_name(name)
+        if name in INTERNAL_TOPICS:
+            raise InvalidTopicError(f"topic {name!r} is internal: it is made at its first use", topic=name)
         overrides = topic_overrides(config)
         if exist_ok and name in self._backend.topics:
             return self._existing(name, partitions, replication_factor, overrides)

@@ -15,6 +15,7 @@ from streamlog.errors import (
     IllegalStateError,
     InvalidReplicaAssignmentError,
     InvalidReplicationFactorError,
+    InvalidTopicError,
     LeaderNotAvailableError,
     NoReassignmentInProgressError,
     NotControllerError,
@@ -213,3 +214,12 @@ def test_without_a_controller_everything_that_asks_for_one_ends(cluster: Any, si
     assert caught.value.retriable and 50_000 < simulation.now_ms - begun_ms <= 61_000
     cluster.network.heal()
     cluster.create_topic("u")
+
+
+@pytest.mark.parametrize("name", ["__consumer_offsets", "__transaction_state"])
+def test_internal_topics_are_not_made_by_hand(name: str) -> None:
+    """With options of a user's, retention say, committed offsets would be lost."""
+    with streamlog.open(":memory:") as cluster:
+        for exist_ok in (False, True):
+            with pytest.raises(InvalidTopicError, match="internal"):
+                cluster.create_topic(name, exist_ok=exist_ok)
