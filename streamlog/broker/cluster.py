@@ -125,9 +125,9 @@ class BrokerCluster:
         self.housekeeping = Housekeeping(self)
         for owner in (self.metadata, *self.brokers):
             owner.on_checkpoint_due = self.housekeeping.wake
-        self.housekeeping.start()
         if len(self.brokers) > 1:
             self.peers.open()
+        self.housekeeping.start()  # last: what it loads must have its role
         self.metadata.on_config = partial(take_config, self)
         self.runtime.attach(self)
 

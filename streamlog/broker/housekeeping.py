@@ -60,7 +60,7 @@ class Housekeeping:
         self._service = Service(cluster.runtime, "streamlog-cleaner", self._serve)
         self._next_run_ms = self._next_expiry_ms = self._next_release_ms = 0
         self._next_compaction_ms: int | None = None  # None: nothing is compacted
-        self._stopped = self._transactions_loaded = False
+        self._is_started = self._stopped = self._transactions_loaded = False
         self._lock = cluster.runtime.lock()
         self._is_running = False
         self._swept: dict[int, int] = {}  # broker -> the end of the metadata log when its store was compared
@@ -70,7 +70,8 @@ class Housekeeping:
         return f"Housekeeping({'stopped' if self._stopped else 'on'})"
 
     def start(self) -> None:
-        """Begin the background runs."""
+        """Begin the background runs. Not before the brokers know each other: what was loaded then would take no role."""
+        self._is_started = True
         config, now_ms = self._cluster.config, self._cluster.runtime.clock.monotonic_ms()
         self._next_run_ms = now_ms + min(config.log_retention_check_interval_ms, FIRST_RUN_AFTER_MS)
         self._next_expiry_ms = now_ms + config.offsets_retention_check_interval_ms
@@ -125,7 +126,7 @@ class Housekeeping:
         return self._alone(lambda: self._run(force, compacted_only))
 
     def _serve(self, now_ms: int) -> int | None:
-        if self._stopped:
+        if self._stopped or not self._is_started:
             return None
         clock, config = self._cluster.runtime.clock, self._cluster.config
         try_to(self.save_folds)

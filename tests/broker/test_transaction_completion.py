@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import streamlog
-from streamlog.broker import transaction_completion
+from streamlog.broker import lifecycle, transaction_completion
 from streamlog.broker.transaction_completion import Completing, Completions
 from streamlog.broker.transaction_coordinators import coordinator_of
 from streamlog.core.transaction import State, TransactionState
@@ -175,3 +176,30 @@ def test_no_marker_leaves_before_the_decision_is_replicated() -> None:
             completions.resume(completing)
             completions._send(completing)
             assert len(asked) == count
+
+
+def test_what_a_process_has_decided_is_completed_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by SIGKILL: the cleaner loaded the partition before the brokers knew each other, and nobody copied it."""
+    opening = lifecycle.open_peers
+
+    def watched(cluster: Any, peers: Any) -> None:
+        cluster.housekeeping.wake()  # as a fold that has grown enough does
+        opening(cluster, peers)
+        assert not cluster.housekeeping._transactions_loaded
+
+    monkeypatch.setattr(lifecycle, "open_peers", watched)
+    for number in range(3):
+        simulation = Simulation(number)
+        with streamlog.open(tmp_path / "c", brokers=3, sync="off", runtime=simulation) as cluster:
+            cluster.create_topic("t", 3, replication_factor=3, exist_ok=True)
+            simulation.sleep(3)
+            assert sorted(read(cluster)) == [b"%d" % before for before in range(number)]
+            with monkeypatch.context() as patched:
+                keep_markers(patched)
+                producer = cluster.producer(transactional_id="t", max_block_ms=1_000)
+                with producer.transaction():
+                    producer.send("t", b"%d" % number, partition=number)
+                assert state_of(cluster) is State.PREPARE_COMMIT
+                producer.close()
