@@ -251,7 +251,7 @@ class Simulation:
     @property
     def now_ms(self) -> int:
         """Virtual milliseconds since the simulation began."""
-        return self.clock.monotonic_ms()
+        return self.clock._monotonic_ms  # read at every switch, several times
 
     def sleep(self, seconds: float) -> None:
         """Let virtual time pass; others run meanwhile."""
@@ -433,16 +433,18 @@ class Simulation:
         if self._idle_switches > IDLE_SWITCHES_MAX:
             self._pass_time(self.now_ms + 1)
         if not self._ready and self._next is None:
-            deadlines = [a.deadline_ms for a in self._waiting if a.deadline_ms is not None]
-            if not deadlines:
+            earliest_ms = min(
+                [a.deadline_ms for a in self._waiting if a.deadline_ms is not None], default=None
+            )
+            if earliest_ms is None:
                 self._fail(self._stalled("nobody can go on"))
-            elif min(deadlines) - self._progress_ms > self.stall_max_ms and not any(
+            elif earliest_ms - self._progress_ms > self.stall_max_ms and not any(
                 a.is_sleeping for a in self._waiting
             ):
                 self._progress_ms = self.now_ms
                 self._fail(self._stalled(f"nothing but timers has fired for {self.stall_max_ms} ms"))
             else:
-                self._pass_time(min(deadlines))
+                self._pass_time(earliest_ms)
         if self._next is not None:
             chosen, self._next = self._next, None
             self._waiting.pop(chosen, None)
@@ -454,7 +456,8 @@ class Simulation:
     def _pass_time(self, to_ms: int) -> None:
         self.clock.advance(max(0, to_ms - self.now_ms))
         self._idle_switches = 0
-        for actor in [a for a in self._waiting if a.deadline_ms is not None and a.deadline_ms <= self.now_ms]:
+        now_ms = self.now_ms
+        for actor in [a for a in self._waiting if a.deadline_ms is not None and a.deadline_ms <= now_ms]:
             del self._waiting[actor]
             self._ready.append(actor)
 

@@ -133,18 +133,25 @@ class OneOwner(Checker):
 
     def __init__(self) -> None:
         self.members: dict[Any, None] = {}
+        self._seen: list[tuple[Any, ...]] = []
 
     def on_step(self) -> None:
+        seen = [
+            (consumer, member, member._hosted, member._hosted.view, tuple(consumer._assigned))
+            for consumer in self.members
+            if (member := consumer._membership) is not None and not member._hosted.is_gone
+        ]
+        if seen != self._seen:  # most steps change nothing of this
+            self._seen = seen
+            self._look()
+
+    def _look(self) -> None:
         owners: dict[tuple[Any, Any], Any] = {}
-        for consumer in self.members:
-            membership = consumer._membership
-            if membership is None or membership._hosted.is_gone:
-                continue
-            view = membership._hosted.view
+        for consumer, membership, hosted, view, assigned in self._seen:
             if not any(member.member_id == membership.member_id for member in view.members):
                 continue  # dropped, and does not know it yet
-            for place in consumer._assigned:
-                other = owners.setdefault((membership._hosted, place), consumer)
+            for place in assigned:
+                other = owners.setdefault((hosted, place), consumer)
                 if other is not consumer:
                     self.fail(f"{place} belongs to {other._membership} and to {membership}")
 

@@ -6,6 +6,7 @@ A failing seed prints how to run it again. `make sim` runs 100, `make long` 2,00
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 
 import pytest
@@ -72,3 +73,13 @@ def test_a_seed_that_fails_says_how_to_run_it_again(
 @pytest.mark.long
 def test_2000_seeds() -> None:
     assert hunt.hunt(list(range(2_000)), jobs=os.cpu_count() or 1) == 0
+
+
+def test_each_process_of_a_hunt_keeps_to_a_processor_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = multiprocessing.get_context("spawn").Value("i", 0)
+    kept: list[set[int]] = []
+    monkeypatch.setattr(hunt.os, "sched_getaffinity", lambda pid: {3, 5}, raising=False)
+    monkeypatch.setattr(hunt.os, "sched_setaffinity", lambda pid, given: kept.append(given), raising=False)
+    for _ in range(3):
+        hunt._settle(settled)
+    assert kept == [{3}, {5}, {3}]
