@@ -37,6 +37,7 @@ KIP-848 and share groups (key versions 3 and above: `decode_key` gives None, the
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -62,6 +63,10 @@ _FLEXIBLE_HEAD = struct.Struct(">hqi")
 _FLEXIBLE_MARK = _INT16.pack(FLEXIBLE_OFFSET_VALUE_VERSION)
 _TOPIC_ID_TAG = b"\x01\x00\x10"  # one tagged field, number 0, of 16 bytes
 _OFFSET_VALUE_HEAD = struct.Struct(">hqih")
+# Nearly every commit: version 4, metadata of no characters, a topic id and no other tag.
+_USUAL_VALUE = struct.Struct(">hqiBq3s16s")
+KEYS_KNOWN_MAX: Final = 4096
+"""Keys of offsets come again and again: so many are encoded, and decoded, once."""
 
 
 class OffsetKey(msgspec.Struct, frozen=True, gc=False):
@@ -115,6 +120,7 @@ def incarnation_of(client_host: str) -> str:
 # -- keys --------------------------------------------------------------------------------------------------
 
 
+@lru_cache(KEYS_KNOWN_MAX)
 def encode_offset_key(group_id: str, partition: TopicPartition) -> bytes:
     group, topic = group_id.encode(), partition[0].encode()
     return b"".join(
@@ -135,6 +141,7 @@ def encode_group_key(group_id: str) -> bytes:
     return writer.finish()
 
 
+@lru_cache(KEYS_KNOWN_MAX)
 def decode_key(key: bytes) -> OffsetKey | GroupKey | None:
     """What the record is about; None for kinds this version does not know. Raises CorruptRecordError."""
     try:
@@ -161,6 +168,16 @@ def decode_key(key: bytes) -> OffsetKey | GroupKey | None:
 
 
 def encode_offset_value(committed: CommittedOffset) -> bytes:
+    if committed.topic_id and not committed.metadata:
+        return _USUAL_VALUE.pack(
+            FLEXIBLE_OFFSET_VALUE_VERSION,
+            committed.offset,
+            committed.leader_epoch,
+            1,
+            committed.commit_timestamp_ms,
+            _TOPIC_ID_TAG,
+            bytes.fromhex(committed.topic_id),
+        )
     metadata = committed.metadata.encode()
     if committed.topic_id:
         return b"".join(
@@ -181,6 +198,10 @@ def encode_offset_value(committed: CommittedOffset) -> bytes:
 
 def decode_offset_value(value: bytes) -> CommittedOffset:
     try:
+        if len(value) == _USUAL_VALUE.size:
+            version, offset, leader_epoch, length, timestamp_ms, tag, topic_id = _USUAL_VALUE.unpack(value)
+            if version == FLEXIBLE_OFFSET_VALUE_VERSION and length == 1 and tag == _TOPIC_ID_TAG:
+                return CommittedOffset(offset, leader_epoch, "", timestamp_ms, topic_id.hex())
         if value[:2] == _FLEXIBLE_MARK:
             return _decode_flexible_offset_value(value)
         version, offset, leader_epoch, metadata_bytes = _OFFSET_VALUE_HEAD.unpack_from(value)
