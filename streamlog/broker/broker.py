@@ -134,8 +134,7 @@ class Broker(TurnOwner):
             if partition is not None:
                 if topic is not None and topic.topic_id == partition.topic_id:
                     return partition
-                # The topic was deleted, perhaps made anew, and its DropTopic has not come yet (or never will:
-                # interrupted).
+                # Its topic was deleted, perhaps made anew; its DropTopic has not come yet (or never will: interrupted).
                 partition.stop_serving()
                 self.partitions.pop((name, number), None)
                 if self.replication is not None:
@@ -194,7 +193,10 @@ class Broker(TurnOwner):
         inbox = self._inbox
         if len(inbox) == 1 and self._unfinished is None and not (self.disk_is_full or self.commit_delay_ms):
             pending = inbox[0]
-            if type(pending.request) is api.Produce and producing.run_alone(self, pending):
+            kind, coordinator = type(pending.request), self._coordinator
+            if kind is api.Produce and producing.run_alone(self, pending):
+                return
+            if kind is GroupRequest and coordinator is not None and coordinator.run_alone(pending):
                 return
         super()._run_turn()
 
@@ -224,13 +226,9 @@ class Broker(TurnOwner):
         running_max = (
             batch.max_timestamp if batch.max_timestamp > state.max_timestamp else state.max_timestamp
         )
+        transaction = turn.transaction or self.transaction(turn)
         stored = log.append(
-            turn.transaction or self.transaction(turn),
-            partition.log_id,
-            batch,
-            base_offset,
-            state.leader_epoch,
-            running_max,
+            transaction, partition.log_id, batch, base_offset, state.leader_epoch, running_max
         )
         if turn.is_alone(partition):
             turn.staged[partition] = appended(state, batch.last_offset_delta + 1, stored, batch.max_timestamp)
@@ -331,7 +329,7 @@ class Broker(TurnOwner):
             (is_unsynced and flushing.note(turn))
             or self.deletions.trimming
             or self.deletions.doomed
-            or (self._coordinator is not None and self._coordinator.deadline_changed)
+            or (self._coordinator is not None and self._coordinator.deadlines.has_changed)
             or (self.replication is not None and self.replication.has_deadlines)
         ):
             self._plan_service(turn.now_ms)
@@ -364,7 +362,7 @@ class Broker(TurnOwner):
         """Have the broker's thread awake in time for the next deadline."""
         deadline_ms = self._next_deadline_ms(now_ms)
         if self._coordinator is not None:
-            self._coordinator.deadline_changed = False
+            self._coordinator.deadlines.has_changed = False
         if self._is_serving:
             return  # our own tick: its thread looks when it is done
         if deadline_ms is not None and (

@@ -20,17 +20,23 @@ Transactional ids are hosted beside, by `transaction_coordinator`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from streamlog.broker import committing
 from streamlog.broker.api import GroupRequest
 from streamlog.broker.checkpointing import save_offsets
+from streamlog.broker.group_deadlines import GroupDeadlines
 from streamlog.broker.hosted_group import HostedGroup as HostedGroup
-from streamlog.broker.hosted_group import LoadedFold, load_machines, of_known_partitions
+from streamlog.broker.hosted_group import (
+    LoadedFold,
+    forget_deleted_topics,
+    load_machines,
+    of_known_partitions,
+)
 from streamlog.broker.partition import Partition
 from streamlog.broker.pending import wait_until_told
 from streamlog.broker.transactional_commits import append_records, check_epoch, check_stable
@@ -78,11 +84,10 @@ class Coordinator:
         self._hosted: dict[str, HostedGroup] = {}
         self._folds: dict[int, LoadedFold] = {}
         self._parked: dict[int, Pending] = {}
-        self._deadlines: list[tuple[int, str]] = []
+        self.deadlines = GroupDeadlines()
         self._load_lock = broker.runtime.turn_lock()
         self._tokens = 0
         self._transactions: TransactionCoordinator | None = None
-        self.deadline_changed = False
         self.overdue: dict[int, None] = {}
         """Partitions of `__consumer_offsets` whose checkpoint is worth writing anew."""
 
@@ -136,9 +141,10 @@ class Coordinator:
         return len(self._folds)
 
     def next_deadline_ms(self) -> int | None:
-        of_groups = self._deadlines[0][0] if self._deadlines else None
         of_transactions = None if self._transactions is None else self._transactions.next_deadline_ms()
-        return min([due for due in (of_groups, of_transactions) if due is not None], default=None)
+        return min(
+            [due for due in (self.deadlines.next_ms, of_transactions) if due is not None], default=None
+        )
 
     @property
     def transactions(self) -> TransactionCoordinator:
@@ -210,6 +216,17 @@ class Coordinator:
             turn.effects.append(lambda: self._forget_idle(hosted, was_idle))
         return None
 
+    def run_alone(self, pending: Pending) -> bool:
+        """Run the whole turn of a commit of offsets, if it is a usual one."""
+        return committing.run_alone(self._broker, pending)
+
+    def known(self, group_id: str) -> HostedGroup | None:
+        """The group, if it is loaded."""
+        hosted = self._hosted.get(group_id)
+        if hosted is not None:
+            hosted.is_idle = False
+        return hosted
+
     def decide_commit(
         self, turn: Turn, group_id: str, commit: events.OffsetCommit
     ) -> tuple[HostedGroup, Decision[Any]] | None:
@@ -253,13 +270,14 @@ class Coordinator:
         """Let every machine whose deadline has come decide."""
         if self._transactions is not None:
             self._transactions.on_tick(turn)
-        if not self._deadlines or self._deadlines[0][0] > turn.now_ms:
+        due_ms = self.deadlines.next_ms
+        if due_ms is None or due_ms > turn.now_ms:
             return
-        late_ms = turn.now_ms - self._deadlines[0][0]
+        late_ms = turn.now_ms - due_ms
         if late_ms > LATE_MS_MAX:
             self._extend_all(turn, late_ms + self._limits.session_timeout_min_ms)
         else:
-            for group_id in self._due(turn.now_ms):
+            for group_id in self.deadlines.due(turn.now_ms):
                 hosted = self._hosted.get(group_id)
                 if hosted is not None and self._may_decide(turn, hosted):
                     decision = hosted.machine.on_deadline(turn.now_ms, turn.wall_ms)
@@ -267,7 +285,7 @@ class Coordinator:
                         self._stage(turn, hosted, decision, None)
                 if len(turn.staged_machines) >= TICK_GROUPS_MAX:
                     break
-        turn.effects.append(lambda: self._reschedule(turn.now_ms))
+        turn.effects.append(lambda: self.deadlines.reschedule(turn.now_ms, self._hosted))
 
     def _may_decide(self, turn: Turn, hosted: HostedGroup) -> bool:
         """Whether nothing was decided yet, and we lead: this very turn may have ended that."""
@@ -298,9 +316,8 @@ class Coordinator:
             if state.high_watermark < state.log_end_offset:
                 end_offset = state.log_end_offset
         turn.staged_machines[hosted] = decision
-        machine = hosted.machine
         producer_id = None if transactional is None else transactional.producer_id
-        turn.effects.append(lambda: self._apply_decision(hosted, machine, decision, producer_id))
+        turn.effects.append(self.applying(hosted, decision, producer_id))
         for token, answer in decision.replies:
             pending = asking if asking is not None and asking.token == token else self._parked.get(token)
             if pending is None:
@@ -319,6 +336,12 @@ class Coordinator:
         if asking is not None:
             turn.effects.append(partial(self._parked.setdefault, asking.token, asking))
 
+    def applying(
+        self, hosted: HostedGroup, decision: Decision[Any], producer_id: int | None = None
+    ) -> Callable[[], object]:
+        """The effect of a decision. producer_id: of the transaction that its records belong to."""
+        return partial(self._apply_decision, hosted, hosted.machine, decision, producer_id)
+
     def _apply_decision(
         self, hosted: HostedGroup, machine: GroupMachine, decision: Decision[Any], producer_id: int | None
     ) -> None:
@@ -332,7 +355,7 @@ class Coordinator:
         if machine.state is State.DEAD and hosted.machine is machine:
             hosted.machine = self._new_machine(hosted.group_id)
         hosted.publish()
-        self._note_deadline(hosted)
+        self.deadlines.note(hosted)
 
     def _note_records(self, number: int, count: int) -> None:
         fold = self._folds.get(number)
@@ -362,38 +385,6 @@ class Coordinator:
         hosted.is_idle = hosted.machine.is_vacant and not hosted.subscriptions
         if hosted.is_idle and was_idle:
             self._hosted.pop(hosted.group_id, None)
-
-    # -- deadlines ---------------------------------------------------------------------------------------------------
-
-    def _note_deadline(self, hosted: HostedGroup) -> None:
-        """Heartbeats push deadlines back all the time: only an earlier one needs a new entry."""
-        deadline_ms = hosted.machine.next_deadline_ms()
-        if deadline_ms is None or (hosted.scheduled_ms is not None and hosted.scheduled_ms <= deadline_ms):
-            return
-        if not self._deadlines or deadline_ms < self._deadlines[0][0]:
-            self.deadline_changed = True
-        hosted.scheduled_ms = deadline_ms
-        heappush(self._deadlines, (deadline_ms, hosted.group_id))
-
-    def _due(self, now_ms: int) -> Iterator[str]:
-        """The groups of all entries that are due; the heap is left as it is, the turn may still be dropped."""
-        heap, places = self._deadlines, [0]
-        while places:
-            place = places.pop()
-            if place < len(heap) and heap[place][0] <= now_ms:
-                yield heap[place][1]
-                places += (2 * place + 1, 2 * place + 2)
-
-    def _reschedule(self, now_ms: int) -> None:
-        """Take off what was due, and put back when each machine wants to be looked at next."""
-        due: dict[str, None] = {}
-        while self._deadlines and self._deadlines[0][0] <= now_ms:
-            due[heappop(self._deadlines)[1]] = None
-        for group_id in due:
-            hosted = self._hosted.get(group_id)
-            if hosted is not None:
-                hosted.scheduled_ms = None
-                self._note_deadline(hosted)
 
     # -- loading -----------------------------------------------------------------------------------------------------
 
@@ -471,18 +462,9 @@ class Coordinator:
                 hosted.view = hosted.machine.view()
                 hosted.stable_generation = hosted.view.generation
                 self._hosted[hosted.group_id] = hosted
-                self._note_deadline(hosted)
-                self._forget_deleted_topics(hosted)
+                self.deadlines.note(hosted)
+                forget_deleted_topics(self._broker, hosted)
             self._folds[partition.number] = fold
-
-    def _forget_deleted_topics(self, hosted: HostedGroup) -> None:
-        """A crash may have come between the deletion of a topic and that of the offsets committed for it."""
-        topics = self._broker.metadata.image.topics
-        gone = sorted(
-            {partition.topic for partition in hosted.machine.all_committed() if partition.topic not in topics}
-        )
-        if gone:
-            self._broker.slip_in(GroupRequest(hosted.group_id, events.TopicsDeleted(tuple(gone))))
 
     def close(
         self, refusal: StreamlogError, answer: Callable[[Pending, object, BaseException | None], None]
@@ -492,7 +474,7 @@ class Coordinator:
             self._transactions.completions.close(refusal, answer)
         while self._parked:
             answer(self._parked.popitem()[1], None, refusal)
-        self._deadlines.clear()
+        self.deadlines.clear()
 
 
 def _not_coordinator(group_id: str, partition: Partition) -> NotCoordinatorError:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from streamlog.broker.api import GroupRequest
 from streamlog.broker.checkpointing import decode_offsets
 from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Source
 from streamlog.core.group import GroupMachine
+from streamlog.core.group_events import TopicsDeleted
 from streamlog.core.group_records import decode_key
 from streamlog.core.held_records import HeldRecords, settled_records
 from streamlog.errors import StreamlogError, UnknownTopicOrPartitionError
@@ -98,6 +100,16 @@ def of_known_partitions(
         )
     known = {partition: where for partition, where in commit.offsets.items() if partition not in unknown}
     return msgspec.structs.replace(commit, offsets=known, topic_ids=topic_ids), unknown
+
+
+def forget_deleted_topics(broker: Broker, hosted: HostedGroup) -> None:
+    """A crash may have come between the deletion of a topic and that of the offsets committed for it."""
+    topics = broker.metadata.image.topics
+    gone = sorted(
+        {partition.topic for partition in hosted.machine.all_committed() if partition.topic not in topics}
+    )
+    if gone:
+        broker.slip_in(GroupRequest(hosted.group_id, TopicsDeleted(tuple(gone))))
 
 
 def load_machines(

@@ -334,7 +334,7 @@ class TransactionCoordinator:
             self._deadlines.pop(transactional_id, None)
         else:
             self._deadlines[transactional_id] = turn.now_ms + deadline_ms - turn.wall_ms
-            self._groups.deadline_changed = True
+            self._groups.deadlines.has_changed = True
 
     def _decided(
         self,

@@ -264,6 +264,16 @@ class Commits:
 
 
 def _checked_offsets(offsets: Mapping[TopicPartition, Any]) -> dict[TopicPartition, OffsetAndMetadata]:
+    usual: dict[TopicPartition, OffsetAndMetadata] = {}
+    if type(offsets) is dict:
+        for tp, given in offsets.items():
+            if type(tp) is not TopicPartition or type(tp[0]) is not str or type(tp[1]) is not int:
+                break
+            if type(given) is not int or given < 0:
+                break
+            usual[tp] = OffsetAndMetadata(given)
+        else:
+            return usual
     from streamlog.client.offsets import checked_partitions
 
     if not isinstance(offsets, Mapping):

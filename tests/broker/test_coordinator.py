@@ -301,7 +301,7 @@ def test_heartbeats_do_not_fill_the_heap(clocked: Clocked) -> None:
             "g", events.Heartbeat(token=0, member_id=joined.member_id, generation=joined.generation)
         )
         cluster.broker.call(Tick())
-    assert len(cluster.coordinator._deadlines) <= 3
+    assert len(cluster.coordinator.deadlines._heap) <= 3
     clocked.tick(10_000)
     assert cluster.coordinator.group("g").view.members == ()
 

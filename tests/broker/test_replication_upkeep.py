@@ -211,7 +211,7 @@ def test_a_turn_that_ends_a_coordinator_s_role_writes_nothing_for_its_groups(
         machine = type(coordinator._hosted["g"].machine)
         expire = machine.on_deadline
         monkeypatch.setattr(machine, "on_deadline", lambda self, now, wall: expire(self, now + 600_000, wall))
-        coordinator._deadlines.insert(0, (broker._clock.monotonic_ms(), "g"))
+        coordinator.deadlines._heap.insert(0, (broker._clock.monotonic_ms(), "g"))
         broker.paused = True
         cluster._backend.metadata.call(BrokerLost(old))
         broker.replication.mark([("__consumer_offsets", 0)], 1 << 40)

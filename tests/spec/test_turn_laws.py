@@ -305,7 +305,7 @@ def test_law_6_a_dropped_turn_forgets_no_deadline_and_parks_nobody(
     )
     cluster.call_group("g", join)
     coordinator, broker = cluster.coordinator, cluster.broker
-    before = sorted(coordinator._deadlines)
+    before = sorted(coordinator.deadlines._heap)
     assert before == [(1_030_000, "g")], "its sync is awaited"
 
     def fails(turn: turns.Turn) -> None:
@@ -316,7 +316,7 @@ def test_law_6_a_dropped_turn_forgets_no_deadline_and_parks_nobody(
     broker._before_commit = fails  # type: ignore[method-assign]
     with pytest.raises(streamlog.errors.StorageError):
         broker.call(Tick())
-    assert sorted(coordinator._deadlines) == before
+    assert sorted(coordinator.deadlines._heap) == before
     hosted = coordinator.group("g")
     assert len(hosted.view.members) == 1
     broker.call(Tick())
