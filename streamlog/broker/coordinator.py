@@ -39,6 +39,7 @@ from streamlog.broker.hosted_group import (
 )
 from streamlog.broker.partition import Partition
 from streamlog.broker.pending import wait_until_told
+from streamlog.broker.settled_offsets import settled_offsets
 from streamlog.broker.transactional_commits import append_records, check_epoch, check_stable
 from streamlog.broker.turn import DEFER, Pending, Turn
 from streamlog.config import ClusterConfig
@@ -119,16 +120,15 @@ class Coordinator:
     ) -> dict[TopicPartition, OffsetAndMetadata]:
         """Committed positions of the named partitions (None: all that have one); those without one are left out.
 
-        Raises UnstableOffsetCommitError for a named one that a transaction is about to commit (KIP-447).
+        Only what is replicated counts. Raises UnstableOffsetCommitError for a named one that a transaction is about to
+        commit (KIP-447), CoordinatorLoadInProgressError where a new leader does not know yet what is replicated.
         """
         hosted = self.group(group_id)
         if hosted is None:
             return {}
-        if partitions is None:
-            return dict(hosted.machine.all_committed())
-        check_stable(hosted.machine, partitions)
-        found = ((partition, hosted.machine.committed(*partition)) for partition in partitions)
-        return {partition: offset for partition, offset in found if offset is not None}
+        if partitions is not None:
+            check_stable(hosted.machine, partitions)
+        return settled_offsets(hosted, partitions)
 
     @property
     def parked_count(self) -> int:
@@ -317,7 +317,7 @@ class Coordinator:
                 end_offset = state.log_end_offset
         turn.staged_machines[hosted] = decision
         producer_id = None if transactional is None else transactional.producer_id
-        turn.effects.append(self.applying(hosted, decision, producer_id))
+        turn.effects.append(self.applying(hosted, decision, producer_id, end_offset))
         for token, answer in decision.replies:
             pending = asking if asking is not None and asking.token == token else self._parked.get(token)
             if pending is None:
@@ -337,15 +337,31 @@ class Coordinator:
             turn.effects.append(partial(self._parked.setdefault, asking.token, asking))
 
     def applying(
-        self, hosted: HostedGroup, decision: Decision[Any], producer_id: int | None = None
+        self,
+        hosted: HostedGroup,
+        decision: Decision[Any],
+        producer_id: int | None = None,
+        end_offset: int = -1,
     ) -> Callable[[], object]:
-        """The effect of a decision. producer_id: of the transaction that its records belong to."""
-        return partial(self._apply_decision, hosted, hosted.machine, decision, producer_id)
+        """The effect of a decision.
+
+        producer_id:  of the transaction that its records belong to.
+        end_offset:   theirs, if they have to be replicated before they count.
+        """
+        return partial(self._apply_decision, hosted, hosted.machine, decision, producer_id, end_offset)
 
     def _apply_decision(
-        self, hosted: HostedGroup, machine: GroupMachine, decision: Decision[Any], producer_id: int | None
+        self,
+        hosted: HostedGroup,
+        machine: GroupMachine,
+        decision: Decision[Any],
+        producer_id: int | None,
+        end_offset: int,
     ) -> None:
         if producer_id is None:
+            if end_offset >= 0:
+                high_watermark = hosted.partition.state.high_watermark
+                hosted.unsettled.note(machine, decision.records, end_offset, high_watermark)
             machine.apply(decision.records, decision.changes)
         else:
             machine.hold(producer_id, decision.records)

@@ -14,6 +14,7 @@ from streamlog.broker.api import GroupRequest
 from streamlog.broker.checkpointing import decode_offsets
 from streamlog.broker.partition import Partition
 from streamlog.broker.purgatory import Source
+from streamlog.broker.settled_offsets import UnsettledOffsets
 from streamlog.core.group import GroupMachine
 from streamlog.core.group_events import TopicsDeleted
 from streamlog.core.group_records import decode_key
@@ -44,6 +45,7 @@ class HostedGroup(Source):
         "is_gone",
         "_is_news",
         "stable_generation",
+        "unsettled",
     )
 
     def __init__(self, group_id: str, machine: GroupMachine, partition: Partition) -> None:
@@ -56,6 +58,7 @@ class HostedGroup(Source):
         self.scheduled_ms: int | None = None
         self._is_news = False
         self.stable_generation = self.view.generation  # of the last rebalance that was counted
+        self.unsettled = UnsettledOffsets()
         self.is_idle = False  # nobody has asked for it since offsets were last expired
         self.is_gone = False  # the coordinator moved: another broker hosts the group now
 

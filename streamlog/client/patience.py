@@ -10,6 +10,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from streamlog.errors import (
+    CoordinatorLoadInProgressError,
     CoordinatorNotAvailableError,
     LeaderNotAvailableError,
     NetworkError,
@@ -22,7 +23,12 @@ from streamlog.errors import (
 if TYPE_CHECKING:
     from streamlog.broker.cluster import BrokerCluster
 
-COORDINATOR_MOVES: Final = (CoordinatorNotAvailableError, NotCoordinatorError, NetworkError)
+COORDINATOR_MOVES: Final = (
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    NotCoordinatorError,
+    NetworkError,
+)
 """A group's coordinator is changing brokers: what was asked is for the next one."""
 
 UNSERVED: Final = (
