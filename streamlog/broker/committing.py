@@ -40,6 +40,7 @@ def run_alone(broker: Broker, pending: Pending) -> bool:
         image is None
         or image.topic_id != partition.topic_id
         or not partition.is_alone
+        or (broker.replication is not None and broker.replication.dirty)  # perhaps it leads no longer
         or partition.producers is not None  # transactions have brought offsets
         or partition.config.retention_bytes >= 0
     ):

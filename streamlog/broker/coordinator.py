@@ -179,7 +179,7 @@ class Coordinator:
         """Let the group's machine decide; park the request unless the decision answers it."""
         try:
             partition = self._offsets_partition(request.group_id)
-            if self._broker.replication is not None and not turn.is_alone(partition):
+            if self._broker.replication is not None:
                 self._broker.replication.check_coordinates(turn, partition)
             self._load(partition, leads=True)
         except StorageError as error:  # the group cannot be read: the trouble of who asks for it, only

@@ -297,10 +297,7 @@ class Replication:
 
         Raises   NotLeaderOrFollowerError, NotEnoughReplicasError (acks=all and fewer in sync than min.insync.replicas).
         """
-        is_behind = self.dirty and (partition.topic, partition.number) in self.dirty
-        if is_behind and self.peers.hears_metadata(self._broker.id):
-            # Before a leader of yesterday writes what waited while it was silent.
-            self.take_role(turn, partition)
+        self._catch_up(turn, partition)
         if turn.is_alone(partition):
             return None
         leadership: Leadership | None = turn.leaderships.get(partition, partition.leadership)
@@ -322,7 +319,10 @@ class Replication:
         return leadership
 
     def check_coordinates(self, turn: Turn, partition: Partition) -> None:
-        """Before a group is decided on. Raises NotCoordinatorError."""
+        """Before a group, or a transactional id, is decided on. Raises NotCoordinatorError."""
+        self._catch_up(turn, partition)
+        if turn.is_alone(partition):
+            return
         leadership = turn.leaderships.get(partition, partition.leadership)
         if leadership is None:
             self.take_role(turn, partition)
@@ -331,6 +331,12 @@ class Replication:
                     f"broker {self._broker.id} does not lead {partition.name}; {partition.leader_id} does",
                     leader=partition.leader_id,
                 )
+
+    def _catch_up(self, turn: Turn, partition: Partition) -> None:
+        """Before a leader of yesterday writes what waited while it was silent."""
+        is_behind = self.dirty and (partition.topic, partition.number) in self.dirty
+        if is_behind and self.peers.hears_metadata(self._broker.id):
+            self.take_role(turn, partition)
 
     def move_high_watermark(self, turn: Turn, partition: Partition) -> None:
         """Stage the high watermark that follows from what is staged."""

@@ -408,7 +408,7 @@ class TransactionCoordinator:
         image = self._broker.metadata.image.topic(TRANSACTION_STATE_TOPIC)
         number = group_partition(transactional_id, len(image.partitions))
         partition = self._broker.partition(TRANSACTION_STATE_TOPIC, number)
-        if self._broker.replication is not None and not turn.is_alone(partition):
+        if self._broker.replication is not None:
             self._broker.replication.check_coordinates(turn, partition)
         self._load(partition)
         return partition

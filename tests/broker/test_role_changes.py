@@ -154,3 +154,35 @@ def test_who_waits_for_followers_of_a_deleted_topic_is_told_at_once() -> None:
             leader.partition("t", 0)
         leader.call(DropTopic(image))
         assert isinstance(replicas.outcome(pending).error, NotLeaderOrFollowerError)
+
+
+def test_a_lone_replica_that_was_silent_learns_its_role_before_it_decides_on_a_group() -> None:
+    """The request that waited is older than the news that nobody leads."""
+    simulation = Simulation(3)
+    with streamlog.open(
+        ":memory:", sync="off", runtime=simulation, offsets_topic_num_partitions=1
+    ) as cluster:
+        cluster.create_topic("t")
+        with cluster.consumer(group_id="g", enable_auto_commit=False) as consumer:
+            consumer.commit({("t", 0): 1})
+            cluster.add_broker()
+            offsets = cluster._backend.brokers[0].partitions["__consumer_offsets", 0]
+            written: list[tuple[int, int]] = []
+            publish = type(offsets).publish
+            cluster.brokers[0].pause()
+            commit = simulation.spawn(lambda: consumer.commit({("t", 0): 2}, timeout=60))
+            simulation.sleep(15)
+            assert cluster.topic("__consumer_offsets")[0].leader is None
+
+            def noting(self: Any, state: Any) -> None:
+                if self is offsets and state.log_end_offset > self.state.log_end_offset:
+                    written.append((self.leader_id, state.leader_epoch))
+                publish(self, state)
+
+            with pytest.MonkeyPatch.context() as patching:
+                patching.setattr(type(offsets), "publish", noting)
+                cluster.brokers[0].resume()
+                commit.result()
+            leads = cluster.topic("__consumer_offsets")[0]
+            assert leads.leader == 0 and written == [(0, 2)], "as the leader it became, not as that of before"
+            assert consumer.committed(("t", 0)) == 2
