@@ -187,7 +187,13 @@ class Pipeline:
         return found
 
     def lag(self) -> str:
-        """What the workers have not copied yet, for who waits for it; empty: nothing."""
+        """What the workers have not copied yet, or not ended, for who waits for it; empty: nothing."""
+        with self._cluster.consumer(isolation_level="read_committed") as consumer:
+            ends = consumer.end_offsets([(COPIES, number) for number in range(self._partitions)])
+        copies = self._cluster.topic(COPIES)
+        stable = {str(place): end for place, end in ends.items() if end < copies[place[1]].high_watermark}
+        if stable:
+            return f"a transaction is open; copies are stable up to {stable}"
         if any(f"worker-{number}" not in self._workload.without for number in range(WORKERS)):
             lag = self._cluster.consumer_group(GROUP, ["orders"]).lag()
             behind = {str(place): count for place, count in lag.items() if count}
