@@ -191,12 +191,13 @@ class Broker(TurnOwner):
 
     def _run_turn(self) -> None:
         inbox = self._inbox
-        if len(inbox) == 1 and self._unfinished is None and not (self.disk_is_full or self.commit_delay_ms):
-            pending = inbox[0]
-            kind, coordinator = type(pending.request), self._coordinator
-            if kind is api.Produce and producing.run_alone(self, pending):
-                return
-            if kind is GroupRequest and coordinator is not None and coordinator.run_alone(pending):
+        count = len(inbox)
+        if count < 3 and self._unfinished is None and not (self.disk_is_full or self.commit_delay_ms):
+            pending, coordinator = inbox[0], self._coordinator
+            if count == 1 and type(pending.request) is api.Produce:
+                if producing.run_alone(self, pending):
+                    return
+            elif coordinator is not None and coordinator.run_usual(pending, inbox[1] if count == 2 else None):
                 return
         super()._run_turn()
 

@@ -216,9 +216,12 @@ class Coordinator:
             turn.effects.append(lambda: self._forget_idle(hosted, was_idle))
         return None
 
-    def run_alone(self, pending: Pending) -> bool:
-        """Run the whole turn of a commit of offsets, if it is a usual one."""
-        return committing.run_alone(self._broker, pending)
+    def run_usual(self, pending: Pending, other: Pending | None) -> bool:
+        """Run the whole turn of a commit of offsets, or of a transaction's end, if it is a usual one."""
+        if other is None:
+            return type(pending.request) is GroupRequest and committing.run_alone(self._broker, pending)
+        transactions = self._transactions
+        return transactions is not None and transactions.run_usual(pending, other)
 
     def known(self, group_id: str) -> HostedGroup | None:
         """The group, if it is loaded."""
@@ -343,10 +346,8 @@ class Coordinator:
         producer_id: int | None = None,
         end_offset: int = -1,
     ) -> Callable[[], object]:
-        """The effect of a decision.
-
-        producer_id:  of the transaction that its records belong to.
-        end_offset:   theirs, if they have to be replicated before they count.
+        """The effect of a decision. producer_id: of the transaction that its records belong to; end_offset: theirs, if
+        they have to be replicated before they count.
         """
         return partial(self._apply_decision, hosted, hosted.machine, decision, producer_id, end_offset)
 

@@ -104,20 +104,10 @@ def run_alone(broker: Broker, pending: Pending) -> bool:
         return False
     name, number, batch = entries[0]
     partition = broker.partitions.get((name, number))
-    if partition is None or not partition.is_plain or not request.acks:
-        return False
-    image = broker.metadata.image.topics.get(name)
-    if image is None or image.topic_id != partition.topic_id:
-        return False
-    config = partition.config
     wall_ms = broker._wall_ns() // 1_000_000
-    size_bytes, timestamp, records = batch.size_bytes, batch.max_timestamp, batch.last_offset_delta + 1
-    if (
-        size_bytes > config.max_message_bytes
-        or timestamp > wall_ms + config.message_timestamp_after_max_ms
-        or batch.attributes & (LOG_APPEND_TIME | CONTROL)
-    ):
+    if partition is None or not request.acks or not is_usual(broker, partition, batch, wall_ms):
         return False
+    size_bytes, timestamp, records = batch.size_bytes, batch.max_timestamp, batch.last_offset_delta + 1
     state = partition.state
     base_offset = state.log_end_offset
     end_offset = base_offset + records
@@ -166,6 +156,20 @@ def run_alone(broker: Broker, pending: Pending) -> bool:
     broker._inbox.popleft()
     broker._unfinished = None
     return True
+
+
+def is_usual(broker: Broker, partition: Partition, batch: Batch, wall_ms: int) -> bool:
+    """Whether a client's batch is to be stored as it is, in a partition that has no rules of its own."""
+    config = partition.config
+    image = broker.metadata.image.topics.get(partition.topic)
+    return (
+        partition.is_plain
+        and image is not None
+        and image.topic_id == partition.topic_id
+        and batch.size_bytes <= config.max_message_bytes
+        and batch.max_timestamp <= wall_ms + config.message_timestamp_after_max_ms
+        and not batch.attributes & (LOG_APPEND_TIME | CONTROL)
+    )
 
 
 def _follows(

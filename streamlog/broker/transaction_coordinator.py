@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlog import batch as batches
+from streamlog.broker import lone_transactions
 from streamlog.broker.api import (
     AddPartitions,
     EndTxn,
@@ -44,6 +45,7 @@ from streamlog.errors import (
     ConcurrentTransactionsError,
     InvalidTransactionTimeoutError,
     InvalidTxnStateError,
+    NotCoordinatorError,
     StreamlogError,
     TransactionAbortableError,
     UnknownTopicOrPartitionError,
@@ -107,6 +109,10 @@ class TransactionCoordinator:
                 turn.reply(pending, None)
         return None
 
+    def run_usual(self, produce: Pending, end: Pending) -> bool:
+        """Run the whole turn of a transaction's last records and its commit, if they are usual ones."""
+        return lone_transactions.run(self._broker, self, produce, end)
+
     def expire_ids(self) -> int:
         """Have ids forgotten that nobody has used for long. By any thread; returns how many were found."""
         wall_ms, expiration_ms = (
@@ -164,12 +170,8 @@ class TransactionCoordinator:
     ) -> None:
         allowed_ms = self._broker.config.transaction_max_timeout_ms
         if event.timeout_ms > allowed_ms:
-            raise InvalidTransactionTimeoutError(
-                f"transaction_timeout_ms={event.timeout_ms}; this cluster allows up to "
-                f"transaction.max.timeout.ms={allowed_ms}",
-                timeout_ms=event.timeout_ms,
-                allowed_ms=allowed_ms,
-            )
+            says = f"transaction_timeout_ms={event.timeout_ms}; allowed: up to transaction.max.timeout.ms={allowed_ms}"
+            raise InvalidTransactionTimeoutError(says, timeout_ms=event.timeout_ms, allowed_ms=allowed_ms)
         known = self._known(turn, transactional_id)
         if known is not None and known.state is State.ONGOING:
             known = self._decided(turn, transactional_id, partition, rules.fenced(known, turn.wall_ms))
@@ -287,9 +289,7 @@ class TransactionCoordinator:
 
     def _known(self, turn: Turn, transactional_id: str) -> TransactionState | None:
         if transactional_id in turn.transactions:
-            staged: TransactionState | None = turn.transactions[
-                transactional_id
-            ]  # None: forgotten in this turn
+            staged: TransactionState | None = turn.transactions[transactional_id]  # None: forgotten in it
             return staged
         return self._states.get(transactional_id)
 
@@ -308,6 +308,9 @@ class TransactionCoordinator:
     def write_staged(self, turn: Turn) -> None:
         """Before the commit: the records of what was staged."""
         for transactional_id, partition in turn.unwritten.items():
+            if partition in turn.leaderships:  # decided on alone, and learnt only then who leads
+                says = f"transactional_id {transactional_id!r}: {partition.name} changed its role; ask again"
+                raise NotCoordinatorError(says, transactional_id=transactional_id)
             self._append(turn, transactional_id, partition, turn.transactions[transactional_id])
 
     def _put(self, turn: Turn, transactional_id: str, partition: Partition, state: TransactionState) -> None:

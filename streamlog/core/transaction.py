@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import Enum
+from functools import lru_cache
+from struct import Struct
 from typing import Final
 
 import msgspec
@@ -41,6 +43,9 @@ from streamlog.record import TopicPartition
 PRODUCER_EPOCH_MAX: Final = 32_766
 """The last one a transaction is begun in; its marker has the one after it. Then the producer id changes."""
 _VALUE_VERSION: Final = 0
+_BARE_VALUE: Final = Struct(">hqhibiqq")
+"""A value without partitions, whose array is null: version, producer, epoch, timeout, state, -1, updated, started."""
+KEYS_KNOWN_MAX: Final = 1024
 
 
 class State(Enum):
@@ -258,6 +263,7 @@ def _wrong_state(state: TransactionState, transactional_id: str, is_commit: bool
 # -- the bytes of __transaction_state: Kafka's TransactionLogKey and TransactionLogValue, version 0 ----------------------
 
 
+@lru_cache(KEYS_KNOWN_MAX)
 def encode_key(transactional_id: str) -> bytes:
     writer = TypesWriter()
     writer.int16(0)
@@ -275,6 +281,17 @@ def decode_key(key: bytes | None) -> str | None:
 
 
 def encode_value(state: TransactionState) -> bytes:
+    if not state.partitions:  # nearly every one: a transaction that is complete
+        return _BARE_VALUE.pack(
+            _VALUE_VERSION,
+            state.producer_id,
+            state.producer_epoch,
+            state.timeout_ms,
+            state.state.value,
+            -1,
+            state.updated_ms,
+            state.started_ms,
+        )
     writer = TypesWriter()
     writer.int16(_VALUE_VERSION)
     writer.int64(state.producer_id)
@@ -284,7 +301,7 @@ def encode_value(state: TransactionState) -> bytes:
     topics: dict[str, list[int]] = {}
     for topic, number in state.partitions:
         topics.setdefault(topic, []).append(number)
-    writer.int32(len(topics) or -1)
+    writer.int32(len(topics))
     for topic, numbers in topics.items():
         writer.string(topic)
         writer.int32(len(numbers))

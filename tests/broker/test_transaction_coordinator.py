@@ -15,11 +15,13 @@ from streamlog.batch import Batch, seal_columnar
 from streamlog.broker import api
 from streamlog.broker.cluster import BrokerCluster
 from streamlog.broker.transaction_coordinators import call
+from streamlog.broker.turn import Turn
 from streamlog.core import group_events as events
 from streamlog.core.transaction import State
 from streamlog.errors import (
     InvalidProducerIdMappingError,
     InvalidTxnStateError,
+    NotCoordinatorError,
     ProducerFencedError,
     StreamlogError,
     UnknownMemberIdError,
@@ -202,3 +204,17 @@ def test_a_member_that_is_unknown_is_named(cluster: BrokerCluster) -> None:
     stale = events.OffsetCommit(token=0, offsets={T0: OffsetAndMetadata(1)}, member_id="gone", generation=0)
     with pytest.raises(UnknownMemberIdError):
         call(cluster, "x", api.EndTxn(*identity, True, [("g", stale)]))
+
+
+def test_what_was_decided_alone_is_not_written_in_a_role_learnt_after_it(cluster: BrokerCluster) -> None:
+    """Its batch would carry an epoch that nobody led; who follows such a log cuts it and copies it for ever."""
+    init(cluster)
+    transactions = cluster.broker.coordinator.transactions
+    known, end = state(cluster), records(cluster)
+    turn = Turn(0, T)
+    partition = transactions._partition(turn, "x")
+    transactions._stage(turn, "x", partition, known)
+    turn.leaderships[partition] = None
+    with pytest.raises(NotCoordinatorError):
+        transactions.write_staged(turn)
+    assert turn.transaction is None and records(cluster) == end
