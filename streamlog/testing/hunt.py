@@ -53,8 +53,11 @@ PROGRESS_SECONDS: Final = 15.0
 SHRINK_SECONDS_MAX: Final = 60.0
 """So long a failed seed is made smaller."""
 SEED_SECONDS_MAX: Final = 120
-"""Of the wall clock: a seed that takes longer runs in circles; which one, and all stacks, are
-printed."""
+"""Of processor time: a seed that takes longer runs in circles; which one, and all stacks, are printed. (The wall clock
+would blame it for a machine that was suspended.)"""
+LOOK_SECONDS: Final = 1.0
+STUCK_SECONDS_MAX: Final = 3_600
+"""Of the wall clock: a seed that takes longer holds the interpreter's lock for good."""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -170,18 +173,27 @@ def _smallest(seed: int, without: frozenset[str], error: Exception) -> str:
 
 def _watched(seed: int, without: frozenset[str]) -> Outcome:
     """Run a seed, and end the process if that runs in circles."""
-    says_which = threading.Timer(
-        SEED_SECONDS_MAX - 1, _say, (f"seed {seed}: not done in {SEED_SECONDS_MAX} s",)
-    )
-    says_which.start()
+    is_over = threading.Event()
+    watching = threading.Thread(target=_end_circles, args=(seed, is_over), daemon=True)
+    watching.start()
     # By C's own clock: it ends also what never lets go of the interpreter's lock.
-    faulthandler.dump_traceback_later(SEED_SECONDS_MAX, exit=True, file=2)
+    faulthandler.dump_traceback_later(STUCK_SECONDS_MAX, exit=True, file=2)
     try:
         with faults_unlogged():
             return run(seed, without=without)
     finally:
         faulthandler.cancel_dump_traceback_later()
-        says_which.cancel()
+        is_over.set()
+        watching.join()
+
+
+def _end_circles(seed: int, is_over: threading.Event) -> None:
+    begun_seconds = time.process_time()
+    while not is_over.wait(LOOK_SECONDS):
+        if time.process_time() - begun_seconds > SEED_SECONDS_MAX:
+            _say(f"seed {seed}: not done in {SEED_SECONDS_MAX} s of processor time")
+            faulthandler.dump_traceback(file=2)
+            os._exit(1)
 
 
 def main(arguments: list[str] | None = None) -> int:
