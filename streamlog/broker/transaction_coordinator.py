@@ -46,7 +46,6 @@ from streamlog.errors import (
     InvalidTransactionTimeoutError,
     InvalidTxnStateError,
     NotCoordinatorError,
-    StreamlogError,
     TransactionAbortableError,
     UnknownTopicOrPartitionError,
 )
@@ -280,7 +279,7 @@ class TransactionCoordinator:
                 continue
             try:
                 partition = self._partition(turn, transactional_id)
-            except StreamlogError:
+            except NotCoordinatorError:
                 continue  # led by another broker as of this very turn
             self._decided(turn, transactional_id, partition, rules.fenced(known, turn.wall_ms))
         self.completions.on_tick(turn)

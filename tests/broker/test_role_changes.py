@@ -10,6 +10,7 @@ import streamlog
 from streamlog.broker.api import DeleteTopic
 from streamlog.broker.upkeep import DropTopic
 from streamlog.errors import NotLeaderOrFollowerError, UnknownTopicOrPartitionError
+from streamlog.record import TopicPartition
 from streamlog.testing import Simulation
 from tests.spec.replicas import replicated
 
@@ -186,3 +187,25 @@ def test_a_lone_replica_that_was_silent_learns_its_role_before_it_decides_on_a_g
             leads = cluster.topic("__consumer_offsets")[0]
             assert leads.leader == 0 and written == [(0, 2)], "as the leader it became, not as that of before"
             assert consumer.committed(("t", 0)) == 2
+
+
+def test_a_full_disk_that_hides_a_role_does_not_let_the_broker_run_in_circles() -> None:
+    """A transaction is to be aborted for its age, who leads its id was just decided, and nothing can be written."""
+    simulation = Simulation(1)
+    with streamlog.open(":memory:", sync="off", runtime=simulation) as cluster:
+        cluster.create_topic("t")
+        producer = cluster.producer(transactional_id="p", transaction_timeout_ms=4_000)
+        producer.transaction().__enter__()
+        producer.send("t", b"open")
+        producer.flush()
+        cluster.brokers[0].fill_disk()
+        cluster.add_broker()  # which is to have replicas of the coordinators' topics
+        switches = simulation.switches
+        simulation.sleep(10)
+        assert simulation.switches - switches < 2_000
+        cluster.brokers[0].fill_disk(False)
+        simulation.sleep(5)
+        with cluster.consumer(isolation_level="read_committed") as reader:
+            assert reader.end_offsets([("t", 0)]) == {TopicPartition("t", 0): 2}, (
+                "its marker follows the record"
+            )
