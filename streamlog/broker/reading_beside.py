@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
+import msgspec
+
 from streamlog.broker.backup import backup_environments
 from streamlog.broker.following import (
     LOOK_MS_MAX,
@@ -38,10 +40,11 @@ from streamlog.broker.following import (
 )
 from streamlog.broker.groups_beside import GroupsBeside
 from streamlog.broker.partition import Partition, TopicMeters, state_of
+from streamlog.broker.replicated_beside import replicated_end
 from streamlog.broker.runner import Lock, Runtime, ThreadedRuntime
 from streamlog.broker.stores_beside import Stores, load_image, open_stores, visible_commit
 from streamlog.config import ClusterConfig, TopicConfig
-from streamlog.core.cluster_image import ClusterImage, TopicImage
+from streamlog.core.cluster_image import ClusterImage, PartitionImage, TopicImage
 from streamlog.core.replica import ReplicaState
 from streamlog.errors import (
     ClosedError,
@@ -102,6 +105,7 @@ class ClusterBeside:
         self._partitions: dict[int, PartitionBeside] = {}
         self._meters: dict[str, TopicMeters] = {}
         self._stores: Stores | None = None
+        self._marked: dict[int, tuple[ReplicaState, ReplicaState]] = {}
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self._image.topics)} topics"
@@ -342,8 +346,30 @@ class ClusterBeside:
         topic = self._refresh(stores).topics.get(partition.topic)  # behind the snapshot: invariant 1
         if topic is None or topic.topic_id != partition.topic_id:
             return None
-        state = state_of(checkpoint, topic.partitions[partition.number].leader_epoch)
+        image = topic.partitions[partition.number]
+        state = state_of(checkpoint, image.leader_epoch)
+        if state.high_watermark < state.log_end_offset and len(image.replicas) > 1:
+            state = self._with_mark(stores, snapshot, partition, image, state)
         return cast(PartitionBeside, partition).stabilized(snapshot, state)
+
+    def _with_mark(
+        self,
+        stores: Stores,
+        snapshot: Snapshot,
+        partition: Partition,
+        image: PartitionImage,
+        state: ReplicaState,
+    ) -> ReplicaState:
+        """With the high watermark that an owner which was killed has not written down any more."""
+        stored, marked = self._marked.get(image.log_id, (None, state))
+        if stored != state:
+            if self.owner_incarnation() is not None:
+                return state  # it will write it down
+            enough = partition.config.min_insync_replicas
+            mark = replicated_end(stores, snapshot, image, partition.leader_id, state, enough)
+            marked = msgspec.structs.replace(state, high_watermark=mark)
+            self._marked[image.log_id] = state, marked
+        return marked
 
     def dump(self, topic: str, number: int, start_offset: int, end_offset: int | None) -> Iterator[Dumped]:
         """The stored batches of a partition that end in [start_offset, end_offset), damaged ones too."""
