@@ -191,6 +191,7 @@ ADVICE = {
     "ClusterLockedError": "Stop the process in `.pid`, or read beside it.",
     "CommitFailedError": "Poll again; the records come again, here or elsewhere. Process less a poll.",
     "ConfigError": "The message names what is allowed and what was probably meant.",
+    "CoordinatorLoadInProgressError": "Call again; consumers and groups do so themselves.",
     "CoordinatorNotAvailableError": "Call again.",
     "CorruptRecordError": "`streamlog verify` tells how much; seek behind `.offset`, or restore a backup.",
     "CorruptStoreError": "`streamlog verify`; restore a backup.",

@@ -18,6 +18,8 @@ or for acks holds no thread at all.
     producer   send without a turn; awaiting room in the buffer
     consumer   a poll that parks in the loop, not in a thread
     group      members, offsets, `run` with coroutines
+    transactions, transactional_producer    begun and ended in threads
+    processing `process` with coroutine handlers
     cluster    open, topics, partitions
     mistakes   what is said to who leaves an `async` or `await` out
 """

@@ -31,7 +31,6 @@ from streamlog.client.opening import open_cluster
 from streamlog.client.topic import Partition as BlockingPartition
 from streamlog.client.topic import Topic as BlockingTopic
 from streamlog.config import ProducerConfig
-from streamlog.errors import UnsupportedOperationError
 from streamlog.metrics import Metrics
 from streamlog.record import Record, TopicPartition
 
@@ -170,14 +169,17 @@ class Cluster(EnteredInLoop, KnowsHabits):
     # -- clients ---------------------------------------------------------------------------------------------
 
     def producer(self, config: Mapping[str, Any] | None = None, **options: Any) -> Producer:
-        """A producer; options as the blocking `producer`. Raises ConfigError."""
+        """A producer; options as the blocking `producer`. Raises ConfigError.
+
+        With a `transactional_id` it fences who had that before as `async with` begins, or the first transaction.
+        """
         parsed = ProducerConfig.from_options(options, config)
+        kind: type[LoopProducer] = LoopProducer
         if parsed.transactional_id is not None:
-            raise UnsupportedOperationError(
-                "transactional_id: transactions are for the blocking producer in this version; run it in a thread "
-                "(asyncio.to_thread)"
-            )
-        core = self._core._make_producer(LoopProducer, parsed)
+            from streamlog.aio.transactional_producer import LoopTransactionalProducer
+
+            kind = LoopTransactionalProducer
+        core = self._core._make_producer(kind, parsed)
         producer = Producer(self._workers, core, self._forget_producer)
         self._producers[producer] = None
         return producer

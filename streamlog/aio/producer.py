@@ -35,8 +35,11 @@ from streamlog.wording import plural
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from streamlog.aio.consumer import Consumer
+    from streamlog.aio.transactions import Transaction
     from streamlog.broker.cluster import BrokerCluster
     from streamlog.client.habits import NoOthers
+    from streamlog.client.transactions import TransactionalProducer
 
 Headered = Iterable[tuple[str, bytes | None]]
 
@@ -266,6 +269,9 @@ class Producer(EnteredInLoop, KnowsHabits):
         self._late: deque[LateSend | SendingMany] = deque()
         self._placing: asyncio.Task[None] | None = None
         self._failed_late: list[LateSend | SendingMany] = []
+        self._late_failures = 0
+        self._transaction: Transaction | None = None
+        self._ending: asyncio.Future[Any] | None = None
 
     def __repr__(self) -> str:
         return f"<aio {repr(self._core)[1:]}"
@@ -281,6 +287,8 @@ class Producer(EnteredInLoop, KnowsHabits):
 
     async def __aenter__(self) -> Self:
         self._core._check_open()
+        if self._core.config.transactional_id is not None:
+            await self._workers.call(self._transactional_core._take_over)
         return self
 
     async def __aexit__(self, kind: object, exception: BaseException | None, traceback: object) -> None:
@@ -343,6 +351,49 @@ class Producer(EnteredInLoop, KnowsHabits):
         self._place_later(sending)
         return sending
 
+    def transaction(self, consumer: Consumer | None = None) -> Transaction:
+        """A transaction, for an `async with`: committed at its end, aborted on an exception and if its task is cancelled.
+
+        consumer:  of streamlog.aio; its positions are committed with the transaction, and after an abort it stands again
+                   before everything it has handed out and not committed. Its group has `enable_auto_commit=False`.
+        What any task sends with this producer meanwhile belongs to the transaction.
+        Raises     as the blocking `transaction`; its errors of the consumer and of the id come as `async with` begins.
+        """
+        from streamlog.aio.transactions import Transaction, checked
+
+        self._core._check_open()
+        self._transactional_core  # noqa: B018 (raises where there is none)
+        if consumer is not None:
+            checked(consumer)
+        return Transaction(self, consumer)
+
+    @property
+    def _transactional_core(self) -> TransactionalProducer:
+        core: Any = self._core
+        if core.config.transactional_id is None:
+            raise IllegalStateError(
+                'this producer has no transactional_id; make it with `cluster.producer(transactional_id="t-1")`'
+            )
+        transactional: TransactionalProducer = core
+        return transactional
+
+    def _note_ending(self, ending: asyncio.Future[Any]) -> None:
+        """A transaction begins or ends; what comes next waits for it."""
+
+        def ended(one: asyncio.Future[Any]) -> None:
+            if self._ending is one:
+                self._ending = None
+            if not one.cancelled():
+                one.exception()  # told to who waits for it; nobody may
+
+        self._ending = ending
+        ending.add_done_callback(ended)
+
+    async def _all_ended(self) -> None:
+        await self._all_placed()
+        while self._ending is not None:
+            await asyncio.wait([self._ending])
+
     async def drain(self) -> None:
         """Wait until there is room in the buffer for more records."""
         await self._all_placed()
@@ -366,6 +417,8 @@ class Producer(EnteredInLoop, KnowsHabits):
             raise unknown_argument(self.close, others)
         if self._core._closed:
             return
+        while self._ending is not None:
+            await asyncio.wait([self._ending])
         try:
             await self._finish(self._core.close, timeout)
         finally:
@@ -405,6 +458,7 @@ class Producer(EnteredInLoop, KnowsHabits):
                     await late.place(self)
                 except Exception as error:
                     self._failed_late.append(late)
+                    self._late_failures += 1
                     late.placed.set_exception(error)
                     # flush tells of it, if nobody awaits it: no complaint at collection
                     late.placed.exception()

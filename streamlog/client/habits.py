@@ -174,6 +174,8 @@ class Habitual(type):
         for habit, here in HABITS.get(name, {}).items():
             setattr(cls, habit, Elsewhere(habit, here, f"did you mean `{here}`?"))
         for habit, why in NOT_YET.get(name, {}).items():
+            if habit in names:
+                continue  # in streamlog.aio one class is both
             setattr(cls, habit, Elsewhere(habit, None, why))
 
     def __dir__(cls) -> list[str]:

@@ -116,7 +116,7 @@ class TransactionalProducer(Producer):
         self._is_in_doubt = False
         """The end of the last transaction failed: it may be open."""
         self._fatal: StreamlogError | None = None
-        identity = TransactionalIdentity(self._transactional_id, *_init(backend, config))
+        identity = TransactionalIdentity(self._transactional_id, *self._first_identity(backend, config))
         super().__init__(backend, config, on_close)
         self._identity = identity
         self._gate.record_bytes_max = -1  # every send asks `_admit`
@@ -161,11 +161,9 @@ class TransactionalProducer(Producer):
             raise self._fatal.with_traceback(None)
         if self._transaction is not None:
             raise IllegalStateError("a transaction of this producer is open already; end it first")
-        identity = self._transactional
         if self._is_in_doubt:
             self._end_after_all()
-        if identity.producer_epoch > PRODUCER_EPOCH_MAX:
-            identity.renew(*_init(self._backend, self.config))
+        self._take_over()
         if self._open_batches():
             self._discard()  # what an interrupted end has left
         self._failed.clear()  # of a former transaction, which was aborted for that
@@ -173,6 +171,13 @@ class TransactionalProducer(Producer):
         transaction._failed_before = self._records_failed
         self._transaction = transaction
         self._gate.record_bytes_max = self._usual_bytes_max  # nothing is gathered yet: there is room
+
+    def _first_identity(self, backend: BrokerCluster, config: ProducerConfig) -> tuple[int, int]:
+        return _init(backend, config)
+
+    def _take_over(self) -> None:
+        if self._transactional.producer_epoch > PRODUCER_EPOCH_MAX:  # its epochs are used up
+            self._transactional.renew(*_init(self._backend, self.config))
 
     @property
     def _transactional(self) -> TransactionalIdentity:

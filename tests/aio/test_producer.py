@@ -22,7 +22,6 @@ from streamlog.errors import (
     RecordTooLargeError,
     SerializationError,
     UnknownTopicOrPartitionError,
-    UnsupportedOperationError,
 )
 from streamlog.storage.env import WriteTransaction
 from tests.aio.loops import in_loop, until, watched
@@ -460,10 +459,3 @@ def test_what_a_forgotten_cluster_gathered_is_written_at_exit(tmp_path: Path) ->
     subprocess.run([sys.executable, "-c", FORGOTTEN, str(tmp_path / "c")], check=True, timeout=30)
     with streamlog.open(tmp_path / "c") as cluster:
         assert cluster.topic("orders")[0].high_watermark == 100
-
-
-@in_loop
-async def test_transactions_are_refused_by_name() -> None:
-    async with streamlog.aio.open(":memory:") as cluster:
-        with pytest.raises(UnsupportedOperationError, match="transactional_id"):
-            cluster.producer(transactional_id="t")

