@@ -205,6 +205,8 @@ class Acknowledgements:
         if self._broker.request_times is not None and not produce.is_counted:
             produce.is_counted = True
             self._broker.request_times.count_parked(produce.pending, reply, produce.error, produce.parked_us)
+            if self._broker.group_counters is not None:
+                self._broker.group_counters.count_reply(produce.pending, reply, produce.error)
         self._broker.answer(produce.pending, reply, produce.error)
         produce.is_answered = True  # last: an interrupt before it answers again, never not at all
 

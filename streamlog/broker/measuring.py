@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from streamlog.broker.api import GroupRequest, Produce
+from streamlog.broker.measuring_transactions import read_transactions
 from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC, PartitionImage, TopicImage
 from streamlog.errors import ClosedError, RecordTooLargeError, StreamlogError
 from streamlog.metrics import Histogram, Meter, Reading, WindowedRate, full_name
@@ -184,19 +185,28 @@ class GroupCounters:
 
     def count(self, turn: Turn) -> None:
         for pending, value, error in turn.replies:
+            self.count_reply(pending, value, error)
             event = getattr(pending.request, "event", None)
-            kind = type(event).__name__
-            if kind == "OffsetCommit" and error is None:
-                self.commits += sum([failure is None for failure in value.errors.values()])
-            elif kind == "OffsetDelete" and error is None:
-                self.deletions += sum([failure is None for failure in value.errors.values()])
-            elif kind == "ExpireOffsets":
+            if type(event).__name__ == "ExpireOffsets":
                 self.expirations += _tombstones(turn, event, pending.request)
         for hosted in turn.staged_machines:
             view = hosted.view
             if view.state.value == "Stable" and view.generation != hosted.stable_generation:
                 hosted.stable_generation = view.generation
                 self.rebalances += 1
+
+    def count_reply(self, pending: Pending, value: Any, error: BaseException | None) -> None:
+        """Count an answer: of a turn, or one that waited until its record was replicated."""
+        event: Any = getattr(pending.request, "event", None)
+        kind = type(event).__name__
+        if error is not None:
+            return
+        if kind in ("OffsetCommit", "TxnOffsetCommit"):
+            self.commits += sum([failure is None for failure in value.errors.values()])
+        elif kind == "OffsetDelete":
+            self.deletions += sum([failure is None for failure in value.errors.values()])
+        elif kind == "EndTxn" and event.is_commit:
+            self.commits += sum([len(commit.offsets) for _, commit in event.offsets])
 
     def read(self, now_ms: int) -> Iterator[Reading]:
         totals = (self.commits, self.expirations, self.deletions, self.rebalances)
@@ -425,6 +435,7 @@ def measure(cluster: BrokerCluster) -> tuple[RequestTimes, GroupCounters]:
         read_partitions,
         read_controller,
         read_groups,
+        read_transactions,
         read_purgatories,
         read_replication,
         read_disk,
