@@ -189,7 +189,7 @@ class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
         for partition, offset in first.items():
             assigned = core._assigned.get(partition)
             if assigned is not None:
-                core._move(assigned, offset)
+                core._go_back(assigned, offset)
         core._commits.is_waiting = True
 
     # -- assignment ------------------------------------------------------------------------------------------

@@ -300,7 +300,7 @@ class ConsumerAssignment(ConsumerPositions):
 
     def _drop(self, tp: TopicPartition) -> None:
         assigned = self._assigned.pop(tp, None)
-        if assigned is not None and assigned.uncommitted_from != UNKNOWN_OFFSET:
+        if assigned is not None and assigned.has_uncommitted:
             self._commits.lost.add(tp)
         if assigned is not None and assigned.subscription is not None:
             self._listener.unsubscribe(assigned.subscription)

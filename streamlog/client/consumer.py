@@ -134,7 +134,7 @@ class Consumer(ConsumerAssignment, KnowsHabits):
             raise
         except BaseException:
             for assigned, position in reversed(self._taken_from):  # Ctrl-C: nobody gets these, go back
-                self._move(assigned, position)
+                self._go_back(assigned, position)
             raise
 
     def _poll(self, deadline_ms: int, count_max: int) -> list[Record]:
@@ -237,6 +237,8 @@ class Consumer(ConsumerAssignment, KnowsHabits):
         """
         buffer, index, ready = assigned.buffer, assigned.next_index, self._listener.ready
         last = min(len(buffer), index + ITERATION_LOOK_RECORDS)
+        if assigned.uncommitted_from == UNKNOWN_OFFSET:
+            assigned.uncommitted_from = assigned.position
         while index < last:
             record = buffer[index]
             index += 1

@@ -101,7 +101,14 @@ class AssignedPartition:
     def committed(self, offset: int) -> None:
         """A commit has stored this position."""
         self.committed_position = offset
-        self.uncommitted_from = offset if offset < self.position else UNKNOWN_OFFSET
+        # Who iterates over the buffer goes on without telling: what comes is not committed.
+        is_behind = offset < self.position or self.next_index < len(self.buffer)
+        self.uncommitted_from = offset if is_behind else UNKNOWN_OFFSET
+
+    @property
+    def has_uncommitted(self) -> bool:
+        """Whether records were handed out that no commit covers."""
+        return UNKNOWN_OFFSET != self.uncommitted_from < self.position
 
     def parts_at(self, partition: Partition) -> int | None:
         """Where another leader's log parts from what we have read (an unclean election), else None.

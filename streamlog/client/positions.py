@@ -73,6 +73,13 @@ class ConsumerPositions:
             self._listener.mark(assigned.subscription)
         self._listener.wake()
 
+    def _go_back(self, assigned: AssignedPartition, offset: int) -> None:
+        """Stand before records again that nobody got. What was handed out before them is as uncommitted as it was."""
+        before = assigned.uncommitted_from
+        self._move(assigned, offset)
+        if before < offset:
+            assigned.uncommitted_from = before
+
     @patient
     def position(self, partition: TopicPartition | tuple[str, int]) -> int:
         """The offset of the next record this consumer hands out."""

@@ -29,7 +29,6 @@ from streamlog.broker.transactional_commits import transactional
 from streamlog.client.consumer import Consumer
 from streamlog.client.delivery import OpenBatch
 from streamlog.client.failures import attach
-from streamlog.client.fetching import UNKNOWN_OFFSET
 from streamlog.client.patience import COORDINATOR_MOVES
 from streamlog.client.producer import Producer
 from streamlog.client.timeouts import SETTLING_MS
@@ -454,7 +453,7 @@ class Transaction:
         if consumer is None or consumer._closed:
             return
         for tp, assigned in list(consumer._assigned.items()):
-            if assigned.uncommitted_from != UNKNOWN_OFFSET:
+            if assigned.has_uncommitted:
                 consumer.seek(tp, assigned.uncommitted_from)
 
     def _check_open(self) -> None:
