@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from streamlog.broker.api import GroupRequest, Produce
+from streamlog.broker.api import GroupRequest, Produce, TransactionRequest
 from streamlog.broker.measuring_transactions import read_transactions
 from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC, PartitionImage, TopicImage
 from streamlog.errors import ClosedError, RecordTooLargeError, StreamlogError
@@ -75,6 +75,11 @@ _KAFKA_NAMES: Final = {
     "OffsetCommit": "OffsetCommit",
     "OffsetDelete": "OffsetDelete",
     "DeleteGroup": "DeleteGroups",
+    "InitProducerId": "InitProducerId",
+    "AddPartitions": "AddPartitionsToTxn",
+    "TxnOffsetCommit": "TxnOffsetCommit",
+    "EndTxn": "EndTxn",
+    "WriteMarkers": "WriteTxnMarkers",
     "FollowerFetch": "FetchFollower",
     "AlterPartition": "AlterPartition",
     "AlterBrokerConfig": "IncrementalAlterConfigs",
@@ -132,7 +137,7 @@ class RequestTimes:
                 pending.took_us = took_us = now_us - pending.posted_us
                 self.produced.times.update(took_us / 1_000)
                 continue  # its errors are counted with the traffic, partition by partition
-            if kind is GroupRequest:
+            if kind is GroupRequest or kind is TransactionRequest:
                 kind = type(request.event)
             try:
                 meters = self._by_type[kind]

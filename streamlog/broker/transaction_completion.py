@@ -99,6 +99,10 @@ class Completions:
     def __repr__(self) -> str:
         return f"Completions({len(self._open)} transactions)"
 
+    def pending_markers(self) -> list[tuple[str, int]]:
+        """The partitions of decided transactions that have not answered for their marker. By any thread."""
+        return [partition for completing in list(self._open.values()) for partition in list(completing.left)]
+
     @property
     def _peers(self) -> Peers:
         assert self._broker.replication is not None

@@ -7,6 +7,7 @@ from streamlog.broker.measuring_transactions import LATE_MS
 from streamlog.testing import Simulation
 
 REPLICA_MANAGER = "kafka.server:type=ReplicaManager,name="
+IDS = "kafka.server:type=transaction-coordinator-metrics,state="
 GROUPS = "kafka.server:type=group-coordinator-metrics"
 
 
@@ -58,3 +59,12 @@ def test_offsets_that_go_with_a_transaction_are_commits() -> None:
                         for record in records:
                             producer.send("out", record.value)
             assert cluster.metrics()[GROUPS]["offset-commit-count"] == 2, f"{brokers} brokers"
+
+
+def test_asking_makes_no_coordinator_and_loads_no_partition() -> None:
+    with streamlog.open(":memory:") as cluster:
+        cluster.create_topic("orders", partitions=3)
+        for state in ("Empty", "Ongoing", "PrepareCommit", "PrepareAbort", "CompleteCommit", "CompleteAbort"):
+            assert cluster.metrics().value(IDS + state, "transactional-id-count") == 0
+        broker = cluster._backend.broker
+        assert not broker.has_coordinator and not broker.partitions
