@@ -23,7 +23,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from streamlog.broker.api import AddPartitions, EndTxn, InitProducerId
-from streamlog.broker.producer_identity import ProducerIdentity
 from streamlog.broker.transaction_coordinators import AGAIN_MS, call
 from streamlog.broker.transactional_commits import transactional
 from streamlog.client.consumer import Consumer
@@ -32,6 +31,7 @@ from streamlog.client.failures import attach
 from streamlog.client.patience import COORDINATOR_MOVES
 from streamlog.client.producer import Producer
 from streamlog.client.timeouts import SETTLING_MS
+from streamlog.client.transactional_identity import TransactionalIdentity
 from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC
 from streamlog.core.group import group_partition
 from streamlog.core.transaction import PRODUCER_EPOCH_MAX
@@ -54,7 +54,6 @@ from streamlog.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamlog.batch import Batch
     from streamlog.broker.cluster import BrokerCluster
     from streamlog.broker.pending import Pending
     from streamlog.config import ProducerConfig
@@ -62,42 +61,6 @@ if TYPE_CHECKING:
     from streamlog.record import TopicPartition
 
 _FATAL = (ProducerFencedError, InvalidProducerIdMappingError)
-
-
-class TransactionalIdentity(ProducerIdentity):
-    """What makes the batches of one transaction its own. One broker takes them in order, or the transaction fails."""
-
-    __slots__ = ("has_sent", "joined", "transactional_id")
-
-    is_transactional = True
-
-    def __init__(self, transactional_id: str, producer_id: int, producer_epoch: int) -> None:
-        self.transactional_id = transactional_id
-        self.renew(producer_id, producer_epoch)
-
-    def __repr__(self) -> str:
-        return f"TransactionalIdentity({self.producer_id}, epoch {self.producer_epoch})"
-
-    def renew(self, producer_id: int, producer_epoch: int) -> None:
-        """The next transaction."""
-        self.producer_id = producer_id
-        self.producer_epoch = producer_epoch
-        self.has_sent = False
-        self.joined: set[tuple[str, int]] = set()
-        self._guesses = {}
-        self._next = {}
-
-    def guess(self, key: tuple[str, int], records: int) -> int:
-        """The first sequence of a batch that is being sealed."""
-        self.has_sent = True
-        return super().guess(key, records)
-
-    def stamped(self, key: tuple[str, int], batch: Batch, before: Batch | None) -> Batch:
-        """As it was sealed: what fails leaves a gap, and the transaction is aborted for it."""
-        return batch
-
-    def in_doubt(self) -> None:
-        """A record of the transaction may be missing: it is aborted, and the next one has another epoch anyway."""
 
 
 class TransactionalProducer(Producer):
@@ -163,11 +126,14 @@ class TransactionalProducer(Producer):
         if self._is_in_doubt:
             self._end_after_all()
         self._take_over()
+        identity = self._transactional
+        identity.renew(*identity.stamp)  # whole, also where an interrupt has cut the last time short
         if self._open_batches():
             self._discard()  # what an interrupted end has left
         self._failed.clear()  # of a former transaction, which was aborted for that
         self._may_seal = True
         transaction._failed_before = self._records_failed
+        transaction._stamp = identity.stamp
         self._transaction = transaction
         self._gate.record_bytes_max = self._usual_bytes_max  # nothing is gathered yet: there is room
 
@@ -193,20 +159,20 @@ class TransactionalProducer(Producer):
         """Ask the coordinator for the end; the identity is that of the next transaction then."""
         identity = self._transactional
         wait_ms = self.config.max_block_ms
-        stamp = identity.producer_id, identity.producer_epoch
+        stamp = identity.stamp
         event = EndTxn(*stamp, is_commit, offsets or [], after, wait_ms)
         try:
             answer = call(self._backend, self._transactional_id, event, wait_ms + SETTLING_MS)
         except _FATAL as error:
             self._fatal = error
             raise
-        self._is_in_doubt = False
         identity.renew(*answer)
+        self._is_in_doubt = False
 
     def _send_offsets(self, offsets: list[tuple[str, OffsetCommit]]) -> None:
         """Have the groups hold these offsets until the transaction has ended."""
         backend, identity = self._backend, self._transactional
-        stamp = identity.producer_id, identity.producer_epoch
+        stamp = identity.stamp
         count = len(backend.topic(CONSUMER_OFFSETS_TOPIC).partitions)
         homes = [(CONSUMER_OFFSETS_TOPIC, group_partition(group_id, count)) for group_id, _ in offsets]
         clock, waiter = self._runtime.clock, None
@@ -290,6 +256,8 @@ class Transaction:
         self._offsets: dict[str, OffsetCommit] = {}
         self._committing: list[tuple[Consumer, dict[TopicPartition, Any]]] = []
         self._failed_before = 0
+        self._stamp = (-1, -1)
+        """Its producer id and epoch. Once its end is answered the producer's are others."""
         self._has_begun = self._has_ended = False
 
     def __repr__(self) -> str:
@@ -299,15 +267,25 @@ class Transaction:
     def __enter__(self) -> Transaction:
         if self._has_begun:
             raise IllegalStateError("a transaction is begun once; ask the producer for another")
-        self._producer._begin(self)
-        self._has_begun = True
+        try:
+            self._producer._begin(self)
+            self._has_begun = True
+        except BaseException:  # interrupted: nobody has it, so nobody could end it
+            if self._producer._transaction is self:
+                self._producer._leave()
+            raise
         return self
 
     def __exit__(self, kind: object, exception: BaseException | None, traceback: object) -> None:
         if self._has_ended:
             return
         if exception is None:
-            self.commit()
+            try:
+                self.commit()
+            except BaseException:
+                if not self._has_ended:  # interrupted on its way in
+                    self.abort()
+                raise
             return
         try:
             self.abort()
@@ -360,6 +338,7 @@ class Transaction:
                     self._commit()
             else:
                 self._commit_together()
+            self._note_committed()
         except BaseException as error:
             try:
                 self.abort()
@@ -367,18 +346,18 @@ class Transaction:
                 attach(error, another)
             raise
         self._finish()
-        self._note_committed()
 
     def abort(self) -> None:
         """End it: nobody who reads committed records sees any of it, and `consumer` gives again what it gave."""
         self._check_open()
         producer = self._producer
         self._finish()
-        producer._is_in_doubt = self._is_known_there
-        is_committed = False
+        # Answered, and interrupted since: only a commit of its own gives the producer another epoch before this.
+        is_committed = producer._transactional.stamp != self._stamp
+        producer._is_in_doubt = not is_committed and self._is_known_there
         try:
             producer._discard()
-            if producer._fatal is None and self._is_known_there:
+            if producer._fatal is None and producer._is_in_doubt:
                 is_committed = producer._end_after_all()
         finally:
             if is_committed:
