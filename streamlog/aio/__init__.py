@@ -12,10 +12,11 @@
 
 The law of this package (DESIGN, "Turns, not locks", 2): no turn of a broker, no commit, no wait ever runs in
 the event loop's thread. What might do so goes to a few threads of the package's own; who waits for records
-or for acks holds no thread at all.
+or for acks holds no thread at all, who flushes or ends a transaction one of some others.
 
     waiting    what carries a wake-up into the loop; the threads
     producer   send without a turn; awaiting room in the buffer
+    late       records that wait for that room
     consumer   a poll that parks in the loop, not in a thread
     group      members, offsets, `run` with coroutines
     transactions, transactional_producer    begun and ended in threads

@@ -366,9 +366,16 @@ class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
     # -- inside the core, one at a time ----------------------------------------------------------------------
 
     async def _run(
-        self, work: Callable[[BlockingConsumer], ResultT], undo: Callable[[ResultT], None] | None = None
+        self,
+        work: Callable[[BlockingConsumer], ResultT],
+        undo: Callable[[ResultT], None] | None = None,
+        *,
+        waits: bool = False,
     ) -> ResultT:
-        """Do `work` in a thread, alone. If the caller is cancelled, `undo` its result before the next."""
+        """Do `work` in a thread, alone. If the caller is cancelled, `undo` its result before the next.
+
+        waits:  it may wait for more than a turn.
+        """
         if self._is_closed:
             raise ClosedError(
                 "this consumer is closed; make another with group.consumer() or cluster.consumer()"
@@ -379,7 +386,7 @@ class Consumer(EnteredInLoop, IteratedInLoop, KnowsHabits):
             return await servant.submit(lambda: work(core))  # part of the call that runs the listener
         await self._inside.acquire()
         try:
-            future = self._workers.submit(lambda: work(self._made()))
+            future = self._workers.submit(lambda: work(self._made()), waits=waits)
         except BaseException:
             self._inside.release()
             raise

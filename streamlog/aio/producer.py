@@ -4,7 +4,7 @@
 
 `send` and `send_many` are no coroutines: they put records into their batches and return something to await.
 Only where that would block (no room in the buffer, a topic that must be made first, too many records at once)
-do records wait outside, in order, see `LateSend` and `SendingMany`.
+do records wait outside, in order, see `late`.
 
 Invariants:
  1. Batches of a partition are sealed in the order they were opened: full batches set aside are sealed before
@@ -17,19 +17,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
-from streamlog.aio.mistakes import EnteredInLoop, Unawaited
+from streamlog.aio.late import LateSend, SendingMany, portion_of
+from streamlog.aio.mistakes import EnteredInLoop
 from streamlog.aio.waiting import Workers
-from streamlog.client.awaiting import refuse_asyncio_wait, settled
-from streamlog.client.delivery import OpenBatch, SendFuture, SentMany
+from streamlog.client.awaiting import settled
+from streamlog.client.delivery import OpenBatch, SentMany
 from streamlog.client.failures import attach
 from streamlog.client.habits import KnowsHabits, unknown_argument
 from streamlog.client.producer import Producer as BlockingProducer
 from streamlog.config import ProducerConfig
 from streamlog.errors import BufferExhaustedError, DeliveryError, IllegalStateError
-from streamlog.record import Headers, Record, RecordMetadata
+from streamlog.record import Headers, RecordMetadata
 from streamlog.wording import plural
 
 if TYPE_CHECKING:
@@ -42,10 +43,6 @@ if TYPE_CHECKING:
     from streamlog.client.transactions import TransactionalProducer
 
 Headered = Iterable[tuple[str, bytes | None]]
-
-PORTION_RECORDS_MAX: Final = 1000
-PORTION_BYTES_MAX: Final = 1024 * 1024
-"""`send_many` gathers so many records, or bytes of values, before it looks for room and lets the loop go on."""
 
 
 class LoopProducer(BlockingProducer):
@@ -73,6 +70,10 @@ class LoopProducer(BlockingProducer):
             return self._in_flight[0]
         except IndexError:
             return next(iter(self._full), None)
+
+    def check_sending(self, topic: str) -> None:
+        """Raises what `send` would, for a record that has to wait before it is sent."""
+        self._check_open()
 
     def needs_topic(self, topic: str) -> bool:
         """Whether the topic would be made by the first record sent to it, which takes a turn."""
@@ -130,135 +131,6 @@ class LoopProducer(BlockingProducer):
             )
 
 
-class LateSend:
-    """The promise of a record that could not be gathered at once. Awaitable, as the SendFuture it will be."""
-
-    def __init__(self, record: tuple[Any, ...], needs_topic: bool) -> None:
-        self.topic: str = record[0]
-        self.record = record
-        self.needs_topic = needs_topic
-        self.placed: asyncio.Future[SendFuture] = asyncio.get_running_loop().create_future()
-        self.is_known = False
-
-    def __repr__(self) -> str:
-        return f"<LateSend to {self.topic} {'done' if self.done() else 'pending'}>"
-
-    def done(self) -> bool:
-        """Whether the record was written or has failed."""
-        placed = self.placed
-        return placed.done() and (placed.exception() is not None or placed.result().done())
-
-    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
-        """Call `callback(future)` once the fate of the record is known."""
-        refuse_asyncio_wait(callback)
-
-        def chain(placed: asyncio.Future[SendFuture]) -> None:
-            if placed.exception() is not None:
-                callback(self)
-            else:
-                placed.result().add_done_callback(callback)
-
-        self.placed.add_done_callback(chain)
-
-    async def place(self, producer: Producer) -> None:
-        """Gather the record once there is room for it."""
-        await producer._room()
-        self.placed.set_result(producer._core.send(*self.record))
-
-    def records(self) -> list[Record]:
-        """What is to be sent, for who is told that it was not."""
-        return [Record(self.topic, value=self.record[1], key=self.record[2])]
-
-    def __await__(self) -> Generator[Any, None, RecordMetadata]:
-        try:
-            future = yield from asyncio.shield(self.placed).__await__()
-        finally:
-            self.is_known = self.placed.done()
-        return (yield from future.__await__())
-
-
-class SendingMany(Unawaited):
-    """What `send_many` returns. Awaiting it waits until all records are written, and gives their futures."""
-
-    _how_to_await = "`sent = await producer.send_many(...)`"
-
-    def __init__(self, topic: str, items: list[Any], needs_topic: bool) -> None:
-        self.topic = topic
-        self.needs_topic = needs_topic
-        self.placed: asyncio.Future[SentMany] = asyncio.get_running_loop().create_future()
-        self.is_known = False
-        self._items = items
-        self._gathered = 0
-        self._count = len(items)
-
-    def __repr__(self) -> str:
-        return f"<SendingMany {self._count} records to {self.topic}>"
-
-    async def place(self, producer: Producer) -> None:
-        """Gather the records, a portion at a time, as soon as there is room for it."""
-        portions: list[SentMany] = []
-        while self._gathered < self._count or not portions:
-            await producer._room()
-            portion = portion_of(self._items, self._gathered)
-            portions.append(producer._core.send_many(self.topic, portion))
-            self._gathered += len(portion)
-            await asyncio.sleep(0)
-        self.gathered(joined(portions))
-
-    def gathered(self, sent: SentMany) -> None:
-        """All records are in their batches."""
-        self._items = []
-        self.placed.set_result(sent)
-
-    def records(self) -> list[Record]:
-        """What is not gathered yet, for who is told that it never was."""
-        pairs = map(_key_and_value, self._items[self._gathered :])
-        return [Record(self.topic, value=value, key=key) for key, value in pairs]
-
-    def __await__(self) -> Generator[Any, None, SentMany]:
-        try:
-            sent = yield from asyncio.shield(self.placed).__await__()
-        finally:
-            self.is_known = self.placed.done()
-        yield from sent.wait().__await__()
-        sent.result()
-        return sent
-
-
-def portion_of(items: list[Any], start: int = 0) -> list[Any]:
-    """The items from `start` on that are gathered in one go; one at least."""
-    portion = items[start : start + PORTION_RECORDS_MAX]
-    total_bytes = 0
-    for count, item in enumerate(portion, 1):
-        _, value = _key_and_value(item)
-        if isinstance(value, (bytes, str)):
-            total_bytes += len(value)
-            if total_bytes >= PORTION_BYTES_MAX:
-                return portion[:count]
-    return portion
-
-
-def _key_and_value(item: Any) -> tuple[Any, Any]:
-    """Of a pair or something like a Record; (None, None) of what `send_many` will refuse."""
-    if type(item) is tuple and len(item) == 2:
-        return item
-    return getattr(item, "key", None), getattr(item, "value", None)
-
-
-def joined(portions: list[SentMany]) -> SentMany:
-    """The promises of one call that was gathered in portions, in the order of its items."""
-    if len(portions) == 1:
-        return portions[0]
-    segments = [segment for portion in portions for segment in portion._segments]
-    if any(portion._was_each for portion in portions):
-        return SentMany(segments, None, [future for portion in portions for future in portion])
-    order: list[int] = []
-    for portion in portions:
-        start = len(order)
-        order += [start + index for index in portion._order or range(len(portion))]
-    return SentMany(segments, order)
-
-
 class Producer(EnteredInLoop, KnowsHabits):
     """Sends records. Make it with `cluster.producer(...)`; leaving `async with` flushes."""
 
@@ -269,7 +141,6 @@ class Producer(EnteredInLoop, KnowsHabits):
         self._late: deque[LateSend | SendingMany] = deque()
         self._placing: asyncio.Task[None] | None = None
         self._failed_late: list[LateSend | SendingMany] = []
-        self._late_failures = 0
         self._transaction: Transaction | None = None
         self._ending: asyncio.Future[Any] | None = None
 
@@ -288,8 +159,19 @@ class Producer(EnteredInLoop, KnowsHabits):
     async def __aenter__(self) -> Self:
         self._core._check_open()
         if self._core.config.transactional_id is not None:
-            await self._workers.call(self._transactional_core._take_over)
+            try:
+                await self._take_over()
+            except Exception:
+                await self.close()
+                raise
         return self
+
+    async def _take_over(self) -> None:
+        """Cancelled, it goes on; what is begun next waits for it."""
+        await self._all_ended()
+        taking = self._workers.submit(self._transactional_core._take_over, waits=True)
+        self._note_ending(taking)
+        await asyncio.shield(taking)
 
     async def __aexit__(self, kind: object, exception: BaseException | None, traceback: object) -> None:
         try:
@@ -323,7 +205,7 @@ class Producer(EnteredInLoop, KnowsHabits):
                 return self._core.send(*record)
         else:
             needs_topic = self._core.needs_topic(topic)
-        self._core._check_open()
+        self._core.check_sending(topic)
         late = LateSend(record, needs_topic)
         self._place_later(late)
         return late
@@ -346,7 +228,7 @@ class Producer(EnteredInLoop, KnowsHabits):
             sending = SendingMany(topic, listed, needs_topic=False)
             sending.gathered(core.send_many(topic, listed))
             return sending
-        core._check_open()
+        core.check_sending(topic)
         sending = SendingMany(topic, list(listed), needs_topic)  # a copy: the caller may go on with the list
         self._place_later(sending)
         return sending
@@ -390,7 +272,6 @@ class Producer(EnteredInLoop, KnowsHabits):
         ending.add_done_callback(ended)
 
     async def _all_ended(self) -> None:
-        await self._all_placed()
         while self._ending is not None:
             await asyncio.wait([self._ending])
 
@@ -417,12 +298,15 @@ class Producer(EnteredInLoop, KnowsHabits):
             raise unknown_argument(self.close, others)
         if self._core._closed:
             return
-        while self._ending is not None:
-            await asyncio.wait([self._ending])
         try:
-            await self._finish(self._core.close, timeout)
+            if self._transaction is not None:
+                await self._transaction._abandon()
         finally:
-            self._on_close(self)
+            await self._all_ended()
+            try:
+                await self._finish(self._core.close, timeout)
+            finally:
+                self._on_close(self)
 
     def partitions_for(self, topic: str) -> list[int]:
         """The partition numbers of a topic."""
@@ -434,12 +318,30 @@ class Producer(EnteredInLoop, KnowsHabits):
         try:
             await self._all_placed()
         finally:
-            await self._workers.call(finish, timeout)
+            await asyncio.shield(self._workers.submit(lambda: finish(timeout), waits=True))
         self._raise_late()
 
     async def _all_placed(self) -> None:
-        while self._placing is not None:
-            await asyncio.shield(self._placing)
+        while self._late:
+            if self._placing is None:  # it was cancelled, as all tasks are at the end of `asyncio.run`
+                self._placing = asyncio.get_running_loop().create_task(self._place())
+            await asyncio.wait([self._placing])
+
+    def _drop_late(self, error: Exception) -> None:
+        """What waits outside is not sent any more."""
+        if self._placing is not None:
+            self._placing.cancel()
+            self._placing = None
+        for late in self._late:
+            if not late.placed.done():
+                late.placed.set_exception(error)
+                late.placed.exception()  # no complaint at collection
+        self._late.clear()
+
+    def _unknown_late(self) -> list[LateSend | SendingMany]:
+        """What could not be gathered, and nobody was told of; forgotten now."""
+        failed, self._failed_late = self._failed_late, []
+        return [late for late in failed if not late.is_known]
 
     def _place_later(self, late: LateSend | SendingMany) -> None:
         self._late.append(late)
@@ -448,9 +350,7 @@ class Producer(EnteredInLoop, KnowsHabits):
 
     async def _place(self) -> None:
         try:
-            while True:
-                if not self._late:
-                    break
+            while self._late:
                 late = self._late[0]
                 try:
                     if late.needs_topic:
@@ -458,13 +358,13 @@ class Producer(EnteredInLoop, KnowsHabits):
                     await late.place(self)
                 except Exception as error:
                     self._failed_late.append(late)
-                    self._late_failures += 1
                     late.placed.set_exception(error)
                     # flush tells of it, if nobody awaits it: no complaint at collection
                     late.placed.exception()
                 self._late.popleft()
         finally:
-            self._placing = None
+            if self._placing is asyncio.current_task():
+                self._placing = None
 
     async def _room(self) -> None:
         config = self._core.config
@@ -485,8 +385,7 @@ class Producer(EnteredInLoop, KnowsHabits):
                 ) from None
 
     def _raise_late(self) -> None:
-        failed, self._failed_late = self._failed_late, []
-        unknown = [late for late in failed if not late.is_known]
+        unknown = self._unknown_late()
         if not unknown:
             return
         first = unknown[0].placed.exception()

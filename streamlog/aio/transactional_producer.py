@@ -18,3 +18,8 @@ class LoopTransactionalProducer(LoopProducer, TransactionalProducer):
 
     def _first_identity(self, backend: BrokerCluster, config: ProducerConfig) -> tuple[int, int]:
         return -1, PRODUCER_EPOCH_MAX + 1  # used up, so the next begin asks for another
+
+    def check_sending(self, topic: str) -> None:
+        super().check_sending(topic)
+        if self._transaction is None:
+            self._admit(0, topic)  # which says so

@@ -9,7 +9,8 @@ Invariants:
  2. A thousand wake-ups before the loop gets round to them cost one call into the loop.
  3. A thread never waits for news. It waits for a turn, or for a listener of the user's that runs in the
     loop; what that listener asks of us is then done by the very thread that waits for it, so few threads are
-    always enough.
+    always enough. What may wait for replicas or coordinators has threads beside these, so that it holds up
+    nobody who reads.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ Call = Callable[[], object]
 
 THREADS_MAX: Final = 4
 """Turns are exclusive and Python runs one thread at a time: more threads would only wait for each other."""
+
+WAITING_THREADS_MAX: Final = 32
+"""Of those that wait for replicas, or for a coordinator: flushes, and the beginnings and ends of transactions."""
 
 
 class Parked(BaseException):
@@ -114,19 +118,23 @@ class Workers:
         self.loop = asyncio.get_running_loop()
         self.bell = Bell(self.loop)
         self._pool = thread_pool("streamlog-aio", THREADS_MAX)
+        self._waiting_pool = thread_pool("streamlog-aio-waiting", WAITING_THREADS_MAX)
         self._closed = False
 
     def waiter(self) -> LoopWaiter:
         return LoopWaiter(self.bell)
 
-    def submit(self, work: Callable[[], ResultT]) -> asyncio.Future[ResultT]:
-        """Run `work` in a thread. Cancelling the future does not stop what has begun."""
+    def submit(self, work: Callable[[], ResultT], *, waits: bool = False) -> asyncio.Future[ResultT]:
+        """Run `work` in a thread. Cancelling the future does not stop what has begun.
+
+        waits:  it may wait for more than a turn.
+        """
         servant = serving()
         if servant is not None:
             return servant.submit(work)
         if self._closed:
             raise ClosedError("the cluster is closed; open it again with streamlog.aio.open(...)")
-        return self.loop.run_in_executor(self._pool, work)
+        return self.loop.run_in_executor(self._waiting_pool if waits else self._pool, work)
 
     async def call(self, function: Callable[..., ResultT], *arguments: Any, **options: Any) -> ResultT:
         """Run a function in a thread and wait for it. A caller that is cancelled leaves it running."""
@@ -156,6 +164,7 @@ class Workers:
     def close(self) -> None:
         self._closed = True
         self._pool.shutdown(wait=False)
+        self._waiting_pool.shutdown(wait=False)
 
 
 class Servant:

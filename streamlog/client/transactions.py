@@ -96,7 +96,7 @@ class TransactionalProducer(Producer):
         Raises     IllegalStateError inside of another one, ProducerFencedError, ConfigError.
         """
         if consumer is not None:
-            _check_consumer(consumer)
+            check_consumer(consumer)
         return Transaction(self, consumer)
 
     def close(self, timeout: float | None = None) -> None:
@@ -299,7 +299,7 @@ class Transaction:
                  for a second member of a group.
         """
         self._check_open()
-        _check_consumer(consumer)
+        check_consumer(consumer)
         group_id = str(consumer.config.group_id)
         if any(other is not consumer and other.config.group_id == group_id for other, _ in self._committing):
             raise IllegalStateError(
@@ -454,7 +454,7 @@ def _init(backend: BrokerCluster, config: ProducerConfig) -> tuple[int, int]:
     return call(backend, str(config.transactional_id), event, config.max_block_ms)
 
 
-def _check_consumer(consumer: Consumer) -> None:
+def check_consumer(consumer: Consumer) -> None:
     if not isinstance(consumer, Consumer):
         raise ConfigError(
             f"consumer={consumer!r:.80}: allowed: a consumer of a group",

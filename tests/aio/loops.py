@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from streamlog.broker import runner, turn
@@ -56,3 +58,35 @@ async def until(condition: Callable[[], bool]) -> None:
     """Let the loop run until something holds."""
     while not condition():
         await asyncio.sleep(0.001)
+
+
+async def cancelled_at(work: Coroutine[Any, Any, object], *awaits: int) -> bool:
+    """Do the work, and cancel the running task at these of its awaits (1 is the first that has to wait).
+
+    Returns whether it was cancelled so. False: it has come to its end before.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+
+    @types.coroutine
+    def drive() -> Generator[Any, None, None]:
+        step, count = partial(work.send, None), 0
+        while True:
+            try:
+                waited_for = step()
+            except StopIteration:
+                return
+            count += 1
+            if count in awaits:
+                task.cancel()  # type: ignore[union-attr]
+            try:
+                yield waited_for
+                step = partial(work.send, None)
+            except BaseException as error:
+                step = partial(work.throw, error)
+
+    try:
+        await drive()
+    except asyncio.CancelledError:
+        return True
+    return False

@@ -13,7 +13,7 @@ import pytest
 
 import streamlog
 import streamlog.aio
-from streamlog.aio.producer import PORTION_BYTES_MAX, PORTION_RECORDS_MAX, portion_of
+from streamlog.aio.late import PORTION_RECORDS_MAX
 from streamlog.errors import (
     BufferExhaustedError,
     ClosedError,
@@ -170,15 +170,6 @@ async def test_send_many_in_portions_keeps_the_order_of_the_items() -> None:
                 for r in await partition.read(max_records=10_000)
             }
             assert [read[m.partition, m.offset] for m in sent.result()] == [key for key, _ in pairs]
-
-
-def test_a_portion_is_bounded_by_count_and_bytes() -> None:
-    assert len(portion_of([(None, b"")] * 5_000)) == PORTION_RECORDS_MAX
-    assert len(portion_of([(None, b"")] * 5_000, 4_990)) == 10
-    large = [(None, b"x" * (PORTION_BYTES_MAX // 4))] * 10
-    assert len(portion_of(large)) == 4
-    assert len(portion_of([streamlog.Record("t", value=value) for _, value in large])) == 4
-    assert len(portion_of([(None, b"x" * 2 * PORTION_BYTES_MAX)] * 2)) == 1
 
 
 @in_loop

@@ -19,7 +19,7 @@ from streamlog.errors import (
 )
 from tests.aio.loops import in_loop, watched
 
-OWN = {"enable_auto_commit": False}
+OWN: dict[str, Any] = {"enable_auto_commit": False}
 
 
 async def values(cluster: Any, topic: str, level: str = "read_committed") -> list[bytes]:
