@@ -191,9 +191,16 @@ class GroupCounters:
     def count(self, turn: Turn) -> None:
         for pending, value, error in turn.replies:
             self.count_reply(pending, value, error)
-            event = getattr(pending.request, "event", None)
-            if type(event).__name__ == "ExpireOffsets":
+            event: Any = getattr(pending.request, "event", None)
+            kind = type(event).__name__
+            if kind == "ExpireOffsets":
                 self.expirations += _tombstones(turn, event, pending.request)
+            elif kind == "EndTxn" and error is None and event.is_commit:
+                # Not again of one that was sent again: that stages nothing.
+                staged = {hosted.group_id for hosted in turn.staged_machines}
+                self.commits += sum(
+                    [len(one.offsets) for group_id, one in event.offsets if group_id in staged]
+                )
         for hosted in turn.staged_machines:
             view = hosted.view
             if view.state.value == "Stable" and view.generation != hosted.stable_generation:
@@ -210,8 +217,6 @@ class GroupCounters:
             self.commits += sum([failure is None for failure in value.errors.values()])
         elif kind == "OffsetDelete":
             self.deletions += sum([failure is None for failure in value.errors.values()])
-        elif kind == "EndTxn" and event.is_commit:
-            self.commits += sum([len(commit.offsets) for _, commit in event.offsets])
 
     def read(self, now_ms: int) -> Iterator[Reading]:
         totals = (self.commits, self.expirations, self.deletions, self.rebalances)
