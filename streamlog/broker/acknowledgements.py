@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from streamlog.broker.api import Produced
+from streamlog.broker.api import Produce, Produced
 from streamlog.broker.partition import Partition
 from streamlog.broker.turn import Pending, Turn
 from streamlog.core.leadership import Leadership, effective_min_isr
@@ -205,7 +205,7 @@ class Acknowledgements:
         if self._broker.request_times is not None and not produce.is_counted:
             produce.is_counted = True
             self._broker.request_times.count_parked(produce.pending, reply, produce.error, produce.parked_us)
-            if self._broker.group_counters is not None:
+            if self._broker.group_counters is not None and type(produce.pending.request) is not Produce:
                 self._broker.group_counters.count_reply(produce.pending, reply, produce.error)
         self._broker.answer(produce.pending, reply, produce.error)
         produce.is_answered = True  # last: an interrupt before it answers again, never not at all

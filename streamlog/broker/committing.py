@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streamlog import batch as batches
+from streamlog.broker.lone_turns import carry_out
 from streamlog.broker.pending import Pending, Turn
 from streamlog.core.cluster_image import CONSUMER_OFFSETS_TOPIC
 from streamlog.core.group_events import OffsetCommit, OffsetCommitReply
@@ -70,14 +71,11 @@ def run_alone(broker: Broker, pending: Pending) -> bool:
     turn.staged_machines[hosted] = decision
     turn.effects.append(broker.coordinator.applying(hosted, decision))
     turn.reply(pending, reply)
-    broker._unfinished = turn
-    try:
-        transaction = turn.transaction = broker.environment.write()
-        turn.transaction_id = transaction.id
-        log.append_alone(transaction, partition.log_id, batch, state.log_end_offset, staged)
-        broker._commit(transaction)
-        turn.committed = True
-    except Exception as error:
-        broker._abandon(turn, error)
-    broker._finish(turn)
+    carry_out(
+        broker,
+        turn,
+        lambda transaction: log.append_alone(
+            transaction, partition.log_id, batch, state.log_end_offset, staged
+        ),
+    )
     return True

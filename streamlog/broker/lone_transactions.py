@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamlog import batch as batches
 from streamlog.broker.api import EndTxn, Produce, Produced, TransactionRequest
+from streamlog.broker.lone_turns import carry_out
 from streamlog.broker.partition import Partition
 from streamlog.broker.pending import Pending, Turn
 from streamlog.broker.producing import is_usual
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from streamlog.broker.broker import Broker
     from streamlog.broker.transaction_coordinator import TransactionCoordinator
     from streamlog.core.transaction import TransactionState
+    from streamlog.storage.env import WriteTransaction
 
 
 def run(broker: Broker, transactions: TransactionCoordinator, produce: Pending, end: Pending) -> bool:
@@ -86,19 +88,14 @@ def run(broker: Broker, transactions: TransactionCoordinator, produce: Pending, 
     turn.effects = [partial(transactions._know, asked.transactional_id, after, turn)]
     turn.reply(produce, [Produced(base_offset, -1, state.log_start_offset)])
     turn.reply(end, (after.producer_id, after.producer_epoch))
-    broker._unfinished = turn
-    try:
-        transaction = turn.transaction = broker.environment.write()
-        turn.transaction_id = transaction.id
-        epoch, log_id = state.leader_epoch, partition.log_id
+    epoch, log_id, home_id = state.leader_epoch, partition.log_id, home.log_id
+
+    def write(transaction: WriteTransaction) -> None:
         log.append(transaction, log_id, batch, base_offset, epoch, with_records.max_timestamp)
         log.append_alone(transaction, log_id, marker, with_records.log_end_offset, staged)
-        log.append_alone(transaction, home.log_id, record, home_offset, home_staged)
-        broker._commit(transaction)
-        turn.committed = True
-    except Exception as error:
-        broker._abandon(turn, error)
-    broker._finish(turn)
+        log.append_alone(transaction, home_id, record, home_offset, home_staged)
+
+    carry_out(broker, turn, write)
     return True
 
 

@@ -164,6 +164,7 @@ def is_usual(broker: Broker, partition: Partition, batch: Batch, wall_ms: int) -
     image = broker.metadata.image.topics.get(partition.topic)
     return (
         partition.is_plain
+        and (broker.replication is None or not broker.replication.dirty)  # else perhaps it leads no longer
         and image is not None
         and image.topic_id == partition.topic_id
         and batch.size_bytes <= config.max_message_bytes
