@@ -56,7 +56,7 @@ def fill(environment: Environment, *batches: tuple[bytes, int]) -> None:
     """One record a batch: its value, and the epoch of the leader that wrote it."""
     transaction = environment.write()
     for offset, (value, epoch) in enumerate(batches):
-        log.append(transaction, LOG_ID, batch_of(value), offset, epoch, 0)
+        log.append(transaction, LOG_ID, batch_of(value, timestamp=1), offset, epoch, 0)
     transaction.commit()
 
 
