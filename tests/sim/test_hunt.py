@@ -13,13 +13,14 @@ import pytest
 
 from streamlog.testing import hunt
 from streamlog.testing.hunt import parse_seeds
-from streamlog.testing.workload import FAULTS_MIN, OPERATIONS_MIN, SECONDS_MIN, Options, draw, run
+from streamlog.testing.workload import FAULTS_MIN, OPERATIONS_MIN, SECONDS_MIN, Options, draw
 from tests.processes import said_by
+from tests.sim.seeds import outcome_of, ran
 
 
 @pytest.mark.parametrize("seed", [3, 19])
 def test_a_seed(seed: int) -> None:
-    outcome = run(seed)
+    _, outcome = ran(seed)
     assert outcome.operations >= OPERATIONS_MIN and outcome.virtual_seconds >= SECONDS_MIN
     assert sum(outcome.counts[kind] for kind in hunt.KINDS) >= FAULTS_MIN
     assert outcome.counts["elections"]
@@ -50,7 +51,10 @@ def test_seeds_as_they_are_written() -> None:
         parse_seeds("many")
 
 
-def test_the_command_says_what_happened_and_what_never_did(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_happened_and_what_never_did(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hunt, "run", outcome_of)
     assert hunt.hunt([3], required=("elections",)) == 0
     assert hunt.hunt([3], required=("elections", "miracles")) == 1
     said = capsys.readouterr().out

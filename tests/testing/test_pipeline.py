@@ -9,12 +9,11 @@ import streamlog
 from streamlog.testing import Simulation
 from streamlog.testing.pipeline import Pipeline
 from streamlog.testing.transaction_checkers import ExactlyOnce
-from streamlog.testing.workload import Workload
+from tests.sim.seeds import ran
 
 
 def test_a_seed_copies_everything_and_has_transactions_of_every_fate() -> None:
-    workload = Workload(3)
-    outcome = workload.run()
+    workload, outcome = ran(3)
     checker = workload.checks[ExactlyOnce]
     assert len(checker.copied) > 100
     assert outcome.counts["committed transactions"] > 20 and outcome.counts["aborted transactions"] > 0

@@ -12,6 +12,7 @@ from streamlog.testing import hunt
 from streamlog.testing.checkers import InvariantViolatedError
 from streamlog.testing.shrinking import kind_of, shrink
 from tests.sim.mutations import mutated, retries_are_new_batches
+from tests.sim.seeds import outcome_of
 
 PARTS = [f"part-{number}" for number in range(20)]
 
@@ -73,6 +74,6 @@ def test_a_seed_that_fails_is_told_with_less_than_it_had(capsys: pytest.CaptureF
 
 def test_progress_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(hunt, "PROGRESS_SECONDS", 0.0)
-    monkeypatch.setattr(hunt, "_watched", lambda seed, without: hunt.run(seed, without=without))
+    monkeypatch.setattr(hunt, "_watched", outcome_of)
     assert hunt.hunt([3], required=()) == 0
     assert "1 of 1 seeds, 0 failed, about 0 s to go" in capsys.readouterr().out
